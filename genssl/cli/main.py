@@ -1,0 +1,72 @@
+"""`genssl`: puts the subcommands together, and turns user errors into one message and exit code 2."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+import typer
+
+from genssl import __version__
+from genssl.cli import list_command, preview, run, runs, serve_generator, show, train_generator, validate
+from genssl.errors import UserError
+
+app = typer.Typer(
+    name="genssl",
+    help="Generative augmentation for self-supervised learning, online and offline.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run")(run.run)
+app.command("runs")(runs.runs)
+app.command("serve-generator")(serve_generator.serve_generator)
+app.command("train-generator")(train_generator.train_generator)
+app.command("preview")(preview.preview)
+app.command("show")(show.show)
+app.command("validate")(validate.validate)
+app.command("list")(list_command.list_command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"genssl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    pass
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C or SIGTERM as one exception, which leaves through every `with` block and which typer does not swallow."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise _Interrupted(number)
+
+
+def main() -> None:
+    """Runs the command line; the entry point of the console script."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        app()
+    except UserError as error:
+        print(f"genssl: {error}", file=sys.stderr)
+        sys.exit(2)
+    except _Interrupted as interruption:
+        print("\ngenssl: interrupted", file=sys.stderr)
+        sys.exit(128 + interruption.number)

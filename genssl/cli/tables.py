@@ -1,0 +1,80 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich.table import Table
+
+from genssl.config.summary import RunGroup, mean_and_interval
+
+
+def results_table(results: dict[str, Any]) -> Table:
+    """Returns metrics and the most telling ledger entries of a run."""
+    table = Table(title=results["name"], show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in results["metrics"].items():
+        table.add_row(name, f"{100 * value:.2f} %")
+    ledger = results["ledger"]
+    if results["provenance"]["variants"]["source"] != "none":
+        table.add_section()
+        table.add_row("variants generated", f"{ledger['variants_generated']:,}")
+        table.add_row("fresh", f"{ledger['fresh_fraction']:.1%}")
+        table.add_row("waited for variants", f"{ledger['stall_seconds']:.1f} s")
+    table.add_section()
+    table.add_row("time in all", f"{results['seconds']:.0f} s")
+    return table
+
+
+def quality_table(quality: dict[str, Any]) -> Table:
+    """Returns what was measured of a generator, one row a noise level."""
+    steps, guidance = quality["num_inference_steps"], quality["guidance_scale"]
+    title = f"{quality['sources']} held-out sources, {steps} steps, guidance {guidance:g}"
+    table = Table(title=title, title_justify="left")
+    for heading in ("noise level", "label agreement", "distance within a source", "variants/s"):
+        table.add_column(heading, justify="right")
+    for row in quality["settings"]:
+        agreement = "no labels" if row["label_agreement"] is None else f"{row['label_agreement']:.3f}"
+        table.add_row(
+            str(row["noise_level"]),
+            agreement,
+            f"{row['distance_within_source']:.2f}",
+            f"{row['variants_per_second']:,}",
+        )
+    distance, judge = quality["distance_between_real_images"], quality["label_agreement_by"]
+    table.caption = f"two random real images are {distance:.2f} apart; judged by {judge}"
+    return table
+
+
+def runs_table(groups: list[RunGroup]) -> Table:
+    """Returns a row a group of runs; metrics in per cent, mean ± half-width of the 95 % t-interval over seeds."""
+    metrics = [name for name in dict.fromkeys(name for group in groups for name in group.metrics) if "_std" not in name]
+    table = Table(title="mean ± 95 % interval over seeds, in %", title_justify="left")
+    table.add_column("recipe")
+    table.add_column("variants")
+    table.add_column("seeds")
+    for name in metrics:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("seconds a run", justify="right")
+    for group in groups:
+        cells = [_mean(group.metrics.get(name, [])) for name in metrics]
+        seconds = f"{sum(group.seconds) / len(group.seconds):.0f}"
+        table.add_row(group.name, group.source, " ".join(map(str, group.seeds)), *cells, seconds)
+    for group in groups:
+        if group.baseline is not None:
+            table.add_section()
+            shared = [seed for seed in group.seeds if seed in group.baseline.seeds]
+            cells = [_mean(group.differences(name), signed=True) for name in metrics]
+            table.add_row("paired difference", f"{group.source} - none", " ".join(map(str, shared)), *cells, "")
+    return table
+
+
+def _mean(values: list[float], *, signed: bool = False) -> str:
+    """Returns "mean ± half-width" in per cent; without the latter for a single value, nothing for none."""
+    if not values:
+        return ""
+    mean, half = mean_and_interval(values)
+    text = f"{100 * mean:+.2f}" if signed else f"{100 * mean:.2f}"
+    return text if math.isnan(half) else f"{text} ± {100 * half:.2f}"

@@ -1,0 +1,43 @@
+"""`genssl validate`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def validate(
+    recipes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE|KEY.PATH=VALUE", help="Recipes, and overrides for all of them.", show_default=False
+        ),
+    ],
+) -> None:
+    """Check recipes without running them; loads neither torch nor any data.
+
+    Recipes of training runs, of generators (recipes/generators) and server files are told apart by their keys.
+    """
+    from genssl.config.document import apply_override, read_document
+    from genssl.config.kinds import model_of
+    from genssl.config.load import validate as check
+    from genssl.errors import ConfigError
+
+    paths = [Path(item) for item in recipes if "=" not in item]
+    overrides = [item for item in recipes if "=" in item]
+    problems: list[str] = []
+    if not paths:
+        problems.append("validate: no recipe was given, only overrides")
+    for path in paths:
+        try:
+            document = read_document(path)
+            for override in overrides:
+                apply_override(document, override)
+            check(model_of(document), document)
+            print(f"{path}: valid")
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)

@@ -1,0 +1,40 @@
+"""Base classes of every configuration block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A mapping with a fixed set of keys; immutable; unknown keys, NaN and infinities are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+def _ascending(value: tuple[int, ...]) -> tuple[int, ...]:
+    if tuple(sorted(set(value))) != value:
+        raise ValueError("batch sizes must be in ascending order, each once")
+    return value
+
+
+Buckets = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1), AfterValidator(_ascending)]
+BUCKETS = (1, 4, 16, 64)
+
+
+class ComponentConfig(Section):
+    """The block of one registered thing, `{name: ..., <its settings>}`.
+
+    A plug-in derives its Config from this class and adds its settings as fields.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Marks a field of a document as a `{name: ...}` block, or a list of them, of one registry kind."""
+
+    kind: str

@@ -1,0 +1,184 @@
+"""The recipe: everything that `genssl run` needs to know, in one flat YAML file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
+
+from genssl.config.address import check_address
+from genssl.config.base import BUCKETS, Buckets, ComponentConfig, Kind, Section
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Range = tuple[float, float]
+
+
+class AugmentationConfig(Section):
+    """Standard SSL augmentations of one view; every parameter is drawn per sample.
+
+    Defaults are SimCLR's (Chen et al. 2020, appendix A) at colour strength 1. A probability of 0 switches one off.
+    """
+
+    crop_scale: Range = Field((0.08, 1.0), description="area of the crop as a fraction of the image")
+    crop_ratio: Range = Field((3 / 4, 4 / 3), description="aspect ratio of the crop")
+    flip_probability: Probability = 0.5
+    jitter_probability: Probability = 0.8
+    brightness: float = Field(0.8, ge=0, description="factor drawn from [max(0, 1 - x), 1 + x]")
+    contrast: float = Field(0.8, ge=0)
+    saturation: float = Field(0.8, ge=0)
+    hue: float = Field(0.2, ge=0, le=0.5, description="shift drawn from [-x, x] of the colour circle")
+    grayscale_probability: Probability = 0.2
+    blur_probability: Probability = 0.5
+    blur_sigma: Range = Field((0.1, 2.0), description="standard deviation of the Gaussian in pixels")
+
+    @field_validator("crop_scale", "crop_ratio", "blur_sigma")
+    @classmethod
+    def _positive_and_ordered(cls, value: Range) -> Range:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError("two numbers are expected, low first, both above 0")
+        return value
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _at_most_the_image(cls, value: Range) -> Range:
+        if value[1] > 1:
+            raise ValueError("a crop cannot be larger than the image; the upper bound is 1.0")
+        return value
+
+
+class ViewsConfig(Section):
+    """Which views of a pair are variants (the paper's figure 4), and how views are augmented."""
+
+    policy: Literal["second", "both", "none"] = Field(
+        "second", description="second: view 2 may be a variant, view 1 is real; both: each view may, independently"
+    )
+    probability: Probability = 1.0
+    augmentation: AugmentationConfig = AugmentationConfig()
+
+
+class VariantsConfig(Section):
+    """Where variants come from, and how far ahead they are asked for."""
+
+    source: Literal["online", "in_process", "none"] = "online"
+    server: str = Field("embedded", description="embedded, host:port or unix:/path")
+    per_image: Literal["fresh"] | Annotated[int, Field(ge=1)] = Field(
+        "fresh", description="fresh: a new variant each time; K: one of the indices 0..K-1 (the paper's 10)"
+    )
+    prefetch_steps: int = Field(8, ge=1, le=1024, description="how many steps ahead variants are requested")
+    rows_per_request: int = Field(64, ge=1, le=4096)
+    max_in_flight: int = Field(4, ge=1, le=64, description="requests under way at once")
+    buckets: Buckets = Field(
+        BUCKETS, description="batch sizes of the generator, embedded or in process; lower the last if memory is short"
+    )
+    deadline_seconds: float = Field(
+        60.0, gt=0, description="how long a variant may keep the training waiting before the run ends"
+    )
+
+    @field_validator("server")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        return value if value == "embedded" else check_address(value)
+
+
+class OptimizerConfig(Section):
+    """SGD with momentum, AdamW, or LARS. `lr_rule: linear` multiplies lr by batch_size / 256."""
+
+    name: Literal["sgd", "adamw", "lars"] = "sgd"
+    lr: float = Field(gt=0)
+    lr_rule: Literal["none", "linear"] = "none"
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD and LARS")
+    trust_coefficient: float = Field(0.02, gt=0, description="LARS: eta")
+
+
+class ScheduleConfig(Section):
+    """Linear warm-up to the peak learning rate, then half a cosine to zero, per optimiser step.
+
+    Convention: with W warm-up steps of T, step t has the factor (t + 1) / W for t < W, and
+    (1 + cos(pi (t - W) / (T - W))) / 2 from there on.
+    """
+
+    name: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: float = Field(0.0, ge=0)
+
+
+class TrainConfig(Section):
+    """Length, batch and device of a run."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=2)
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    threads: Literal["auto"] | Annotated[int, Field(ge=1)] = Field("auto", description="torch threads of the trainer")
+    validation_fraction: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="above 0: this part of the train split is held out and evaluated instead of the test split",
+    )
+
+
+class Recipe(Section):
+    """One training run."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    seed: int = Field(0, ge=0, lt=2**31)
+    dataset: Annotated[SerializeAsAny[ComponentConfig], Kind("datasets")]
+    method: Annotated[SerializeAsAny[ComponentConfig], Kind("methods")]
+    backbone: Annotated[SerializeAsAny[ComponentConfig], Kind("backbones")]
+    views: ViewsConfig = ViewsConfig()
+    generator: Annotated[SerializeAsAny[ComponentConfig] | None, Kind("generators")] = None
+    variants: VariantsConfig = VariantsConfig()
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig
+    evaluate: Annotated[list[SerializeAsAny[ComponentConfig]], Kind("evaluators")] = Field(default_factory=list)
+
+    # Rules between sections stand on the later section's field, not on the model: they then take part in the one report
+    # of all problems, and each has the line of its section.
+
+    @field_validator("variants")
+    @classmethod
+    def _a_source_needs_a_generator(cls, value: VariantsConfig, info: ValidationInfo) -> VariantsConfig:
+        if value.source != "none" and info.data.get("generator", value) is None:
+            raise ValueError(
+                f"variants.source is {value.source!r} but there is no generator block; "
+                "add one, or set variants.source: none"
+            )
+        return value
+
+    @field_validator("train")
+    @classmethod
+    def _warmup_fits(cls, value: TrainConfig, info: ValidationInfo) -> TrainConfig:
+        schedule = info.data.get("schedule")
+        if schedule is not None and schedule.warmup_epochs >= value.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs is {schedule.warmup_epochs:g} but train.epochs is {value.epochs}; "
+                "warm-up must be shorter"
+            )
+        return value
+
+    @field_validator("evaluate")
+    @classmethod
+    def _each_evaluator_once(cls, value: list[ComponentConfig]) -> list[ComponentConfig]:
+        names = [config.name for config in value]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"more than one block names {', '.join(twice)}; their results would overwrite each other")
+        return value
+
+    def warnings(self) -> list[str]:
+        """Returns settings that are allowed but rarely meant."""
+        found = []
+        if self.variants.source != "none" and not self.uses_variants():
+            found.append(
+                "no view can be a variant (views.policy or views.probability says so); no generator is started"
+            )
+        if self.uses_variants() and self.views.policy == "both" and self.views.probability == 1:
+            found.append(
+                "both views of every pair are variants; the paper's sweep loses 6 points that way (figure 4): "
+                "lower views.probability to 0.5"
+            )
+        return found
+
+    def uses_variants(self) -> bool:
+        """Says whether any view can be a variant under this recipe."""
+        return self.variants.source != "none" and self.views.policy != "none" and self.views.probability > 0

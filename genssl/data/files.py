@@ -1,0 +1,119 @@
+"""Data sets whose images are files: what one's own folders, Food-101, Places365, iNaturalist and ImageNet share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from genssl.data.base import StoredImage, UInt8Array
+from genssl.data.configs import FileDatasetConfig
+from genssl.data.decode import MAX_BYTES, decode, resize_and_crop
+from genssl.errors import DataError
+from genssl.runtime import usable_cores
+
+CHECKED_AT_ONCE = 1024
+
+
+class FileDataset:
+    """Images that are read from their files each time they are asked for; satisfies ImageDataset.
+
+    Args:
+        config: gives name, root (for messages), image_size and on_corrupt. With `on_corrupt: skip` every file is
+            decoded here and now, because most damage shows only then; corrupt files are listed in `skipped`.
+        files: (path, label) of every image in row order; the label is -1 where there is none.
+        class_names: names of the labels 0, 1, ..., or None.
+
+    Raises:
+        DataError: if there are no files, or if all of them are corrupt.
+    """
+
+    def __init__(
+        self, config: FileDatasetConfig, files: Iterable[tuple[str | Path, int]], class_names: list[str] | None
+    ) -> None:
+        self.name: str = config.name
+        self.class_names = class_names
+        self.image_size = config.image_size
+        self.skipped: list[str] = []
+        self._skips_corrupt = config.on_corrupt == "skip"
+        # Strings and not Paths: ImageNet has 1.3 million of them.
+        self._paths: list[str] = []
+        self._labels: list[int] = []
+        for path, label in files:
+            self._paths.append(str(path))
+            self._labels.append(label)
+        self._source_ids: list[bytes | None] = [None] * len(self._paths)
+        if not self._paths:
+            raise DataError(f"dataset {self.name}: {config.root.absolute()} has no images for this split; add some")
+        if self._skips_corrupt:
+            self._leave_out_corrupt(config.root)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def image(self, row: int) -> UInt8Array:
+        """Returns the image [3, image_size, image_size], RGB uint8; raises DataError naming a corrupt file."""
+        stored = self.stored(row)
+        try:
+            return resize_and_crop(decode(stored), self.image_size)
+        except DataError as error:
+            raise self._fault(row, str(error)) from None
+
+    def label(self, row: int) -> int:
+        """Returns the class 0 .. len(class_names) - 1, or -1 for an unlabelled image."""
+        return self._labels[row]
+
+    def stored(self, row: int) -> StoredImage:
+        """Returns the bytes of the file; raises DataError naming it if it cannot be read or is larger than 64 MiB."""
+        try:
+            with Path(self._paths[row]).open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > MAX_BYTES:
+                    raise self._fault(row, f"the file has {size:,} bytes; the limit is {MAX_BYTES:,}")
+                return StoredImage(data=file.read(), encoding="file")
+        except OSError as error:
+            raise self._fault(row, f"the file cannot be read ({error.strerror})") from None
+
+    def source_id(self, row: int) -> bytes:
+        """Returns the 16-byte digest of the file's bytes; the file is read once for it."""
+        source_id = self._source_ids[row]
+        if source_id is None:
+            source_id = self._source_ids[row] = self.stored(row).source_id
+        return source_id
+
+    def _fault(self, row: int, what: str) -> DataError:
+        advice = (
+            "another program has changed it since this run began"
+            if self._skips_corrupt
+            else "repair or remove it, or set dataset.on_corrupt: skip to leave such files out"
+        )
+        return DataError(f"{self._paths[row]}: {what}; {advice}")
+
+    def _leave_out_corrupt(self, root: Path) -> None:
+        rows = range(len(self._paths))
+        good: list[int] = []
+        # Pillow decodes without the GIL. Chunks, because the pool would hold a future for every file at once.
+        with ThreadPoolExecutor(usable_cores(), thread_name_prefix="genssl-check") as pool:
+            for start in range(0, len(rows), CHECKED_AT_ONCE):
+                chunk = rows[start : start + CHECKED_AT_ONCE]
+                good += [row for row, fine in zip(chunk, pool.map(self._is_fine, chunk), strict=True) if fine]
+        kept = set(good)
+        self.skipped = [self._paths[row] for row in rows if row not in kept]
+        if not good:
+            raise DataError(
+                f"dataset {self.name}: all {len(rows)} images of this split below {root.absolute()} are corrupt, "
+                f"such as {self.skipped[0]}; set dataset.on_corrupt: fail to see what is wrong with it"
+            )
+        self._paths = [self._paths[row] for row in good]
+        self._labels = [self._labels[row] for row in good]
+        self._source_ids = [self._source_ids[row] for row in good]
+
+    def _is_fine(self, row: int) -> bool:
+        try:
+            stored = self.stored(row)
+            decode(stored)
+        except DataError:
+            return False
+        self._source_ids[row] = stored.source_id
+        return True

@@ -1,0 +1,131 @@
+"""A tree of one's own images."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from genssl.data.base import Split
+from genssl.data.configs import FolderConfig
+from genssl.data.files import FileDataset
+from genssl.errors import DataError, suggest
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+class ImageFolder(FileDataset):
+    """Every image below a folder, in the order of its path; hidden files and folders are ignored, links are followed.
+
+    Without `test_root` a part of root is held out for the test split: see `held_out`.
+
+    Args:
+        config: where the images are, and where their labels and the test split come from.
+        split: "train" or "test".
+
+    Raises:
+        DataError: if a folder is missing or empty, if an image lies outside the class folders, if test_root has a class
+            that root has not, or if test_root and root overlap.
+    """
+
+    def __init__(self, config: FolderConfig, split: Split) -> None:
+        labelled = config.labels == "subfolders"
+        root = config.root.expanduser()
+        classes = _by_class(root, "dataset.root", labelled)
+        label_of = {name: label if labelled else -1 for label, name in enumerate(classes)}
+        if config.test_root is None:
+            test = {path for paths in classes.values() for path in held_out(paths, config.test_fraction)}
+            classes = {name: [p for p in paths if (p in test) == (split == "test")] for name, paths in classes.items()}
+            if not any(classes.values()):
+                raise DataError(
+                    f"dataset.root: no class in {root.absolute()} has two images, so none can be held out for testing; "
+                    "add images, or give dataset.test_root"
+                )
+        else:
+            test_root = config.test_root.expanduser()
+            _check_apart(root, test_root)
+            if split == "test":
+                root, classes = test_root, _by_class(test_root, "dataset.test_root", labelled)
+        for name in classes:
+            if name not in label_of:
+                raise DataError(
+                    f"dataset.test_root: {root.absolute()} has a class {name!r} that dataset.root has not"
+                    f"{suggest(name, label_of)}"
+                )
+        labels = {path: label_of[name] for name, paths in classes.items() for path in paths}
+        files = ((root / path, labels[path]) for path in sorted(labels))
+        super().__init__(config, files, list(label_of) if labelled else None)
+
+
+def held_out(paths: list[str], fraction: float) -> list[str]:
+    """Returns the images of one class that are held out for testing.
+
+    An image is held out if the hash of its path, as a number in 0..1, is below `fraction`. So images that are added
+    or removed never move another one from train to test; the part held out is `fraction` up to chance. Two or more
+    images leave at least one on each side, and a single one is trained on.
+
+    Args:
+        paths: relative POSIX paths.
+        fraction: above 0 and below 1.
+    """
+    ranked = sorted((_position(path), path) for path in paths)
+    count = sum(position < fraction for position, _ in ranked)
+    count = max(min(count, len(ranked) - 1), min(1, len(ranked) - 1))
+    return [path for _, path in ranked[:count]]
+
+
+def _position(path: str) -> float:
+    return int.from_bytes(hashlib.blake2b(os.fsencode(path), digest_size=6).digest(), "big") / 2**48
+
+
+def _by_class(root: Path, key: str, labelled: bool) -> dict[str, list[str]]:
+    """Returns the relative paths of every class's images, all sorted; without labels, of one class that has no name."""
+    if not root.is_dir():
+        found = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"{key}: {root.absolute()} {found}; give the folder that holds the images ({_allowed()})")
+    paths = sorted(path.relative_to(root).as_posix() for path in _images_below(root, key, ()))
+    if not paths:
+        raise DataError(
+            f"{key}: {root.absolute()} has no images; put files there ({_allowed()}), or give another folder"
+        )
+    classes: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        name, below, _ = path.partition("/")
+        if labelled and not below:
+            raise DataError(
+                f"{key}: {root / path} lies directly in {root.absolute()}, so it has no class; move it into a folder "
+                "named as its class, or set dataset.labels: none"
+            )
+        classes[name if labelled else ""].append(path)
+    return dict(sorted(classes.items()))
+
+
+def _images_below(folder: Path, key: str, above: tuple[Path, ...]) -> Iterator[Path]:
+    real = folder.resolve()
+    if real in above:
+        raise DataError(f"{key}: {folder} is a link to a folder above it; remove the link")
+    try:
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        folders = [Path(entry.path) for entry in entries if entry.is_dir()]
+        # A dangling link counts as an image, so that on_corrupt decides about it instead of silence.
+        files = [entry for entry in entries if entry.is_file() or not Path(entry.path).exists()]
+    except OSError as error:
+        raise DataError(f"{key}: {folder} cannot be read ({error.strerror}); repair it or remove it") from None
+    for below in folders:
+        yield from _images_below(below, key, (*above, real))
+    yield from (Path(entry.path) for entry in files if entry.name.lower().endswith(SUFFIXES))
+
+
+def _check_apart(root: Path, test_root: Path) -> None:
+    one, other = root.resolve(), test_root.resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        raise DataError(
+            f"dataset.test_root: {test_root.absolute()} and dataset.root {root.absolute()} overlap, so test images "
+            "would be trained on; give two folders that lie side by side"
+        )
+
+
+def _allowed() -> str:
+    return ", ".join(SUFFIXES)

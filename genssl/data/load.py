@@ -1,0 +1,81 @@
+"""Makes the splits that a run trains and is judged on."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from genssl.config.base import ComponentConfig
+from genssl.data.base import ImageDataset, Split, StoredImage, UInt8Array
+from genssl.errors import DataError
+from genssl.registry import DATASETS
+
+
+def load_dataset(config: ComponentConfig, split: Split) -> ImageDataset:
+    """Returns a split of the data set that the config names.
+
+    Raises:
+        DataError: if it is absent, empty or corrupt.
+    """
+    dataset: ImageDataset = DATASETS.get(config.name)(config, split)
+    if len(dataset) == 0:
+        raise DataError(f"dataset {config.name}: the {split} split has no images")
+    return dataset
+
+
+def hold_out(dataset: ImageDataset, fraction: float, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
+    """Splits off a part of a data set, stratified by label where there are labels.
+
+    Args:
+        dataset: what is split.
+        fraction: of the part that is split off, above 0 and below 1.
+        seed: of the draw; it has nothing to do with a run's seed.
+
+    Returns:
+        The rest, and the part.
+    """
+    labels = np.array([dataset.label(row) for row in range(len(dataset))])
+    random = np.random.default_rng((seed, 0x5EED))
+    part: list[int] = []
+    for label in np.unique(labels):
+        rows = random.permutation(np.flatnonzero(labels == label))
+        part += rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)].tolist()
+    if not part or len(part) == len(labels):
+        raise DataError(
+            f"dataset {dataset.name}: a fraction of {fraction} of its {len(labels)} images cannot be held out"
+        )
+    chosen = np.zeros(len(labels), dtype=bool)
+    chosen[part] = True
+    return Subset(dataset, np.flatnonzero(~chosen)), Subset(dataset, np.flatnonzero(chosen))
+
+
+class Subset:
+    """Some rows of a data set, renumbered from 0."""
+
+    def __init__(self, dataset: ImageDataset, rows: npt.NDArray[np.int64]) -> None:
+        self._dataset, self._rows = dataset, rows
+        self.name, self.class_names, self.image_size, self.skipped = (
+            dataset.name,
+            dataset.class_names,
+            dataset.image_size,
+            dataset.skipped,
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def image(self, row: int) -> UInt8Array:
+        """See ImageDataset."""
+        return self._dataset.image(int(self._rows[row]))
+
+    def label(self, row: int) -> int:
+        """See ImageDataset."""
+        return self._dataset.label(int(self._rows[row]))
+
+    def stored(self, row: int) -> StoredImage:
+        """See ImageDataset."""
+        return self._dataset.stored(int(self._rows[row]))
+
+    def source_id(self, row: int) -> bytes:
+        """See ImageDataset."""
+        return self._dataset.source_id(int(self._rows[row]))

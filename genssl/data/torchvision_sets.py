@@ -1,0 +1,249 @@
+"""Public data sets on their official splits, laid out on disk as torchvision does it. Nothing is ever downloaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+from torchvision import datasets
+
+from genssl.data.base import Split, StoredImage, UInt8Array, raw_image
+from genssl.data.configs import (
+    Cifar10Config,
+    Cifar100Config,
+    FileDatasetConfig,
+    Food101Config,
+    ImageNetConfig,
+    INaturalist2018Config,
+    Places365Config,
+    Stl10Config,
+)
+from genssl.data.decode import resize_and_crop
+from genssl.data.files import FileDataset
+from genssl.errors import DataError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a data set looks like below its root.
+
+    Attributes:
+        title: the data set, for people.
+        root: where it is looked for.
+        expected: the files and folders that must be there, relative to root.
+        get: how one gets it, as the end of a message.
+    """
+
+    title: str
+    root: Path
+    expected: Sequence[str]
+    get: str
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """Wraps the code that opens the data set; turns whatever is wrong with the files into a DataError."""
+        # torchvision is asked only when all is there: its messages name no file, and ImageNet would start unpacking.
+        missing = [name for name in self.expected if not (self.root / name).exists()]
+        if missing:
+            which = "all" if len(missing) == len(self.expected) else ", ".join(missing)
+            raise DataError(
+                f"dataset.root: {self.title} is not in {self.root}; expected there: {', '.join(self.expected)} "
+                f"(missing: {which}); {self.get}"
+            )
+        try:
+            yield
+        except (RuntimeError, OSError, LookupError, TypeError, ValueError, EOFError, UnpicklingError) as error:
+            reason = f"{type(error).__name__}: {error}".split(". ")[0]
+            raise DataError(
+                f"dataset.root: {self.title} in {self.root} is damaged or not the official release ({reason}); "
+                f"repair it, or remove it and get it again; {self.get}"
+            ) from None
+
+
+def _python(statement: str) -> str:
+    return f'python -c "from torchvision.datasets import *; {statement}"'
+
+
+class ArrayDataset:
+    """Images that are kept in memory as one array; satisfies ImageDataset.
+
+    Args:
+        config: gives name and image_size; on_corrupt has no effect, as the files have official checksums.
+        pixels: uint8 [N, 3, H, W].
+        labels: N numbers of classes, -1 for unlabelled images.
+        class_names: names of the classes.
+    """
+
+    def __init__(
+        self, config: FileDatasetConfig, pixels: UInt8Array, labels: Sequence[int], class_names: list[str]
+    ) -> None:
+        self.name: str = config.name
+        self.class_names: list[str] | None = list(class_names)
+        self.image_size = config.image_size
+        self.skipped: list[str] = []
+        self._pixels, self._labels = pixels, labels
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def image(self, row: int) -> UInt8Array:
+        """Returns the image [3, image_size, image_size], RGB uint8."""
+        return np.ascontiguousarray(resize_and_crop(self._pixels[row], self.image_size))
+
+    def label(self, row: int) -> int:
+        """Returns the class 0 .. len(class_names) - 1, or -1 for an unlabelled image."""
+        return int(self._labels[row])
+
+    def stored(self, row: int) -> StoredImage:
+        """Returns the image as a raw image [3, H, W]."""
+        return raw_image(self._pixels[row])
+
+    def source_id(self, row: int) -> bytes:
+        """Returns the 16-byte name of the image."""
+        return self.stored(row).source_id
+
+
+class Cifar10(ArrayDataset):
+    """CIFAR-10 (Krizhevsky 2009): 50,000 train and 10,000 test images, 32x32.
+
+    Raises:
+        DataError: if files are missing or have other checksums than the official ones.
+    """
+
+    source_class: Any = datasets.CIFAR10
+    title = "CIFAR-10"
+
+    def __init__(self, config: Cifar10Config | Cifar100Config, split: Split) -> None:
+        root, kind = config.root.expanduser().absolute(), self.source_class
+        files = [kind.meta["filename"], *(name for name, _ in kind.train_list + kind.test_list)]
+        command = _python(f"{kind.__name__}({str(root)!r}, download=True)")
+        layout = Layout(self.title, root, [f"{kind.base_folder}/{name}" for name in files], f"get it with: {command}")
+        # The batches are pickles: torchvision loads them only after their md5 was found to be the official one.
+        with layout.opening():
+            source = kind(root, train=split == "train")
+        super().__init__(config, source.data.transpose(0, 3, 1, 2), source.targets, source.classes)
+
+
+class Cifar100(Cifar10):
+    """CIFAR-100 (Krizhevsky 2009) with its 100 fine classes: 50,000 train and 10,000 test images, 32x32."""
+
+    source_class = datasets.CIFAR100
+    title = "CIFAR-100"
+
+
+class Stl10(ArrayDataset):
+    """STL-10 (Coates et al. 2011): 5,000 train, 8,000 test and 100,000 unlabelled images, 96x96.
+
+    With `unlabeled: true` the unlabelled images follow the labelled ones of the train split, with label -1.
+
+    Raises:
+        DataError: if files are missing or have other checksums than the official ones.
+    """
+
+    def __init__(self, config: Stl10Config, split: Split) -> None:
+        root, kind = config.root.expanduser().absolute(), datasets.STL10
+        files = [kind.class_names_file, *(name for name, _ in kind.train_list + kind.test_list)]
+        command = _python(f"STL10({str(root)!r}, download=True)")
+        layout = Layout("STL-10", root, [f"{kind.base_folder}/{name}" for name in files], f"get it with: {command}")
+        with layout.opening():
+            source = kind(root, split="train+unlabeled" if config.unlabeled and split == "train" else split)
+        super().__init__(config, source.data, source.labels, source.classes)
+
+
+class Food101(FileDataset):
+    """Food-101 (Bossard et al. 2014): 75,750 train and 25,250 test images.
+
+    Raises:
+        DataError: if files are missing or damaged.
+    """
+
+    def __init__(self, config: Food101Config, split: Split) -> None:
+        root = config.root.expanduser().absolute()
+        expected = [f"food-101/meta/{split}.json", "food-101/images"]
+        command = _python(f"Food101({str(root)!r}, download=True)")
+        with Layout("Food-101", root, expected, f"get it with: {command}").opening():
+            source = datasets.Food101(root, split=split)
+        super().__init__(config, zip(source._image_files, source._labels, strict=True), source.classes)
+
+
+class Places365(FileDataset):
+    """Places365-Standard (Zhou et al. 2017): 1,803,460 train images; the 36,500 validation images are the test split.
+
+    Raises:
+        DataError: if files are missing or damaged.
+    """
+
+    def __init__(self, config: Places365Config, split: Split) -> None:
+        root, kind = config.root.expanduser().absolute(), datasets.Places365
+        part = "train-standard" if split == "train" else "val"
+        size = "256" if config.small else "large"
+        images = f"data_{size}_standard" if split == "train" else f"val_{size}"
+        expected = [kind._CATEGORIES_META[0], kind._FILE_LIST_META[part][0], images]
+        command = _python(f"Places365({str(root)!r}, split={part!r}, small={config.small}, download=True)")
+        with Layout("Places365-Standard", root, expected, f"get it with: {command}").opening():
+            source = kind(root, split=part, small=config.small)
+        # source.classes is sorted by name; the labels follow the numbers in the file.
+        class_names = sorted(source.class_to_idx, key=source.class_to_idx.__getitem__)
+        super().__init__(config, source.imgs, class_names)
+
+
+class INaturalist2018(FileDataset):
+    """iNaturalist 2018 (Van Horn et al.): 437,513 train images; the 24,426 validation images are the test split.
+
+    torchvision's INaturalist class knows no 2018 splits, so the official lists are read here. They obfuscate the names
+    of the species; the official categories.json, if it lies beside them, gives the real ones.
+
+    Raises:
+        DataError: if files are missing or damaged.
+    """
+
+    def __init__(self, config: INaturalist2018Config, split: Split) -> None:
+        root = config.root.expanduser().absolute()
+        expected = ["train2018.json" if split == "train" else "val2018.json", "train_val2018"]
+        get = "download and unpack it there: the 2018 folder of github.com/visipedia/inat_comp has the links"
+        with Layout("iNaturalist 2018", root, expected, get).opening():
+            listing = _read_json(root / expected[0])
+            released = root / "categories.json"
+            categories = _read_json(released) if released.exists() else listing["categories"]
+            names = {category["id"]: category["name"] for category in categories}
+            labels = {category: label for label, category in enumerate(sorted(names))}
+            category_of = {item["image_id"]: item["category_id"] for item in listing["annotations"]}
+            files = [(root / item["file_name"], labels[category_of[item["id"]]]) for item in listing["images"]]
+        super().__init__(config, files, [names[category] for category in labels])
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+class ImageNet(FileDataset):
+    """ImageNet-1k (ILSVRC 2012): 1,281,167 train images; the 50,000 validation images are the test split.
+
+    Raises:
+        DataError: if files are missing or damaged, or if train/ and val/ do not have the same class folders.
+    """
+
+    def __init__(self, config: ImageNetConfig, split: Split) -> None:
+        root = config.root.expanduser().absolute()
+        folder = "train" if split == "train" else "val"
+        get = (
+            f"ask for access at image-net.org, put ILSVRC2012_devkit_t12.tar.gz and ILSVRC2012_img_{folder}.tar there, "
+            f"and unpack them with: {_python(f'ImageNet({str(root)!r}, split={folder!r})')}"
+        )
+        with Layout("ImageNet-1k", root, ["meta.bin", folder], get).opening():
+            source = datasets.ImageNet(root, split=folder)
+            # torchvision numbers the folders it finds: with other folders the same number is another class.
+            train = {path.name for path in (root / "train").glob("*/")} if split == "test" else set()
+            if train and train != set(source.wnids):
+                differing = sorted(train ^ set(source.wnids))
+                raise DataError(
+                    f"dataset.root: {root / 'train'} and {root / folder} must have the same class folders; only one of "
+                    f"them has {differing[0]} ({len(differing)} differ)"
+                )
+        super().__init__(config, source.samples, [", ".join(synonyms) for synonyms in source.classes])

@@ -1,0 +1,53 @@
+"""Errors that a user can cause. Each says where, what was found, what is allowed, and what to do.
+
+The command line prints the message alone and exits with code 2. Everything else that escapes is a bug and keeps its
+traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake or a circumstance that the user can put right; `str(error)` is the whole message."""
+
+
+class ConfigError(UserError):
+    """A recipe, study or server file that does not validate; one line a problem."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(UserError):
+    """A data set that is absent, empty or corrupt."""
+
+
+class GeneratorError(UserError):
+    """A generator that cannot be loaded or that cannot do what was asked of it."""
+
+
+class ServerUnavailableError(UserError):
+    """The generation server cannot be reached, or stopped answering while a run needed it."""
+
+
+class RequestRefusedError(UserError):
+    """The generation server answered and refused: the request will not succeed by being repeated."""
+
+
+def suggest(found: str, allowed: Iterable[str]) -> str:
+    """Returns "; did you mean 'x'? allowed: a, b, c" for a message about an unknown name.
+
+    Args:
+        found: what the user wrote.
+        allowed: every name that would have been accepted; may be empty.
+    """
+    names = sorted(allowed)
+    if not names:
+        return "; nothing is allowed here"
+    nearest = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ";"
+    return f"{hint} allowed: {', '.join(names)}"

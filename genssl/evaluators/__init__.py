@@ -1,0 +1,1 @@
+"""Evaluators of frozen encoders, one short file each."""

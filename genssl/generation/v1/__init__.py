@@ -1,0 +1,1 @@
+"""Protobuf stubs, version 1 of the contract."""

@@ -1,0 +1,1 @@
+"""Generators: image conditioners and decoders, and their samplers."""

@@ -1,0 +1,76 @@
+"""The contract of a generator: conditioner (image to embedding) and decoder (embedding, seed, parameters to image)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from genssl.data.base import UInt8Array
+
+Parameters = dict[str, float | int]
+
+
+@dataclass(frozen=True)
+class GeneratorSpec:
+    """What a generator says of itself.
+
+    Attributes:
+        name: registry name, such as "stable_unclip".
+        model: the model as the config names it.
+        fingerprint: 16 bytes; a digest of weights, configs, dtype and sampler version, part of every variant's key.
+        embedding_dim: width of the conditioner's embedding.
+        image_size: side of a variant in pixels.
+        licence: of the weights, as an SPDX id or a short name.
+        defaults: the parameters used where a request names none; their keys are all the parameters that there are.
+        settings: what else was fixed when it was loaded, such as dtype and revision, as text by config field.
+    """
+
+    name: str
+    model: str
+    fingerprint: bytes
+    embedding_dim: int
+    image_size: int
+    licence: str
+    defaults: Parameters
+    settings: dict[str, str]
+
+
+class Generator(Protocol):
+    """A conditioned generator on one device. Not safe to call from two threads at once."""
+
+    spec: GeneratorSpec
+
+    def preprocess(self, image: UInt8Array) -> UInt8Array:
+        """Brings a source uint8 [3, H, W] of any size to the conditioner's input uint8 [3, S, S]."""
+        ...
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Embeds preprocessed images uint8 [B, 3, S, S]; returns float32 [B, embedding_dim] on the CPU."""
+        ...
+
+    def check(self, parameters: Parameters) -> None:
+        """Raises RequestRefusedError if a complete parameter mapping has a value that this generator cannot do."""
+        ...
+
+    def batch_key(self, parameters: Parameters) -> tuple[object, ...]:
+        """Rows whose keys are equal can share one `generate` call."""
+        ...
+
+    def generate(
+        self, embeddings: torch.Tensor, seeds: Sequence[int], parameters: Sequence[Parameters]
+    ) -> torch.Tensor:
+        """Makes one image a row; a row depends on its embedding, seed and parameters, not on its neighbours.
+
+        Args:
+            embeddings: float32 [B, embedding_dim].
+            seeds: B numbers below 2**64; all noise of a row comes from a CPU generator with this seed.
+            parameters: B complete parameter mappings with equal `batch_key`.
+
+        Returns:
+            uint8 [B, 3, image_size, image_size] on the CPU. Equal to 1 grey level across batch sizes; bit-equal at an
+            equal batch size on the same machine.
+        """
+        ...

@@ -1,0 +1,85 @@
+"""Finds a model: built in, in a folder, or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from genssl.errors import GeneratorError, suggest
+
+BUILTIN = Path(__file__).parent / "builtin"
+
+
+def builtin_models() -> list[str]:
+    """Returns the names that `model: builtin:NAME` accepts."""
+    return sorted(path.parent.name for path in BUILTIN.glob("*/model_index.json"))
+
+
+def find_model(model: str, revision: str | None, pipeline: str) -> Path:
+    """Returns the folder of a diffusers pipeline, downloading a hub model if it is not in the hub's cache.
+
+    Args:
+        model: "builtin:NAME", a folder, or a hub id "owner/name".
+        revision: commit or tag of a hub model.
+        pipeline: the class that model_index.json must name.
+
+    Raises:
+        GeneratorError: saying what was looked for, where, and how to get it.
+    """
+    if model.startswith("builtin:"):
+        name = model.removeprefix("builtin:")
+        if name not in builtin_models():
+            raise GeneratorError(
+                f"generator.model: there is no built-in model {name!r}{suggest(name, builtin_models())}"
+            )
+        folder = BUILTIN / name
+    elif Path(model).is_dir():
+        folder = Path(model)
+    elif model.count("/") == 1 and not model.startswith((".", "/", "~")):
+        folder = _download(model, revision)
+    else:
+        raise GeneratorError(
+            f"generator.model: {model!r} is neither a folder here, nor builtin:NAME, nor a hub id (owner/name)"
+        )
+
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise GeneratorError(f"{folder}: is not a diffusers model (it has no model_index.json)")
+    found = read_json(index).get("_class_name")
+    if found != pipeline:
+        raise GeneratorError(f"{index}: the model is a {found}; this generator needs a {pipeline}")
+    return folder
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the content of a model folder's JSON file.
+
+    Raises:
+        GeneratorError: if it is missing or broken, as an interrupted download leaves it.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise GeneratorError(
+            f"{path}: cannot be read ({error}); the model folder is incomplete, get it again"
+        ) from None
+    return content
+
+
+def _download(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        # Weights as safetensors only: a pickle can run code when it is loaded.
+        return Path(
+            snapshot_download(model, revision=revision, allow_patterns=["*.json", "*.txt", "*.safetensors", "*.model"])
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise GeneratorError(
+            f"generator.model: {model!r} could not be had from the Hugging Face hub ({reason}). "
+            "Check the id and the network (private models need HF_TOKEN), or download it elsewhere with "
+            f"`hf download {model} --local-dir DIR` and set generator.model: DIR"
+        ) from None

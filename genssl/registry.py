@@ -1,0 +1,241 @@
+"""What a recipe can name: methods, backbones, generators, evaluators, data sets.
+
+Built-ins are strings ("module:attribute"), so that listing and validating import neither torch nor diffusers.
+A plug-in is either registered by a decorator in code that is already imported,
+
+    @METHODS.register("my_method", config=MyConfig)
+    class MyMethod(nn.Module): ...
+
+or found through an entry point of the group `genssl.<kind>`, which is loaded only when its name is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+from genssl.errors import UserError, suggest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered name. `target` and `config` are "module:attribute" or the object itself."""
+
+    name: str
+    target: Any
+    config: Any
+    summary: str
+    origin: str = "genssl"
+
+
+class UnknownNameError(UserError):
+    """A name that no registry entry and no entry point has."""
+
+
+class PluginError(UserError):
+    """A plug-in that is installed but cannot be imported."""
+
+
+class Registry:
+    """Names of one kind, each with the thing it stands for and the pydantic `Config` that validates its block.
+
+    Args:
+        kind: plural noun used in messages and as the suffix of the entry-point group, such as "methods".
+        builtins: the entries that ship with genssl.
+    """
+
+    def __init__(self, kind: str, builtins: list[Entry]) -> None:
+        self.kind = kind
+        self._entries = {entry.name: entry for entry in builtins}
+
+    def register(self, name: str, *, config: Any = None, summary: str = "") -> Callable[[T], T]:
+        """Returns a decorator that adds a class or function under `name`.
+
+        Args:
+            name: what recipes write.
+            config: the block's pydantic model; by default the object's attribute `Config`.
+            summary: one line for `genssl list`; by default the first line of the docstring.
+
+        Raises:
+            ValueError: if the name is taken, or if there is no Config.
+        """
+
+        def add(target: T) -> T:
+            if name in self._entries:
+                raise ValueError(f"{self.kind}: {name!r} is registered already (by {self._entries[name].origin})")
+            model = config if config is not None else getattr(target, "Config", None)
+            if model is None:
+                raise ValueError(f"{self.kind}: {name!r} has no Config; pass config=... or give it an attribute Config")
+            text = summary or (target.__doc__ or "").strip().split("\n")[0]
+            origin = getattr(target, "__module__", "unknown")
+            self._entries[name] = Entry(name=name, target=target, config=model, summary=text, origin=origin)
+            return target
+
+        return add
+
+    def get(self, name: str) -> Any:
+        """Returns the registered class or function, importing it now.
+
+        Raises:
+            UnknownNameError: with the nearest match and all names.
+            PluginError: if it is a plug-in that cannot be imported.
+        """
+        return _load(self._entry(name).target)
+
+    def config(self, name: str) -> Any:
+        """Returns the pydantic model that validates a block with this name; imports no heavy library for built-ins.
+
+        Raises:
+            UnknownNameError: with the nearest match and all names.
+            PluginError: if it is a plug-in that cannot be imported.
+        """
+        return _load(self._entry(name).config)
+
+    def names(self) -> list[str]:
+        """Returns every name, entry points included, sorted; loads nothing."""
+        return sorted({*self._entries, *self._entry_points()})
+
+    def describe(self) -> list[tuple[str, str, str]]:
+        """Returns (name, summary, origin) of every entry, sorted by name; loads nothing."""
+        rows = {entry.name: (entry.name, entry.summary, entry.origin) for entry in self._entries.values()}
+        for point in self._entry_points().values():
+            rows.setdefault(point.name, (point.name, "", point.value.partition(":")[0]))
+        return [rows[name] for name in sorted(rows)]
+
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=f"genssl.{self.kind}")}
+
+    def _entry(self, name: str) -> Entry:
+        if name in self._entries:
+            return self._entries[name]
+        point = self._entry_points().get(name)
+        if point is None:
+            raise UnknownNameError(f"{name!r} is not one of the {self.kind}{suggest(name, self.names())}")
+        try:
+            target = point.load()
+        except ImportError as error:
+            raise PluginError(
+                f"the plug-in for {name!r} ({point.value}) cannot be imported: {error}; "
+                "install what it needs, or uninstall it"
+            ) from error
+        if name not in self._entries:  # the plug-in may have used the decorator itself
+            self.register(name)(target)
+        return self._entries[name]
+
+
+def _load(reference: Any) -> Any:
+    if not isinstance(reference, str):
+        return reference
+    module, _, attribute = reference.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _builtin(package: str, name: str, attribute: str, config: str, summary: str) -> Entry:
+    return Entry(
+        name=name, target=f"genssl.{package}.{attribute}", config=f"genssl.{package}.configs:{config}", summary=summary
+    )
+
+
+DATASETS = Registry(
+    "datasets",
+    [
+        _builtin(
+            "data", "digits", "digits:Digits", "DigitsConfig", "1,797 scanned digits, 8x8, embedded (no download)"
+        ),
+        _builtin(
+            "data",
+            "folder",
+            "folder:ImageFolder",
+            "FolderConfig",
+            "any tree of images; labels from sub-folders or none",
+        ),
+        *(
+            _builtin("data", name, f"torchvision_sets:{attribute}", f"{attribute}Config", summary)
+            for name, attribute, summary in [
+                ("cifar10", "Cifar10", "CIFAR-10, 32x32, 10 classes"),
+                ("cifar100", "Cifar100", "CIFAR-100, 32x32, 100 classes"),
+                ("stl10", "Stl10", "STL-10, 96x96, 10 classes; train split may include the unlabelled images"),
+                ("food101", "Food101", "Food-101, 101 classes"),
+                ("places365", "Places365", "Places365-Standard, 365 classes"),
+                ("inaturalist2018", "INaturalist2018", "iNaturalist 2018, 8,142 classes"),
+                ("imagenet", "ImageNet", "ImageNet-1k, 1,000 classes"),
+            ]
+        ),
+    ],
+)
+
+BACKBONES = Registry(
+    "backbones",
+    [
+        _builtin(
+            "backbones",
+            "resnet18",
+            "resnet:build_resnet",
+            "ResNet18Config",
+            "ResNet-18 with ImageNet or small-image stem and any width",
+        ),
+        _builtin(
+            "backbones",
+            "resnet50",
+            "resnet:build_resnet",
+            "ResNet50Config",
+            "ResNet-50 with ImageNet or small-image stem and any width",
+        ),
+    ],
+)
+
+GENERATORS = Registry(
+    "generators",
+    [
+        _builtin(
+            "generators",
+            "stable_unclip",
+            "stable_unclip:StableUnCLIP",
+            "StableUnCLIPConfig",
+            "Stable Diffusion unCLIP: image embedding in, image out; any diffusers folder or hub id",
+        ),
+    ],
+)
+
+METHODS = Registry(
+    "methods",
+    [
+        _builtin(
+            "methods",
+            "simclr",
+            "simclr:SimCLR",
+            "SimCLRConfig",
+            "SimCLR (Chen et al. 2020, arXiv 2002.05709): NT-Xent over two views",
+        )
+    ],
+)
+
+EVALUATORS = Registry(
+    "evaluators",
+    [
+        _builtin("evaluators", "knn", "knn:KNN", "KNNConfig", "cosine k-nearest-neighbour vote on frozen features"),
+        _builtin(
+            "evaluators",
+            "linear_probe",
+            "linear_probe:LinearProbe",
+            "LinearProbeConfig",
+            "logistic regression on frozen features",
+        ),
+        _builtin(
+            "evaluators",
+            "few_shot",
+            "few_shot:FewShot",
+            "FewShotConfig",
+            "logistic regression on a few labels a class, over many draws",
+        ),
+    ],
+)
+
+REGISTRIES: dict[str, Registry] = {
+    registry.kind: registry for registry in (METHODS, BACKBONES, GENERATORS, EVALUATORS, DATASETS)
+}

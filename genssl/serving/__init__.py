@@ -1,0 +1,1 @@
+"""The generation server, and what a client needs to use it."""

@@ -1,0 +1,34 @@
+"""gRPC settings that client and server share; each number is argued in the comment beside it."""
+
+from __future__ import annotations
+
+SERVICE = "genssl.generation.v1.GenerationService"
+
+# The server's limit, which clients ask for and keep, is what counts; this one only bounds what a wrong server can send.
+CLIENT_MESSAGE_BYTES = 256 * 2**20
+
+CLIENT_OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.max_receive_message_length", CLIENT_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", CLIENT_MESSAGE_BYTES),
+    # Slower than the server's minimum interval, so that it never answers GOAWAY too_many_pings.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # A restarted server should be found again within a second or two, not after the default two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Our own retries know what may be repeated; the channel's would hide them from the ledger.
+    ("grpc.enable_retries", 0),
+    # Loopback and private addresses must not be sent through a web proxy.
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+def server_options(max_message_bytes: int) -> list[tuple[str, int | str]]:
+    """Returns the options of a server that accepts and sends messages of at most this size."""
+    return [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
+        # A second server on the same port must fail, not share its connections.
+        ("grpc.so_reuseport", 0),
+    ]

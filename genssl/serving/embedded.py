@@ -1,0 +1,115 @@
+"""A generation server in a process of its own, for as long as a run lasts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+from genssl.config.server import ServerFile
+from genssl.errors import ServerUnavailableError, UserError
+
+START_SECONDS = 600.0
+STOP_SECONDS = 10.0
+LOG_LINES = 8
+
+
+class EmbeddedServer:
+    """Starts `genssl serve-generator` on a private Unix socket, and ends it on every way out of the `with` block.
+
+    If this process is killed, the server notices its standard input closing and ends by itself.
+
+    Args:
+        file: what to serve; its address is replaced.
+        log_path: gets the server's output.
+    """
+
+    def __init__(self, file: ServerFile, log_path: Path) -> None:
+        # A socket's path may have about 100 characters, so it cannot lie in the run directory.
+        self._folder = Path(tempfile.mkdtemp(prefix="genssl-"))
+        self.address = f"unix:{self._folder / 'server.sock'}"
+        self.log_path = log_path
+        self._stopping = False
+        try:
+            self._process = self._start(file)
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+
+    def _start(self, file: ServerFile) -> subprocess.Popen[bytes]:
+        server_file = self._folder / "server.yaml"
+        content = file.model_dump(mode="json", exclude_none=True) | {"address": self.address}
+        server_file.write_text(json.dumps(content, indent=2))  # JSON is YAML
+        command = [sys.executable, "-m", "genssl", "serve-generator", str(server_file)]
+        command += ["--address-file", str(self._folder / "address"), "--exit-with-stdin"]
+        with self.log_path.open("wb") as log:
+            # A session of its own: Ctrl-C reaches the trainer alone, which then ends the server in order.
+            return subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def __enter__(self) -> EmbeddedServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        return self._process.pid
+
+    def wait_until_bound(self) -> None:
+        """Waits until the server accepts connections (it may still be loading).
+
+        Raises:
+            ServerUnavailableError: if it ends before that.
+        """
+        started = time.monotonic()
+        while not (self._folder / "address").exists():
+            self.check()
+            if time.monotonic() - started > START_SECONDS:
+                raise ServerUnavailableError(
+                    f"the generation server did not start within {START_SECONDS:g} s; its log is {self.log_path}"
+                )
+            time.sleep(0.02)
+
+    def check(self) -> None:
+        """Raises ServerUnavailableError if the server process has ended."""
+        code = self._process.poll()
+        if code is None or self._stopping:
+            return
+        _, mark, said = self.log_path.read_text(errors="replace").rpartition("genssl: ")
+        if code == 2 and mark:  # a user error of its own, such as a model that is not there
+            raise UserError(said.strip())
+        lines = self.log_path.read_text(errors="replace").strip().splitlines()[-LOG_LINES:]
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        tail = "".join(f"\n    {line}" for line in lines) or " (empty)"
+        raise ServerUnavailableError(
+            f"the generation server of this run (process {self.pid} at {self.address}) {how}. Start the run again; "
+            "if it happens again, start the server by itself with `genssl serve-generator FILE` and set "
+            f"variants.server to its address. The end of its log {self.log_path}:{tail}"
+        )
+
+    def stop(self) -> None:
+        """Ends the server: politely, then not."""
+        self._stopping = True
+        try:
+            if self._process.poll() is None:
+                self._process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(timeout=STOP_SECONDS)
+        finally:  # also reached by a second Ctrl-C while waiting
+            self._process.kill()
+            self._process.wait()
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+            shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,45 @@
+"""Runs the evaluators of a recipe on a trained encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from genssl.config.base import ComponentConfig
+from genssl.evaluators.base import EvaluationData, FrozenEncoder
+from genssl.registry import EVALUATORS
+
+
+def check(configs: Sequence[ComponentConfig], data: EvaluationData) -> None:
+    """Raises DataError if one of the evaluators cannot judge on this data; better before the training than after it."""
+    for config in configs:
+        EVALUATORS.get(config.name)(config).check(data)
+
+
+def evaluate(
+    configs: Sequence[ComponentConfig],
+    module: nn.Module,
+    data: EvaluationData,
+    device: torch.device,
+    report: Callable[[str], None] = lambda name: None,
+) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+    """Returns metrics ("knn/top1": value) and protocols ("knn": facts).
+
+    Raises:
+        DataError: if an evaluator cannot work with this data set.
+    """
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    encoder = FrozenEncoder(module, device)
+    metrics, protocols = {}, {}
+    for config in configs:
+        report(config.name)
+        evaluator = EVALUATORS.get(config.name)(config)
+        for name, value in evaluator.run(encoder, data):
+            metrics[f"{config.name}/{name}"] = value
+        protocols[config.name] = evaluator.protocol
+    changed = [name for name, value in module.state_dict().items() if not torch.equal(value, before[name])]
+    assert not changed, f"an evaluator changed the frozen encoder: {changed}"
+    return metrics, protocols

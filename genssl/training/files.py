@@ -1,0 +1,53 @@
+"""The files of a run directory. Everything is written beside its place and moved there whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from genssl.config.recipe import Recipe
+from genssl.variants.ledger import Ledger
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` with a temporary path and moves the result to `path`; a crash leaves the old file or none."""
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes indented JSON (which is YAML too)."""
+    write_atomically(
+        path, lambda partial: partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n") and None
+    )
+
+
+def save_checkpoint(
+    path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, *, epoch: int, ledger: Ledger
+) -> None:
+    """Writes model and optimiser after `epoch` whole epochs; `torch.load(weights_only=True)` reads it."""
+    state = {
+        "epoch": epoch,
+        "method": method.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "ledger": ledger.summary(),
+    }
+    write_atomically(path, lambda partial: torch.save(state, partial))
+
+
+def save_encoder(path: Path, backbone: nn.Module, recipe: Recipe) -> None:
+    """Writes the backbone's weights with the config that rebuilds it in the metadata."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
+    metadata = {"backbone": recipe.backbone.model_dump_json(), "recipe": recipe.name, "format": "genssl-encoder/1"}
+    write_atomically(path, lambda partial: partial.write_bytes(save(tensors, metadata)))

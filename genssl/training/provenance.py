@@ -1,0 +1,57 @@
+"""What a result depends on, beyond the recipe."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from genssl import __version__
+from genssl.config.recipe import Recipe
+from genssl.data.base import ImageDataset
+from genssl.runtime import usable_cores
+
+DIGESTED = 10_000
+PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "numpy", "scikit-learn", "grpcio", "protobuf")
+
+
+def provenance(
+    recipe: Recipe, train: ImageDataset, variants: dict[str, Any] | None, device: torch.device
+) -> dict[str, Any]:
+    """Returns versions, machine, digests of recipe and data, and the generator's identity, for results.json."""
+    # A digest of every image would read all of ImageNet once more; evenly spaced ones tell data sets apart as well.
+    data = hashlib.blake2b(digest_size=16)
+    rows = range(0, len(train), max(1, len(train) // DIGESTED))
+    for row in rows:
+        data.update(train.source_id(row))
+    return {
+        "genssl": __version__,
+        "packages": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": {
+            "system": platform.platform(),
+            "cores": usable_cores(),
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        },
+        "seed": recipe.seed,
+        "recipe_digest": hashlib.blake2b(recipe.model_dump_json().encode(), digest_size=16).hexdigest(),
+        "dataset": {
+            "name": train.name,
+            "images": len(train),
+            "digest": data.hexdigest(),
+            "digest_of": f"the source ids of {len(rows)} evenly spaced images",
+            "skipped": train.skipped,
+        },
+        "variants": variants or {"source": "none"},
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"

@@ -1,0 +1,79 @@
+"""Pictures of sources beside their variants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from genssl.config.recipe import Recipe
+from genssl.data.base import ImageDataset, UInt8Array
+from genssl.runtime import stream
+from genssl.training.files import write_atomically
+from genssl.variants.plan import VIEWS, ViewPlan
+from genssl.variants.source import VariantRequest, VariantSource
+from genssl.views.augment import Augment
+
+ROWS, VIEW_COLUMNS, VARIANT_COLUMNS = 8, 3, 6
+
+
+def draw_run_samples(
+    path: Path, recipe: Recipe, dataset: ImageDataset, plan: ViewPlan, source: VariantSource | None, augment: Augment
+) -> None:
+    """Draws sources of the first batch, standard views, and the first variants that a run of the recipe uses.
+
+    Args:
+        path: of the PNG.
+        source: None if the recipe has no variants; then only views are drawn.
+    """
+    rows = [int(row) for row in plan.step(0, 0).rows[:ROWS]]
+    sources = np.stack([dataset.image(row) for row in rows])
+    pixels = torch.from_numpy(sources).float() / 255
+    columns: list[tuple[str, Sequence[UInt8Array]]] = [("source", list(sources))]
+    for number in range(VIEW_COLUMNS):
+        views = augment(pixels, stream("samples", recipe.seed, number))
+        columns.append((f"view {number + 1}", list((views * 255).round().to(torch.uint8).numpy())))
+    if source is not None:
+        indices = variant_indices(recipe, VARIANT_COLUMNS)
+        requests = [VariantRequest(row, dataset.source_id(row), index) for index in indices for row in rows]
+        source.plan(requests)
+        images = source.take(requests).images
+        columns += [
+            (f"variant {i + 1}", list(images[i * len(rows) : (i + 1) * len(rows)])) for i in range(len(indices))
+        ]
+    write_grid(path, columns, title=_title(recipe))
+
+
+def variant_indices(recipe: Recipe, count: int) -> list[int]:
+    """Returns the first indices of a source that the recipe's runs use."""
+    if recipe.variants.per_image != "fresh":
+        return list(range(min(count, recipe.variants.per_image)))
+    return [recipe.seed * 2**32 + epoch * VIEWS + 1 for epoch in range(count)]
+
+
+def write_grid(path: Path, columns: Sequence[tuple[str, Sequence[UInt8Array]]], title: str) -> None:
+    """Writes a labelled grid of images uint8 [3, h, w]; images of different sizes are drawn equally large."""
+    rows = len(columns[0][1])
+    figure = Figure(figsize=(0.95 * len(columns), 0.95 * rows + 0.55), dpi=120, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, len(columns), squeeze=False)
+    for column, (label, images) in enumerate(columns):
+        for row, image in enumerate(images):
+            axis = axes[row][column]
+            axis.imshow(image.transpose(1, 2, 0), interpolation="nearest")
+            axis.set_axis_off()
+            if row == 0:
+                axis.set_title(label, fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    write_atomically(path, lambda partial: figure.savefig(partial, format="png"))
+
+
+def _title(recipe: Recipe) -> str:
+    if not recipe.uses_variants() or recipe.generator is None:
+        return f"{recipe.name}: sources and their standard views (no variants)"
+    model = getattr(recipe.generator, "model", "")
+    return f"{recipe.name}: sources, standard views, and variants by {recipe.generator.name} {model}"

@@ -1,0 +1,50 @@
+"""What names a variant, and the seed that follows from the name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from genssl.generators.base import Parameters
+
+
+def parameters_digest(parameters: Parameters) -> bytes:
+    """Returns 16 bytes for a complete parameter mapping, whatever the order of its keys; an int is its equal float."""
+    canonical = json.dumps(
+        {key: float(value) for key, value in parameters.items()}, sort_keys=True, separators=(",", ":")
+    )
+    return hashlib.blake2b(canonical.encode(), digest_size=16).digest()
+
+
+@dataclass(frozen=True)
+class VariantKey:
+    """The four things that a variant is a function of.
+
+    Attributes:
+        source_id: 16 bytes, see `StoredImage.source_id`.
+        fingerprint: 16 bytes, see `GeneratorSpec.fingerprint`.
+        parameters: 16 bytes, see `parameters_digest`.
+        index: 0 <= index < 2**64; numbers the variants of a source.
+    """
+
+    source_id: bytes
+    fingerprint: bytes
+    parameters: bytes
+    index: int
+
+    def digest(self) -> bytes:
+        """Returns 16 bytes that name the variant, in stores and caches."""
+        return self._hash(16)
+
+    def seed(self) -> int:
+        """Returns the seed of the variant's noise, 0 <= seed < 2**63, which every language's signed integer holds."""
+        return int.from_bytes(self._hash(8), "little") >> 1
+
+    def _hash(self, size: int) -> bytes:
+        digest = hashlib.blake2b(digest_size=size, person=b"genssl/variant")
+        for part in (self.source_id, self.fingerprint, self.parameters):
+            assert len(part) == 16, "every part of a variant's key has 16 bytes"
+            digest.update(part)
+        digest.update(self.index.to_bytes(8, "little"))
+        return digest.digest()

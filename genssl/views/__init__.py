@@ -1,0 +1,1 @@
+"""Views: standard augmentations, and where variants enter."""

@@ -1,0 +1,93 @@
+"""What a server file may say."""
+
+from __future__ import annotations
+
+import pytest
+
+from genssl.config.document import parse_document
+from genssl.config.load import validate
+from genssl.config.server import ServerFile, generator_id
+from genssl.errors import ConfigError
+
+GENERATORS = "generators:\n- {name: stable_unclip, model: builtin:digits-unclip}\n"
+
+
+def server(text: str) -> ServerFile:
+    return validate(ServerFile, parse_document(text, "s.yaml"))
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        server(text)
+    return caught.value.problems
+
+
+def test_the_defaults_serve_this_machine_only():
+    checked = server(GENERATORS)
+    assert checked.address == "127.0.0.1:50051"
+    assert list(checked.buckets) == sorted(checked.buckets)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "localhost:50051", "'[::1]:50051'", "unix:/tmp/genssl.sock"])
+def test_an_address_of_this_machine_is_served(address):
+    assert server(f"address: {address}\n{GENERATORS}").address == address.strip("'")
+
+
+@pytest.mark.parametrize(
+    "address", ["0.0.0.0:50051", "'[::]:50051'", "192.168.1.2:50051", "example.org:80", "localhost.example.org:80"]
+)
+def test_an_address_that_others_reach_is_refused(address):
+    plain = address.strip("'")
+    (problem,) = problems(f"buckets: [1]\naddress: {address}\n{GENERATORS}")
+    assert problem.startswith(f"s.yaml:2: address: {plain!r}: ")
+    assert "only addresses of this machine can be served" in problem
+    assert problem.endswith("to serve others, forward the port through ssh")
+
+
+@pytest.mark.parametrize("address", ["50051", "localhost", "localhost:http", "unix:"])
+def test_what_is_no_address_is_refused(address):
+    (problem,) = problems(f"address: '{address}'\n{GENERATORS}")
+    assert problem.startswith(f"s.yaml:1: address: {address!r}: ")
+    assert "such as" in problem
+
+
+@pytest.mark.parametrize("buckets", ["[4, 1]", "[1, 4, 4]"])
+def test_buckets_ascend(buckets):
+    (problem,) = problems(f"buckets: {buckets}\n{GENERATORS}")
+    assert problem == f"s.yaml:1: buckets: {buckets}: batch sizes must be in ascending order, each once"
+
+
+def test_buckets_are_batch_sizes():
+    assert problems(f"buckets: [0, 4]\n{GENERATORS}") == [
+        "s.yaml:1: buckets.0: 0: input should be greater than or equal to 1"
+    ]
+    (problem,) = problems(f"buckets: []\n{GENERATORS}")
+    assert problem.startswith("s.yaml:1: buckets: ")
+    assert server(f"buckets: [2, 8]\n{GENERATORS}").buckets == (2, 8)
+
+
+def test_two_generators_have_two_ids():
+    again = f"{GENERATORS}- {{name: stable_unclip, model: other/model}}\n"
+    (problem,) = problems(again)
+    assert problem == (
+        "s.yaml:1: generators: more than one generator has the id stable_unclip; give each its own `id:`"
+    )
+    named = f"{GENERATORS}- {{name: stable_unclip, model: other/model, id: other}}\n"
+    assert [generator_id(config) for config in server(named).generators] == ["stable_unclip", "other"]
+    clash = f"{GENERATORS}- {{name: stable_unclip, model: other/model, id: stable_unclip}}\n"
+    assert len(problems(clash)) == 1
+
+
+def test_a_server_serves_something():
+    assert problems("address: localhost:0\n") == ["s.yaml:1: generators: is missing; add it"]
+    (problem,) = problems("generators: []\n")
+    assert problem.startswith("s.yaml:1: generators: ")
+
+
+def test_limits_are_checked_with_everything_else():
+    text = f"address: 0.0.0.0:1\nlimits:\n  max_image_bytes: 1\n  max_rows: 5\n{GENERATORS}"
+    assert [": ".join(line.split(": ")[:2]) for line in problems(text)] == [
+        "s.yaml:1: address",
+        "s.yaml:3: limits.max_image_bytes",
+        "s.yaml:4: limits.max_rows",
+    ]

@@ -1,0 +1,51 @@
+"""Real parts that many tests use: the digits, the built-in generator, a recipe that is quick to run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from genssl.config.load import load
+from genssl.config.recipe import Recipe
+from genssl.data.configs import DigitsConfig
+from genssl.data.digits import Digits
+from genssl.generators.configs import StableUnCLIPConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILTIN = "builtin:digits-unclip"
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)  # test processes and the servers they start share two cores
+
+
+@pytest.fixture(scope="session")
+def digits_train() -> Digits:
+    return Digits(DigitsConfig(), "train")
+
+
+@pytest.fixture(scope="session")
+def digits_test() -> Digits:
+    return Digits(DigitsConfig(), "test")
+
+
+@pytest.fixture(scope="session")
+def unclip():
+    """The built-in generator with the settings of recipes/simclr_sd.yaml, in this process."""
+    from genssl.generators.stable_unclip import StableUnCLIP
+
+    config = StableUnCLIPConfig(model=BUILTIN, num_inference_steps=2, guidance_scale=1.0, noise_level=300)
+    return StableUnCLIP(config, torch.device("cpu"))
+
+
+@pytest.fixture
+def quick_recipe():
+    """Returns a function that loads recipes/simclr_sd.yaml cut down to seconds, with overrides on top."""
+
+    def make(*overrides: str) -> Recipe:
+        quick = ["train.epochs=1", "schedule.warmup_epochs=0", "backbone.width=4", "train.threads=1", "evaluate=[knn]"]
+        return load(Recipe, ROOT / "recipes" / "simclr_sd.yaml", [*quick, *overrides])
+
+    return make
