@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
@@ -56,15 +57,66 @@ class ViewsConfig(Section):
     augmentation: AugmentationConfig = AugmentationConfig()
 
 
+class ClientTLSConfig(Section):
+    """How a client checks the server, and, for mTLS, proves who it is."""
+
+    ca: Path = Field(description="PEM; the server must show a certificate signed by one of these")
+    certificate: Path | None = Field(None, description="PEM; the client's own, if the server asks for one")
+    key: Path | None = None
+
+    @field_validator("key")
+    @classmethod
+    def _both_or_none(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if (value is None) != (info.data.get("certificate") is None):
+            raise ValueError("`certificate` and `key` belong together; give both or neither")
+        return value
+
+
+class RefreshConfig(Section):
+    """Keeps generating into the pool at low priority while training goes on."""
+
+    budget: int = Field(
+        ge=1, description="variants asked for per training step beyond those the step needs, of coming epochs' indices"
+    )
+
+
 class VariantsConfig(Section):
-    """Where variants come from, and how far ahead they are asked for."""
+    """Where variants come from, how far ahead they are asked for, and what a step does when one is late."""
 
     source: Literal["online", "in_process", "none"] = "online"
-    server: str = Field("embedded", description="embedded, host:port or unix:/path")
+    server: str | Annotated[list[str], Field(min_length=1)] = Field(
+        "embedded", description="embedded, host:port, unix:/path, or a list of servers that share the work"
+    )
+    token_file: Path | None = Field(None, description="a file with the bearer token that the server wants")
+    tls: ClientTLSConfig | None = None
     per_image: Literal["fresh"] | Annotated[int, Field(ge=1)] = Field(
         "fresh", description="fresh: a new variant each time; K: one of the indices 0..K-1 (the paper's 10)"
     )
-    prefetch_steps: int = Field(8, ge=1, le=1024, description="how many steps ahead variants are requested")
+    batching: Literal["dynamic", "deterministic"] = Field(
+        "dynamic", description="deterministic: embedded and in-process generation pad every batch to the last bucket"
+    )
+    late: Literal["block", "reuse", "real"] = Field(
+        "block",
+        description="for a variant that is not there yet: wait; take another variant of the same image (the image itself if "
+        "there is none); take the image itself",
+    )
+    max_reuse: int = Field(10, ge=1, description="late: reuse: how often one variant may stand in for others")
+    max_age_steps: int | None = Field(
+        None, ge=1, description="late: reuse: a variant older than so many steps does not stand in for others"
+    )
+    pool_bytes: int = Field(
+        2**30, ge=2**20, description="late: reuse: received variants kept on disk; the oldest make room"
+    )
+    refresh: RefreshConfig | None = None
+    replay: Path | None = Field(
+        None, description="assignments.jsonl of an earlier run, whose variants are used again slot by slot"
+    )
+    prefetch_steps: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
+        "auto", description="how many steps ahead variants are requested; auto: from measured latency and step time"
+    )
+    prefetch_bytes: int = Field(
+        256 * 2**20, ge=2**10, description="variants under way or waiting to be taken, at most, in bytes"
+    )
     rows_per_request: int = Field(64, ge=1, le=4096)
     max_in_flight: int = Field(4, ge=1, le=64, description="requests under way at once")
     buckets: Buckets = Field(
@@ -76,8 +128,18 @@ class VariantsConfig(Section):
 
     @field_validator("server")
     @classmethod
-    def _address(cls, value: str) -> str:
-        return value if value == "embedded" else check_address(value)
+    def _addresses(cls, value: str | list[str]) -> str | list[str]:
+        for address in [value] if isinstance(value, str) else value:
+            if value != "embedded":
+                check_address(address)
+        return value
+
+    @property
+    def targets(self) -> list[str]:
+        """Addresses of the servers; empty when the server is embedded."""
+        if self.server == "embedded":
+            return []
+        return [self.server] if isinstance(self.server, str) else list(self.server)
 
 
 class OptimizerConfig(Section):

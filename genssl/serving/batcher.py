@@ -63,7 +63,7 @@ class Batcher:
         If the caller is cancelled (its client went away, or its deadline passed), rows not yet begun are dropped.
         """
         loop = asyncio.get_running_loop()
-        jobs = [_Job(row, self._engine.generator.batch_key(row.parameters), loop.create_future()) for row in rows]
+        jobs = [_Job(row, row.settings.batch_key, loop.create_future()) for row in rows]
         self._queue.extend(jobs)
         self._waiting.set()
         # gather cancels the futures when this coroutine is cancelled; the worker passes over cancelled jobs.

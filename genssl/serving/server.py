@@ -24,7 +24,7 @@ from genssl.registry import GENERATORS
 from genssl.runtime import pick_device, set_threads
 from genssl.serving.channel import SERVICE, server_options
 from genssl.serving.service import GenerationService, Hosted
-from genssl.variants.engine import Row, VariantEngine
+from genssl.variants.engine import VariantEngine
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ async def _load(file: ServerFile, service: GenerationService, device_thread: Thr
     loaded: dict[str, Hosted] = {}
     for config in file.generators:
         generator = await loop.run_in_executor(device_thread, GENERATORS.get(config.name), config, device)
-        engine = VariantEngine(generator, file.buckets)
+        engine = VariantEngine(generator, file.buckets, deterministic=file.batching == "deterministic")
         try:
             await loop.run_in_executor(device_thread, warm_up, engine)
         except torch.OutOfMemoryError:
@@ -144,10 +144,12 @@ async def _load(file: ServerFile, service: GenerationService, device_thread: Thr
 def warm_up(engine: VariantEngine) -> None:
     """Computes one batch of every bucket, so that the first request does not pay for kernel selection."""
     grey = engine.generator.preprocess(np.full((3, 8, 8), 128, dtype=np.uint8))
-    parameters = engine.complete({})
+    settings = engine.complete({})
     for bucket in engine.buckets:
         embeddings, _ = engine.embed([grey] * bucket)
-        engine.generate([Row(bytes(16), embedding, index, parameters) for index, embedding in enumerate(embeddings)])
+        engine.generate(
+            [engine.row(bytes(16), embedding, index, settings) for index, embedding in enumerate(embeddings)]
+        )
 
 
 def _stop_event(exit_with_stdin: bool) -> asyncio.Event:

@@ -242,11 +242,11 @@ def _row(
     if isinstance(embedding, _Failure):
         return embedding
     try:
-        parameters = engine.complete({**request.parameters, **wanted.parameters})
+        settings = engine.complete({**request.parameters, **wanted.parameters})
     except (RequestRefusedError, ValueError, OverflowError) as error:
         return _Failure(pb.ITEM_CODE_BAD_SPEC, str(error))
     seed = wanted.seed if wanted.HasField("seed") else None
-    return Row(request.sources[wanted.source_index].digest, embedding, wanted.variant_index, parameters, seed)
+    return engine.row(request.sources[wanted.source_index].digest, embedding, wanted.variant_index, settings, seed)
 
 
 def _decode(source: pb.SourceImage, engine: VariantEngine, limits: LimitsConfig) -> UInt8Array | _Failure:

@@ -11,7 +11,7 @@ from sklearn.svm import SVC
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import decode
 from genssl.generators.stable_unclip import StableUnCLIP
-from genssl.variants.engine import Row, VariantEngine
+from genssl.variants.engine import VariantEngine
 
 NOISE_LEVELS = (0, 200, 300, 400, 500)
 BATCH = 64
@@ -46,9 +46,11 @@ def measure(generator: StableUnCLIP, train: ImageDataset, test: ImageDataset) ->
     embeddings, _ = engine.embed([generator.preprocess(decode(test.stored(row))) for row in rows])
     settings = []
     for level in NOISE_LEVELS:
-        parameters = engine.complete({"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "noise_level": level})
+        complete = engine.complete({"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "noise_level": level})
         work = [
-            Row(test.source_id(row), embeddings[row], index, parameters) for index in range(VARIANTS) for row in rows
+            engine.row(test.source_id(row), embeddings[row], index, complete)
+            for index in range(VARIANTS)
+            for row in rows
         ]
         batches = [engine.generate(work[start : start + BATCH]) for start in range(0, len(work), BATCH)]
         images = np.concatenate([images for images, _ in batches])

@@ -94,15 +94,14 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
         ledger = Ledger()
         opened = stack.enter_context(open_source(recipe, splits.train, ledger, device, server))
         # The loader reads ahead too, and what it has read has been announced.
-        sources_ahead = min(SOURCES_AHEAD, recipe.variants.prefetch_steps)
+        ahead = 8 if recipe.variants.prefetch_steps == "auto" else recipe.variants.prefetch_steps
+        sources_ahead = min(SOURCES_AHEAD, ahead)
         loader = SourceLoader(splits.train, threads=LOADER_THREADS, ahead=sources_ahead)
         stack.callback(loader.close)
         progress.start(recipe, plan.steps_per_epoch)
         log = stack.enter_context((out / "metrics.jsonl").open("w"))
         source = opened.source if opened else None
-        plans = announced(
-            plan, recipe.train.epochs, splits.train, source, recipe.variants.prefetch_steps - sources_ahead
-        )
+        plans = announced(plan, recipe.train.epochs, splits.train, source, ahead - sources_ahead)
         loop_started = time.perf_counter()
         for step, (step_plan, sources) in enumerate(loader.batches(plans)):
             delivery = take(requests_of(step_plan, splits.train), source, ledger)

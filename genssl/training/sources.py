@@ -21,8 +21,9 @@ from genssl.runtime import usable_cores
 from genssl.serving.embedded import EmbeddedServer
 from genssl.serving.remote import RemoteSource
 from genssl.variants.engine import VariantEngine
+from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
-from genssl.variants.source import InProcessSource, VariantSource
+from genssl.variants.source import VariantSource
 
 
 @dataclass
@@ -44,6 +45,7 @@ def start_server(recipe: Recipe, log_path: Path) -> Iterator[EmbeddedServer | No
         device=recipe.train.device,
         threads=server_threads(),
         buckets=recipe.variants.buckets,
+        batching=recipe.variants.batching,
         generators=[recipe.generator],
     )
     with EmbeddedServer(file, log_path) as server:
@@ -71,7 +73,9 @@ def open_source(
     with ExitStack() as stack:
         if recipe.variants.source == "in_process":
             engine = VariantEngine(
-                GENERATORS.get(recipe.generator.name)(recipe.generator, device), recipe.variants.buckets
+                GENERATORS.get(recipe.generator.name)(recipe.generator, device),
+                recipe.variants.buckets,
+                deterministic=recipe.variants.batching == "deterministic",
             )
             source: VariantSource = InProcessSource(engine, dataset, ledger)
             stack.callback(source.close)
@@ -109,7 +113,7 @@ def _open_remote(recipe: Recipe, dataset: ImageDataset, ledger: Ledger, server: 
     if server is not None:
         server.wait_until_bound()
     return RemoteSource(
-        address=server.address if server else recipe.variants.server,
+        address=server.address if server else recipe.variants.targets[0],
         generator_id=generator_id(recipe.generator),
         parameters=_parameters(recipe, server),
         dataset=dataset,

@@ -20,22 +20,38 @@ from genssl.variants.key import VariantKey, parameters_digest
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
-    """One variant to make.
+class Settings:
+    """A complete parameter mapping and what follows from it, worked out once for all rows that share it.
 
     Attributes:
-        source_id: names the source.
-        embedding: of the source, float32 [D].
-        index: of the variant.
-        parameters: complete, see `VariantEngine.complete`.
-        seed: replaces the derived seed when it is not None.
+        parameters: every parameter of the generator.
+        digest: 16 bytes, see `parameters_digest`.
+        batch_key: rows whose keys are equal can share a batch.
     """
 
-    source_id: bytes
-    embedding: torch.Tensor
-    index: int
     parameters: Parameters
-    seed: int | None = None
+    digest: bytes
+    batch_key: tuple[object, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One variant to make; see `VariantEngine.row`.
+
+    Attributes:
+        name: 16 bytes; rows with equal names are the same image.
+        embedding: of the source, float32 [D].
+        seed: of the noise.
+        settings: parameters of this row.
+        derived: whether the seed follows from the variant's key, so that `name` is the key's digest and the image may
+            be stored under it. A seed that a client chose makes an image that no key names.
+    """
+
+    name: bytes
+    embedding: torch.Tensor
+    seed: int
+    settings: Settings
+    derived: bool = True
 
 
 class VariantEngine:
@@ -44,13 +60,15 @@ class VariantEngine:
     Args:
         generator: conditioner and decoder.
         buckets: ascending batch sizes; a batch is padded up to the next one, so that few shapes are ever computed.
+        deterministic: pads every batch to the largest bucket, so that a row's bits do not depend on its company.
     """
 
-    def __init__(self, generator: Generator, buckets: Sequence[int]) -> None:
+    def __init__(self, generator: Generator, buckets: Sequence[int], *, deterministic: bool = False) -> None:
         self.generator = generator
-        self.buckets = list(buckets)
+        self.buckets = [buckets[-1]] if deterministic else list(buckets)
+        self.deterministic = deterministic
 
-    def complete(self, given: Parameters) -> Parameters:
+    def complete(self, given: Parameters) -> Settings:
         """Returns `given` on top of the generator's defaults, each with its default's type.
 
         Raises:
@@ -71,7 +89,16 @@ class VariantEngine:
                 )
             complete[name] = kind(value)
         self.generator.check(complete)
-        return complete
+        return Settings(complete, parameters_digest(complete), self.generator.batch_key(complete))
+
+    def row(
+        self, source_id: bytes, embedding: torch.Tensor, index: int, settings: Settings, seed: int | None = None
+    ) -> Row:
+        """Returns the row of variant `index` of a source; `seed` replaces the derived one."""
+        key = VariantKey(source_id, self.generator.spec.fingerprint, settings.digest, index)
+        if seed is None:
+            return Row(key.digest(), embedding, key.seed(), settings)
+        return Row(key.digest_with_seed(seed), embedding, seed, settings, derived=False)
 
     def embed(self, images: Sequence[UInt8Array]) -> tuple[list[torch.Tensor], float]:
         """Embeds preprocessed sources uint8 [3, S, S]; returns float32 [D] each (CPU), and the device's seconds."""
@@ -87,26 +114,19 @@ class VariantEngine:
         """Makes variants in one batch.
 
         Args:
-            rows: at most buckets[-1] of them, with equal `batch_key`.
+            rows: at most buckets[-1] of them, with equal `settings.batch_key`.
 
         Returns:
             uint8 [len(rows), 3, image_size, image_size], and the seconds the device took.
         """
         assert 0 < len(rows) <= self.buckets[-1], "a batch has at least one row and at most the largest bucket"
         started = time.perf_counter()
-        fingerprint = self.generator.spec.fingerprint
-        seeds = [
-            VariantKey(row.source_id, fingerprint, parameters_digest(row.parameters), row.index).seed()
-            if row.seed is None
-            else row.seed
-            for row in rows
-        ]
         bucket = self._bucket(len(rows))
         filler = bucket - len(rows)
         images = self.generator.generate(
             _pad(torch.stack([row.embedding for row in rows]), bucket),
-            seeds + [0] * filler,
-            [row.parameters for row in rows] + [rows[-1].parameters] * filler,
+            [row.seed for row in rows] + [0] * filler,
+            [row.settings.parameters for row in rows] + [rows[-1].settings.parameters] * filler,
         )
         result: UInt8Array = images[: len(rows)].numpy()
         return result, time.perf_counter() - started

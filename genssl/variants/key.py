@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from genssl.generators.base import Parameters
 
-
-def parameters_digest(parameters: Parameters) -> bytes:
+def parameters_digest(parameters: Mapping[str, float]) -> bytes:
     """Returns 16 bytes for a complete parameter mapping, whatever the order of its keys; an int is its equal float."""
     canonical = json.dumps(
         {key: float(value) for key, value in parameters.items()}, sort_keys=True, separators=(",", ":")
@@ -36,6 +35,12 @@ class VariantKey:
     def digest(self) -> bytes:
         """Returns 16 bytes that name the variant, in stores and caches."""
         return self._hash(16)
+
+    def digest_with_seed(self, seed: int) -> bytes:
+        """Returns 16 bytes that name the image that another seed (0 <= seed < 2**64) makes in this variant's place."""
+        return hashlib.blake2b(
+            self.digest() + seed.to_bytes(8, "little"), digest_size=16, person=b"genssl/own-seed"
+        ).digest()
 
     def seed(self) -> int:
         """Returns the seed of the variant's noise, 0 <= seed < 2**63, which every language's signed integer holds."""

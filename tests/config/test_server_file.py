@@ -41,7 +41,7 @@ def test_an_address_that_others_reach_is_refused(address):
     (problem,) = problems(f"buckets: [1]\naddress: {address}\n{GENERATORS}")
     assert problem.startswith(f"s.yaml:2: address: {plain!r}: ")
     assert "only addresses of this machine can be served" in problem
-    assert problem.endswith("to serve others, forward the port through ssh")
+    assert problem.endswith("to serve others, add one of them, or forward the port through ssh")
 
 
 @pytest.mark.parametrize("address", ["50051", "localhost", "localhost:http", "unix:"])

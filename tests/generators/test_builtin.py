@@ -8,8 +8,9 @@ from sklearn.svm import SVC
 
 from genssl.generators.locate import BUILTIN
 from genssl.variants.engine import VariantEngine
+from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
-from genssl.variants.source import InProcessSource, VariantRequest
+from genssl.variants.source import VariantRequest
 
 FOLDER = BUILTIN / "digits-unclip"
 PER_SOURCE = 3

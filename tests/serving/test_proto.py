@@ -37,7 +37,7 @@ def test_stubs_are_current(tmp_path):
 
 def test_grpc_stubs_have_every_method_of_the_service():
     methods = {method.name for method in pb.DESCRIPTOR.services_by_name["GenerationService"].methods}
-    assert methods == {"GetServerInfo", "ListGenerators", "GenerateVariants"}
+    assert methods == {"GetServerInfo", "ListGenerators", "GenerateVariants", "GetStatistics"}
     assert methods <= set(vars(pb_grpc.GenerationServiceServicer))
 
 

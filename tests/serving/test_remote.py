@@ -14,8 +14,9 @@ from genssl.config.recipe import VariantsConfig
 from genssl.errors import RequestRefusedError, ServerUnavailableError
 from genssl.serving.remote import RemoteSource
 from genssl.variants.engine import VariantEngine
+from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
-from genssl.variants.source import InProcessSource, VariantRequest
+from genssl.variants.source import VariantRequest
 
 
 def open_remote(

@@ -17,8 +17,9 @@ from genssl.data.base import StoredImage, raw_image
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.variants.engine import VariantEngine
+from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
-from genssl.variants.source import InProcessSource, VariantRequest
+from genssl.variants.source import VariantRequest
 
 
 @pytest.fixture(scope="module")

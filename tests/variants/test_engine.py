@@ -8,8 +8,9 @@ import torch
 
 from genssl.errors import RequestRefusedError
 from genssl.variants.engine import EmbeddingCache, Row, VariantEngine
+from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
-from genssl.variants.source import InProcessSource, VariantRequest
+from genssl.variants.source import VariantRequest
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +20,8 @@ def engine(unclip) -> VariantEngine:
 
 def rows_of(engine: VariantEngine, dataset, count: int, index: int = 0) -> list[Row]:
     embeddings, _ = engine.embed([engine.generator.preprocess(dataset.image(row)) for row in range(count)])
-    parameters = engine.complete({})
-    return [Row(dataset.source_id(row), embeddings[row], index, parameters) for row in range(count)]
+    settings = engine.complete({})
+    return [engine.row(dataset.source_id(row), embeddings[row], index, settings) for row in range(count)]
 
 
 def test_a_variant_does_not_depend_on_its_batch(engine, digits_test):
@@ -36,14 +37,14 @@ def test_indices_make_different_variants_and_a_seed_replaces_the_derived_one(eng
     first, second = (rows_of(engine, digits_test, 1, index)[0] for index in (0, 1))
     images, _ = engine.generate([first, second])
     assert not np.array_equal(images[0], images[1])
-    given = [Row(row.source_id, row.embedding, row.index, row.parameters, seed=9) for row in (first, second)]
+    given = [Row(bytes(16), row.embedding, 9, row.settings, derived=False) for row in (first, second)]
     same, _ = engine.generate(given)
     assert np.array_equal(same[0], same[1])
 
 
 def test_parameters_are_completed_and_checked(engine):
-    assert engine.complete({"noise_level": 7.0})["noise_level"] == 7
-    assert engine.complete({})["num_inference_steps"] == 2
+    assert engine.complete({"noise_level": 7.0}).parameters["noise_level"] == 7
+    assert engine.complete({}).parameters["num_inference_steps"] == 2
     with pytest.raises(RequestRefusedError, match="no parameter 'noise_levl'; did you mean 'noise_level'"):
         engine.complete({"noise_levl": 1})
     with pytest.raises(RequestRefusedError, match=r"whole number, not 1\.5"):

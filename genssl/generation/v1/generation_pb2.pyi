@@ -19,6 +19,13 @@ class Origin(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ORIGIN_UNSPECIFIED: _ClassVar[Origin]
     ORIGIN_GENERATED: _ClassVar[Origin]
     ORIGIN_STORE: _ClassVar[Origin]
+    ORIGIN_MEMORY: _ClassVar[Origin]
+
+class Batching(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BATCHING_UNSPECIFIED: _ClassVar[Batching]
+    BATCHING_DYNAMIC: _ClassVar[Batching]
+    BATCHING_DETERMINISTIC: _ClassVar[Batching]
 
 class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -43,6 +50,10 @@ IMAGE_ENCODING_PNG: ImageEncoding
 ORIGIN_UNSPECIFIED: Origin
 ORIGIN_GENERATED: Origin
 ORIGIN_STORE: Origin
+ORIGIN_MEMORY: Origin
+BATCHING_UNSPECIFIED: Batching
+BATCHING_DYNAMIC: Batching
+BATCHING_DETERMINISTIC: Batching
 PRIORITY_UNSPECIFIED: Priority
 PRIORITY_INTERACTIVE: Priority
 PRIORITY_TRAINING: Priority
@@ -60,20 +71,34 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "device", "max_variants_per_request", "max_message_bytes", "max_image_bytes", "max_image_pixels")
+    __slots__ = ("version", "device", "max_variants_per_request", "max_message_bytes", "max_image_bytes", "max_image_pixels", "max_queued_variants", "max_queued_variants_per_client", "max_queued_bytes", "max_queued_bytes_per_client", "buckets", "batching", "instance_id")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     MAX_VARIANTS_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_VARIANTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_VARIANTS_PER_CLIENT_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_BYTES_PER_CLIENT_FIELD_NUMBER: _ClassVar[int]
+    BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    BATCHING_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     version: str
     device: str
     max_variants_per_request: int
     max_message_bytes: int
     max_image_bytes: int
     max_image_pixels: int
-    def __init__(self, version: _Optional[str] = ..., device: _Optional[str] = ..., max_variants_per_request: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ...) -> None: ...
+    max_queued_variants: int
+    max_queued_variants_per_client: int
+    max_queued_bytes: int
+    max_queued_bytes_per_client: int
+    buckets: _containers.RepeatedScalarFieldContainer[int]
+    batching: Batching
+    instance_id: str
+    def __init__(self, version: _Optional[str] = ..., device: _Optional[str] = ..., max_variants_per_request: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_queued_variants: _Optional[int] = ..., max_queued_variants_per_client: _Optional[int] = ..., max_queued_bytes: _Optional[int] = ..., max_queued_bytes_per_client: _Optional[int] = ..., buckets: _Optional[_Iterable[int]] = ..., batching: _Optional[_Union[Batching, str]] = ..., instance_id: _Optional[str] = ...) -> None: ...
 
 class ListGeneratorsRequest(_message.Message):
     __slots__ = ()
@@ -238,3 +263,103 @@ class Timings(_message.Message):
     generate_seconds: float
     encode_seconds: float
     def __init__(self, queue_seconds: _Optional[float] = ..., generate_seconds: _Optional[float] = ..., encode_seconds: _Optional[float] = ...) -> None: ...
+
+class GetStatisticsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatisticsResponse(_message.Message):
+    __slots__ = ("version", "device", "state", "uptime_seconds", "generators", "clients", "rejections", "requests", "queued_bytes", "event_loop_lag_seconds")
+    class RejectionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    GENERATORS_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    REJECTIONS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EVENT_LOOP_LAG_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    device: str
+    state: str
+    uptime_seconds: float
+    generators: _containers.RepeatedCompositeFieldContainer[GeneratorStatistics]
+    clients: _containers.RepeatedCompositeFieldContainer[ClientStatistics]
+    rejections: _containers.ScalarMap[str, int]
+    requests: int
+    queued_bytes: int
+    event_loop_lag_seconds: float
+    def __init__(self, version: _Optional[str] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., generators: _Optional[_Iterable[_Union[GeneratorStatistics, _Mapping]]] = ..., clients: _Optional[_Iterable[_Union[ClientStatistics, _Mapping]]] = ..., rejections: _Optional[_Mapping[str, int]] = ..., requests: _Optional[int] = ..., queued_bytes: _Optional[int] = ..., event_loop_lag_seconds: _Optional[float] = ...) -> None: ...
+
+class GeneratorStatistics(_message.Message):
+    __slots__ = ("generator_id", "queued", "running", "variants_generated", "variants_from_store", "variants_from_memory", "variants_shared", "variants_failed", "variants_dropped", "sources_embedded", "embed_seconds", "encode_seconds", "queue_wait_seconds", "batches", "largest_bucket")
+    class QueuedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    GENERATOR_ID_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_GENERATED_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FROM_STORE_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FROM_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_SHARED_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FAILED_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_EMBEDDED_FIELD_NUMBER: _ClassVar[int]
+    EMBED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    LARGEST_BUCKET_FIELD_NUMBER: _ClassVar[int]
+    generator_id: str
+    queued: _containers.ScalarMap[str, int]
+    running: int
+    variants_generated: int
+    variants_from_store: int
+    variants_from_memory: int
+    variants_shared: int
+    variants_failed: int
+    variants_dropped: int
+    sources_embedded: int
+    embed_seconds: float
+    encode_seconds: float
+    queue_wait_seconds: float
+    batches: _containers.RepeatedCompositeFieldContainer[BatchStatistics]
+    largest_bucket: int
+    def __init__(self, generator_id: _Optional[str] = ..., queued: _Optional[_Mapping[str, int]] = ..., running: _Optional[int] = ..., variants_generated: _Optional[int] = ..., variants_from_store: _Optional[int] = ..., variants_from_memory: _Optional[int] = ..., variants_shared: _Optional[int] = ..., variants_failed: _Optional[int] = ..., variants_dropped: _Optional[int] = ..., sources_embedded: _Optional[int] = ..., embed_seconds: _Optional[float] = ..., encode_seconds: _Optional[float] = ..., queue_wait_seconds: _Optional[float] = ..., batches: _Optional[_Iterable[_Union[BatchStatistics, _Mapping]]] = ..., largest_bucket: _Optional[int] = ...) -> None: ...
+
+class BatchStatistics(_message.Message):
+    __slots__ = ("bucket", "batches", "rows", "generate_seconds")
+    BUCKET_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    GENERATE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    bucket: int
+    batches: int
+    rows: int
+    generate_seconds: float
+    def __init__(self, bucket: _Optional[int] = ..., batches: _Optional[int] = ..., rows: _Optional[int] = ..., generate_seconds: _Optional[float] = ...) -> None: ...
+
+class ClientStatistics(_message.Message):
+    __slots__ = ("client_id", "queued_variants", "variants", "seconds_since_last_request")
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_VARIANTS_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_SINCE_LAST_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    client_id: str
+    queued_variants: int
+    variants: int
+    seconds_since_last_request: float
+    def __init__(self, client_id: _Optional[str] = ..., queued_variants: _Optional[int] = ..., variants: _Optional[int] = ..., seconds_since_last_request: _Optional[float] = ...) -> None: ...

@@ -50,6 +50,11 @@ class GenerationServiceStub(object):
                 request_serializer=genssl_dot_generation_dot_v1_dot_generation__pb2.GenerateVariantsRequest.SerializeToString,
                 response_deserializer=genssl_dot_generation_dot_v1_dot_generation__pb2.GenerateVariantsResponse.FromString,
                 _registered_method=True)
+        self.GetStatistics = channel.unary_unary(
+                '/genssl.generation.v1.GenerationService/GetStatistics',
+                request_serializer=genssl_dot_generation_dot_v1_dot_generation__pb2.GetStatisticsRequest.SerializeToString,
+                response_deserializer=genssl_dot_generation_dot_v1_dot_generation__pb2.GetStatisticsResponse.FromString,
+                _registered_method=True)
 
 
 class GenerationServiceServicer(object):
@@ -72,6 +77,19 @@ class GenerationServiceServicer(object):
 
     def GenerateVariants(self, request, context):
         """Makes variants. One status an item: a bad image fails its own variants and no others.
+
+        Refusals that concern the whole request are gRPC statuses: INVALID_ARGUMENT (counts and settings that no server
+        takes), NOT_FOUND (no such generator), FAILED_PRECONDITION (another fingerprint), RESOURCE_EXHAUSTED (queues are
+        full; google.rpc.RetryInfo in the trailers says when to come back), DEADLINE_EXCEEDED (it would be late; refused at
+        once), UNAUTHENTICATED, and UNAVAILABLE (loading or draining). Each carries a google.rpc.ErrorInfo with the domain
+        "genssl" and a reason in capitals.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStatistics(self, request, context):
+        """Counters since the server started.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,6 +112,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.GenerateVariants,
                     request_deserializer=genssl_dot_generation_dot_v1_dot_generation__pb2.GenerateVariantsRequest.FromString,
                     response_serializer=genssl_dot_generation_dot_v1_dot_generation__pb2.GenerateVariantsResponse.SerializeToString,
+            ),
+            'GetStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatistics,
+                    request_deserializer=genssl_dot_generation_dot_v1_dot_generation__pb2.GetStatisticsRequest.FromString,
+                    response_serializer=genssl_dot_generation_dot_v1_dot_generation__pb2.GetStatisticsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +201,33 @@ class GenerationService(object):
             '/genssl.generation.v1.GenerationService/GenerateVariants',
             genssl_dot_generation_dot_v1_dot_generation__pb2.GenerateVariantsRequest.SerializeToString,
             genssl_dot_generation_dot_v1_dot_generation__pb2.GenerateVariantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/genssl.generation.v1.GenerationService/GetStatistics',
+            genssl_dot_generation_dot_v1_dot_generation__pb2.GetStatisticsRequest.SerializeToString,
+            genssl_dot_generation_dot_v1_dot_generation__pb2.GetStatisticsResponse.FromString,
             options,
             channel_credentials,
             insecure,

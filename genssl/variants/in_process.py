@@ -1,0 +1,67 @@
+"""The in-process source: generates in the trainer's process, when a step takes its variants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from genssl.data.base import ImageDataset
+from genssl.data.decode import decode
+from genssl.generators.base import Parameters
+from genssl.variants.engine import EmbeddingCache, VariantEngine
+from genssl.variants.ledger import Ledger
+from genssl.variants.source import Delivery, VariantRequest
+
+
+class InProcessSource:
+    """Generates in the trainer's process when a step takes its variants; nothing happens ahead of time.
+
+    Args:
+        engine: makes the variants.
+        dataset: has the sources.
+        ledger: gets calls and generator seconds.
+        parameters: on top of the generator's defaults.
+        cached_embeddings: source embeddings kept in memory.
+    """
+
+    def __init__(
+        self,
+        engine: VariantEngine,
+        dataset: ImageDataset,
+        ledger: Ledger,
+        parameters: Parameters | None = None,
+        cached_embeddings: int = 100_000,
+    ) -> None:
+        self._engine, self._dataset, self._ledger = engine, dataset, ledger
+        self._settings = engine.complete(parameters or {})
+        self._embeddings = EmbeddingCache(cached_embeddings)
+
+    def plan(self, requests: Sequence[VariantRequest]) -> None:
+        """Does nothing: the device that would generate is the one that trains."""
+
+    def take(self, requests: Sequence[VariantRequest]) -> Delivery:
+        """Generates the variants now, in batches of the largest bucket."""
+        known = {request.source_id: self._embeddings.get(request.source_id) for request in requests}
+        missing = {request.source_id: request.row for request in requests if known[request.source_id] is None}
+        preprocess = self._engine.generator.preprocess
+        fresh, seconds = self._engine.embed([preprocess(decode(self._dataset.stored(row))) for row in missing.values()])
+        self._ledger.generator_seconds += seconds
+        for source_id, embedding in zip(missing, fresh, strict=True):
+            known[source_id] = embedding
+            self._embeddings.put(source_id, embedding)
+        rows = []
+        for request in requests:
+            vector = known[request.source_id]
+            assert vector is not None
+            rows.append(self._engine.row(request.source_id, vector, request.index, self._settings))
+        parts = []
+        for start in range(0, len(rows), self._engine.buckets[-1]):
+            images, seconds = self._engine.generate(rows[start : start + self._engine.buckets[-1]])
+            self._ledger.generator_seconds += seconds
+            self._ledger.calls += 1
+            parts.append(images)
+        return Delivery(images=np.concatenate(parts), origins=["generated"] * len(rows))
+
+    def close(self) -> None:
+        """Nothing is held."""
