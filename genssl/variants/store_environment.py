@@ -1,0 +1,267 @@
+"""One LMDB environment of a variant store: opened once a process, grown as it fills, never used across fork.
+
+Durability. Every commit is synced (LMDB's default flags): a batch whose `put_many` returned survives both the death of
+the process, since nothing is written through a writable map and the root is switched last, and a power loss, as far as
+the disk honours fsync. The cheaper flags gain nothing that matters here: one sync a batch of 64 variants is far below
+the time that a device takes to make them, and without it a power loss can corrupt the tree, not only lose its tail.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lmdb
+
+from genssl.variants.store_manifest import StoreError
+from genssl.variants.store_record import is_intact
+
+T = TypeVar("T")
+DATA = "data.mdb"
+MAX_READERS = 1024  # read transactions at once, over all processes; a slot has 64 bytes
+MAP_BYTES = 2**30  # address space, not disk: the file grows with what is written
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")  # LMDB's page, in files made on this kind of machine
+# LMDB 0.9's page header and meta page: magic, page size (the first word of the first tree), last page, transaction
+META = struct.Struct("<16xI20xI92xQQ")
+META_MAGIC = 0xBEEFC0DE
+SPARE_PAGES = 16
+RESIZES = 8  # another process may grow the map again while we follow
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is written for one variant: its record under `digest`, and `link` in the list of its source."""
+
+    digest: bytes
+    record: bytes
+    source_id: bytes
+    link: bytes
+
+
+class Environment:
+    """Made by `Environment.open` only, which shares one object among all stores of a process.
+
+    Thread-safe. Reads take `_map_lock` for as long as they copy, so that nobody moves the map under them; a commit
+    waits for the disk outside of it.
+    """
+
+    # LMDB forbids opening a file twice in one process: closing either would drop the locks of both.
+    _opened: dict[tuple[int, int], Environment] = {}  # noqa: RUF012
+    _registry_lock = threading.Lock()
+
+    def __init__(self, folder: Path, identity: tuple[int, int], *, writable: bool, map_bytes: int) -> None:
+        self.folder, self.writable = folder, writable
+        self.pid = os.getpid()
+        self._identity, self._users = identity, 1
+        self._map_lock, self._write_lock = threading.Lock(), threading.Lock()
+        self._broken = False
+        _refuse_truncated(folder / DATA)
+        self._env: Any = lmdb.open(
+            str(folder),
+            map_size=map_bytes,
+            max_dbs=2,
+            max_readers=MAX_READERS,
+            readonly=not writable,
+            create=writable,
+            readahead=False,  # reads are random
+            lock=writable or _can_lock(folder),
+        )
+        try:
+            self._variants = self._env.open_db(b"variants", create=writable)
+            self._sources = self._env.open_db(b"sources", create=writable, dupsort=True, dupfixed=True)
+            if writable:
+                self._env.reader_check()  # slots of killed readers would keep freed pages from being used again
+        except BaseException:
+            self._env.close()
+            raise
+
+    @classmethod
+    def open(cls, folder: Path, *, writable: bool, map_bytes: int = MAP_BYTES) -> Environment | None:
+        """Opens `folder`, or shares what this process has open of it.
+
+        Returns:
+            None if there is nothing complete to read yet, or if it is to be written but open here for reading.
+
+        Raises:
+            StoreError: in a forked child of a process that has it open.
+            lmdb.Error: if it cannot be opened.
+        """
+        status = folder.stat()
+        identity = (status.st_dev, status.st_ino)
+        with cls._registry_lock:
+            held = cls._opened.get(identity)
+            if held is not None and held.pid != os.getpid():
+                raise StoreError(fork_message(folder, held.pid))
+            if held is not None:
+                if writable and not held.writable:
+                    return None
+                held._users += 1
+                return held
+            try:
+                made = cls(folder, identity, writable=writable, map_bytes=map_bytes)
+            except (lmdb.NotFoundError, lmdb.InvalidError):
+                if writable:
+                    raise
+                return None  # its writer is about to make it
+            cls._opened[identity] = made
+            return made
+
+    def release(self) -> None:
+        """Closes the environment when its last user has released it; does nothing in a forked child."""
+        if self.pid != os.getpid():
+            return
+        with self._registry_lock:
+            self._users -= 1
+            if self._users:
+                return
+            # Closed under the registry's lock: LMDB refuses to open it again until it is.
+            with self._write_lock, self._map_lock:
+                del self._opened[self._identity]
+                self._env.close()
+
+    def get_many(self, digests: Sequence[bytes]) -> list[bytes | None]:
+        """Returns copies of the records, None for those that are not here; raises lmdb.Error on a damaged tree."""
+
+        def work(txn: Any) -> list[bytes | None]:
+            get, variants = txn.get, self._variants
+            return [get(digest, db=variants) for digest in digests]
+
+        return self._read(work)
+
+    def links(self, source_id: bytes) -> list[bytes]:
+        """Returns the links of a source, in ascending order; raises lmdb.Error on a damaged tree."""
+
+        def work(txn: Any) -> list[bytes]:
+            cursor = txn.cursor(db=self._sources)
+            return [bytes(link) for link in cursor.iternext_dup()] if cursor.set_key(source_id) else []
+
+        return self._read(work)
+
+    def digests(self, after: bytes, limit: int) -> list[bytes]:
+        """Returns up to `limit` digests above `after`, ascending: a scan in short transactions, which pin no pages."""
+
+        def work(txn: Any) -> list[bytes]:
+            cursor = txn.cursor(db=self._variants)
+            found: list[bytes] = []
+            valid = cursor.set_range(after + b"\0") if after else cursor.first()
+            while valid and len(found) < limit:
+                found.append(bytes(cursor.key()))
+                valid = cursor.next()
+            return found
+
+        return self._read(work)
+
+    def count(self) -> int:
+        """Returns the number of records."""
+        return self._read(lambda txn: int(txn.stat(self._variants)["entries"]))
+
+    def used_bytes(self) -> int:
+        """Returns the size to which the file has grown."""
+
+        def work(txn: Any) -> int:
+            return (int(self._env.info()["last_pgno"]) + 1) * int(self._env.stat()["psize"])
+
+        return self._read(work)
+
+    def put_many(self, entries: Sequence[Entry]) -> int:
+        """Writes what is not here intact already, in one transaction; returns how many were written.
+
+        Raises:
+            lmdb.Error: disk full or an error of the disk; nothing of the batch is then stored.
+        """
+        with self._write_lock:
+            for _ in range(64):  # each round doubles the map
+                self._check()
+                try:
+                    with self._env.begin(write=True) as txn:
+                        return sum(self._put(txn, entry) for entry in entries)
+                except lmdb.MapFullError:
+                    with self._map_lock:
+                        self._resize(2 * int(self._env.info()["map_size"]))
+                except lmdb.MapResizedError:  # an earlier writer of this environment, in another process, grew it
+                    with self._map_lock:
+                        self._resize(0)
+        raise lmdb.MapFullError(f"{self.folder}: the address space is used up")
+
+    def _put(self, txn: Any, entry: Entry) -> bool:
+        held = txn.get(entry.digest, db=self._variants)
+        if held is not None and is_intact(held):
+            return False
+        txn.put(entry.digest, entry.record, db=self._variants)
+        txn.put(entry.source_id, entry.link, db=self._sources)
+        return True
+
+    def _read(self, work: Callable[[Any], T]) -> T:
+        with self._map_lock:
+            for attempt in range(RESIZES):
+                self._check()
+                try:
+                    with self._env.begin() as txn:
+                        return work(txn)
+                except lmdb.MapResizedError:
+                    if attempt == RESIZES - 1:
+                        raise
+                    self._resize(0)  # to the size that the writing process has written down
+        raise AssertionError("the last attempt returns or raises")
+
+    def _resize(self, size: int) -> None:
+        try:
+            self._env.set_mapsize(size)
+        except lmdb.Error:
+            # The old map is gone already: any further use would read unmapped memory.
+            self._broken = True
+            raise
+
+    def _check(self) -> None:
+        if self._broken:
+            raise lmdb.Error(f"{self.folder}: its map was lost when it could not grow; the store must be opened again")
+
+
+def _new_registry_lock() -> None:
+    Environment._registry_lock = threading.Lock()
+
+
+# Another thread may have held it at the fork; the child must get its StoreError, not a deadlock.
+os.register_at_fork(after_in_child=_new_registry_lock)
+
+
+def _refuse_truncated(data: Path) -> None:
+    """Raises lmdb.CorruptedError for a file shorter than its tree.
+
+    LMDB does not look, and touching a mapped page beyond the end of a file kills the process with SIGBUS.
+    """
+    if not data.exists() or (size := data.stat().st_size) == 0:
+        return
+    with data.open("rb") as file:
+        metas = []
+        for page in (0, PAGE_BYTES):
+            file.seek(page)
+            metas.append(file.read(META.size))
+    fields = [META.unpack(meta) for meta in metas if len(meta) == META.size]
+    found = [
+        (transaction, last) for magic, page, last, transaction in fields if (magic, page) == (META_MAGIC, PAGE_BYTES)
+    ]
+    # Two meta pages take turns; the one of the later transaction counts.
+    missing = (max(found)[1] + 1) * PAGE_BYTES - size if found else 0
+    # The last pages of a sound file may never have been written, if one commit took and freed them.
+    if missing > SPARE_PAGES * PAGE_BYTES or size < 2 * PAGE_BYTES:
+        raise lmdb.CorruptedError(f"{data} is truncated: {missing} bytes are missing at its end")
+
+
+def fork_message(folder: Path, parent: int) -> str:
+    """Returns the message for a store that a forked child of process `parent` wants to use."""
+    return (
+        f"{folder} was opened in process {parent} and is used in its forked child {os.getpid()}, which LMDB does not "
+        "allow; start workers by forkserver or spawn and open the store there, or fork before it is opened"
+    )
+
+
+def _can_lock(folder: Path) -> bool:
+    """Says whether a reader can register itself: not in a set that it may only read, which then must not be written."""
+    path = folder / "lock.mdb"
+    return os.access(path if path.exists() else folder, os.W_OK)

@@ -1,0 +1,112 @@
+"""One stored variant as bytes: a header that says what it is, and the image. Format 1 of `genssl-variants`.
+
+A record describes itself: key, shape, encoding and checksum stand in it, so a store whose trees are damaged can still
+be read record by record. All numbers are little-endian.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+import zlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from genssl.data.base import UInt8Array
+from genssl.variants.key import VariantKey
+
+Encoding = Literal["raw", "png"]
+
+# magic with version, CRC-32 of all that follows, encoding, channels, 2 spare bytes, height, width, index, source id,
+# fingerprint, parameters digest, unix time in seconds
+HEADER = struct.Struct("<4sIBBHIIQ16s16s16sd")
+MAGIC = b"gsv1"
+CHECKED_FROM = 8  # the CRC covers header and image, so a flipped bit in the shape or the key is found as well
+ENCODINGS: tuple[Encoding, ...] = ("raw", "png")
+PNG_MODES = {1: "L", 3: "RGB"}
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """A stored variant.
+
+    Attributes:
+        key: what the image is a function of.
+        image: uint8 [C, h, w]; a read-only view of the record's bytes where the encoding is raw.
+        encoding: how the image was stored.
+        created: unix time in seconds.
+    """
+
+    key: VariantKey
+    image: UInt8Array
+    encoding: Encoding
+    created: float
+
+
+def encode(key: VariantKey, image: UInt8Array, encoding: Encoding = "raw") -> bytes:
+    """Returns the record of an image uint8 [C, h, w]; png (lossless) takes 1 or 3 channels."""
+    channels, height, width = image.shape
+    assert image.dtype == np.uint8, "variants are uint8"
+    payload = image.tobytes() if encoding == "raw" else _to_png(image)
+    fields = (ENCODINGS.index(encoding), channels, 0, height, width)
+    named = (key.index, key.source_id, key.fingerprint, key.parameters, time.time())
+    unchecked = HEADER.pack(MAGIC, 0, *fields, *named)
+    checksum = zlib.crc32(payload, zlib.crc32(unchecked[CHECKED_FROM:]))
+    return HEADER.pack(MAGIC, checksum, *fields, *named) + payload
+
+
+def is_intact(record: bytes) -> bool:
+    """Says whether the bytes are a record of this format whose checksum is right."""
+    if len(record) < HEADER.size or record[:4] != MAGIC:
+        return False
+    return zlib.crc32(memoryview(record)[CHECKED_FROM:]) == int.from_bytes(record[4:CHECKED_FROM], "little")
+
+
+def decode_image(record: bytes) -> UInt8Array | None:
+    """Returns the image uint8 [C, h, w] of a record, read-only, or None if the record is damaged."""
+    if not is_intact(record):
+        return None
+    _, _, encoding, channels, _, height, width, *_ = HEADER.unpack_from(record)
+    size = channels * height * width
+    if encoding == ENCODINGS.index("png"):
+        return _from_png(record[HEADER.size :], channels, height, width)
+    if encoding != ENCODINGS.index("raw") or len(record) != HEADER.size + size:
+        return None
+    return np.frombuffer(record, np.uint8, size, HEADER.size).reshape(channels, height, width)
+
+
+def decode(record: bytes) -> Record | None:
+    """Returns everything that a record says, or None if it is damaged."""
+    image = decode_image(record)
+    if image is None:
+        return None
+    _, _, encoding, _, _, _, _, index, source_id, fingerprint, parameters, created = HEADER.unpack_from(record)
+    return Record(VariantKey(source_id, fingerprint, parameters, index), image, ENCODINGS[encoding], created)
+
+
+def _to_png(image: UInt8Array) -> bytes:
+    from PIL import Image
+
+    channels = image.shape[0]
+    assert channels in PNG_MODES, "PNG holds 1 or 3 channels"
+    pixels = image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def _from_png(payload: bytes, channels: int, height: int, width: int) -> UInt8Array | None:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(payload), formats=["PNG"]) as opened:
+            # The header's size is checked before the pixels are decoded: a store may come from someone else.
+            if opened.size != (width, height) or opened.mode != PNG_MODES.get(channels):
+                return None
+            pixels = np.asarray(opened)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

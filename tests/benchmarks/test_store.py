@@ -1,0 +1,99 @@
+"""Rates of the store and the pool: `pytest tests/benchmarks/test_store.py --benchmark-only --benchmark-group-by=group`.
+
+Aims: random reads through the public API at least half as fast as bare LMDB's, 20 KB a record, and twice a folder of
+files; 128 stand-ins from the pool in 2 ms. One round handles BATCH variants.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import lmdb
+import numpy as np
+import pytest
+
+from genssl.variants.key import VariantKey
+from genssl.variants.pool import VariantPool
+from genssl.variants.store import VariantStore
+
+BATCH, COUNT, SIDE = 128, 8192, 82  # 3 * 82 * 82 = 20,172 bytes
+IMAGES = np.random.default_rng(0).integers(0, 256, (BATCH, 3, SIDE, SIDE), np.uint8)
+
+
+def key(number: int) -> VariantKey:
+    return VariantKey(number.to_bytes(16, "little"), b"g" * 16, b"p" * 16, number)
+
+
+def batches(digests):
+    order = np.random.default_rng(1).permutation(len(digests))
+    return itertools.cycle([[digests[n] for n in part] for part in order.reshape(-1, BATCH)])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    with VariantStore(tmp_path_factory.mktemp("bench") / "store") as store:
+        for first in range(0, COUNT, BATCH):
+            assert store.put_many([(key(first + n), IMAGES[n]) for n in range(BATCH)]) == BATCH
+        yield store
+
+
+@pytest.mark.benchmark(group="read")
+def test_random_reads(benchmark, store):
+    wanted = batches([key(number).digest() for number in range(COUNT)])
+    assert all(image is not None for image in benchmark(lambda: store.get_many(next(wanted))))
+
+
+@pytest.mark.benchmark(group="read")
+def test_random_reads_of_bare_lmdb(benchmark, store, tmp_path):
+    digests = [key(number).digest() for number in range(COUNT)]
+    with lmdb.open(str(tmp_path), map_size=2**30) as environment:
+        with environment.begin(write=True) as txn:
+            for number, digest in enumerate(digests):
+                txn.put(digest, IMAGES[number % BATCH].tobytes())
+        wanted = batches(digests)
+
+        def read():
+            with environment.begin() as txn:
+                return [txn.get(digest) for digest in next(wanted)]
+
+        assert all(value is not None for value in benchmark(read))
+
+
+@pytest.mark.benchmark(group="read")
+def test_random_reads_of_files(benchmark, tmp_path):
+    paths = [tmp_path / f"{number}.bin" for number in range(COUNT)]
+    for number, path in enumerate(paths):
+        path.write_bytes(IMAGES[number % BATCH].tobytes())
+    wanted = batches(paths)
+    assert all(len(value) == 3 * SIDE * SIDE for value in benchmark(lambda: [p.read_bytes() for p in next(wanted)]))
+
+
+@pytest.mark.benchmark(group="write")
+@pytest.mark.parametrize("batch", [16, BATCH])
+@pytest.mark.parametrize("encoding", ["raw", "png"])
+def test_writes(benchmark, tmp_path, batch, encoding):
+    with VariantStore(tmp_path / "store", encoding=encoding) as store:
+        numbers = itertools.count()
+
+        def write() -> int:
+            return store.put_many([(key(next(numbers)), IMAGES[n]) for n in range(batch)])
+
+        assert benchmark.pedantic(write, rounds=40, warmup_rounds=2) == batch
+
+
+@pytest.mark.benchmark(group="pool")
+@pytest.mark.parametrize("side", [32, 82, 224])
+def test_128_stand_ins(benchmark, side):
+    pool = VariantPool(None, max_bytes=2**28, max_reuse=10**6)
+    image = np.zeros((3, side, side), np.uint8)
+    sources = [number.to_bytes(16, "little") for number in range(170)]
+    for index in range(10):
+        for source in sources:
+            pool.add(source, index, image, index)
+    batch = np.empty((BATCH, 3, side, side), np.uint8)
+
+    def choose():
+        return [pool.choose(source, 99, 0, out=row) for source, row in zip(sources, batch, strict=False)]
+
+    assert all(chosen is not None for chosen in benchmark(choose))
+    pool.close()
