@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,11 @@ import torch
 from genssl.data.base import UInt8Array
 
 Parameters = dict[str, float | int]
+Alive = Callable[[], Sequence[bool]]
+
+
+class Cancelled(Exception):
+    """No row of a batch was wanted any more, so it was not computed to its end."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,13 @@ class Generator(Protocol):
         ...
 
     def generate(
-        self, embeddings: torch.Tensor, seeds: Sequence[int], parameters: Sequence[Parameters]
+        self,
+        embeddings: torch.Tensor,
+        seeds: Sequence[int],
+        parameters: Sequence[Parameters],
+        *,
+        alive: Alive | None = None,
+        sizes: Sequence[int] = (),
     ) -> torch.Tensor:
         """Makes one image a row; a row depends on its embedding, seed and parameters, not on its neighbours.
 
@@ -68,9 +79,38 @@ class Generator(Protocol):
             embeddings: float32 [B, embedding_dim].
             seeds: B numbers below 2**64; all noise of a row comes from a CPU generator with this seed.
             parameters: B complete parameter mappings with equal `batch_key`.
+            alive: says of each row whether anyone still wants it; asked between the steps of a sampler, in this thread.
+                The images of dead rows are arbitrary. A generator of one forward pass may leave it unasked.
+            sizes: batch sizes below B to which the batch may shrink once no more rows than that live.
 
         Returns:
             uint8 [B, 3, image_size, image_size] on the CPU. Equal to 1 grey level across batch sizes; bit-equal at an
-            equal batch size on the same machine.
+            equal batch size on the same machine, unless the batch shrank.
+
+        Raises:
+            Cancelled: if no row lives any more.
         """
         ...
+
+
+def keep_living(alive: Sequence[bool], rows: Sequence[int], sizes: Sequence[int]) -> list[int] | None:
+    """Says which positions of a batch a sampler goes on with.
+
+    Args:
+        alive: of every row that the batch began with, whether anyone still wants it.
+        rows: which of them lies at each position now.
+        sizes: sizes to which the batch may shrink.
+
+    Returns:
+        Positions of the living rows, the last repeated up to one of `sizes`; None if the batch stays as it is.
+
+    Raises:
+        Cancelled: if no row lives any more.
+    """
+    living = list({row: position for position, row in enumerate(rows) if alive[row]}.values())
+    if not living:
+        raise Cancelled
+    fitting = [size for size in sizes if len(living) <= size < len(rows)]
+    if not fitting:
+        return None
+    return living + living[-1:] * (min(fitting) - len(living))

@@ -18,13 +18,14 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from genssl.data.base import UInt8Array
 from genssl.data.decode import resize_and_crop
 from genssl.errors import GeneratorError, RequestRefusedError
-from genssl.generators.base import GeneratorSpec, Parameters
+from genssl.generators.base import Alive, GeneratorSpec, Parameters, keep_living
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.generators.ddim import DDIM
 from genssl.generators.fingerprint import fingerprint_folder
@@ -131,7 +132,13 @@ class StableUnCLIP:
 
     @torch.inference_mode()
     def generate(
-        self, embeddings: torch.Tensor, seeds: Sequence[int], parameters: Sequence[Parameters]
+        self,
+        embeddings: torch.Tensor,
+        seeds: Sequence[int],
+        parameters: Sequence[Parameters],
+        *,
+        alive: Alive | None = None,
+        sizes: Sequence[int] = (),
     ) -> torch.Tensor:
         """Makes one image a row; see `Generator.generate`."""
         shared = parameters[0]
@@ -153,21 +160,18 @@ class StableUnCLIP:
             [float(row["guidance_scale"]) for row in parameters], device=self._device, dtype=self._dtype
         ).view(-1, 1, 1, 1)
         guided = bool(shared["guidance_scale"] > 1)
-        if guided:
-            condition = torch.cat([torch.zeros_like(condition), condition])
-        text = self._text.expand(len(condition), -1, -1)
-        for step in self._ddim.steps(int(shared["num_inference_steps"])):
-            both = torch.cat([x, x]) if guided else x
-            output = self._unet(
-                both, step.timestep, encoder_hidden_states=text, class_labels=condition, return_dict=False
-            )[0]
-            if guided:
-                free, conditioned = output.chunk(2)
-                output = free + guidance * (conditioned - free)
-            x = self._ddim.step(step, x, output)
+        rows_left = list(range(len(x)))
+        # The hook is asked before the first step too, and once more before decoding, which costs as much as a step.
+        for step in [*self._ddim.steps(int(shared["num_inference_steps"])), None]:
+            kept = None if alive is None else keep_living(alive(), rows_left, sizes)
+            if kept is not None:
+                x, condition, guidance = x[kept], condition[kept], guidance[kept]
+                rows_left = [rows_left[position] for position in kept]
+            if step is not None:
+                x = self._ddim.step(step, x, self._predict(x, step.timestep, condition, guidance if guided else None))
         # In slices: at 768 px one image takes over a GB of activations, though the denoiser can take many rows.
-        rows = max(1, DECODED_PIXELS // int(shared["image_size"]) ** 2)
-        slices = torch.split(x / self._vae.config["scaling_factor"], rows)
+        at_once = max(1, DECODED_PIXELS // int(shared["image_size"]) ** 2)
+        slices = torch.split(x / self._vae.config["scaling_factor"], at_once)
         decoded = torch.cat([self._vae.decode(part, return_dict=False)[0].float() for part in slices])
         images = (decoded / 2 + 0.5).clamp(0, 1)
         output_size = int(shared["output_size"])
@@ -175,7 +179,27 @@ class StableUnCLIP:
             images = torch.nn.functional.interpolate(
                 images, size=(output_size, output_size), mode="bicubic", antialias=True
             ).clamp(0, 1)
-        return (images * 255).round().to(torch.uint8).cpu()
+        made = (images * 255).round().to(torch.uint8).cpu()
+        if len(made) == len(embeddings):
+            return made
+        spread = made.new_zeros((len(embeddings), *made.shape[1:]))
+        spread[rows_left] = made
+        return spread
+
+    def _predict(
+        self, x: torch.Tensor, timestep: int, condition: torch.Tensor, guidance: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Returns the network's output [B, C, h, w], guided row by row if `guidance` [B, 1, 1, 1] is given."""
+        if guidance is not None:
+            x, condition = torch.cat([x, x]), torch.cat([torch.zeros_like(condition), condition])
+        text = self._text.expand(len(x), -1, -1)
+        output: torch.Tensor = self._unet(
+            x, timestep, encoder_hidden_states=text, class_labels=condition, return_dict=False
+        )[0]
+        if guidance is None:
+            return output
+        free, conditioned = output.chunk(2)
+        return free + guidance * (conditioned - free)
 
     def noise_embeddings(self, embeddings: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         """Noises embeddings row by row and appends the sinusoidal embedding of the level.
@@ -222,12 +246,14 @@ def _from_pretrained(kind: Any, folder: Path, subfolder: str, **settings: Any) -
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Inside, diffusers and transformers draw no progress bars of their own."""
-    shown = transformers_logging.is_progress_bar_enabled()
+    """Inside, diffusers and transformers draw no progress bars of their own and give no advice on what to install."""
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), diffusers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        diffusers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()
 

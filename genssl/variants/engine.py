@@ -5,6 +5,7 @@ The server and the in-process source both stand on this, which is why they give 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import torch
 
 from genssl.data.base import UInt8Array
 from genssl.errors import RequestRefusedError, suggest
-from genssl.generators.base import Generator, Parameters
+from genssl.generators.base import Alive, Generator, Parameters
 from genssl.variants.key import VariantKey, parameters_digest
 
 
@@ -72,8 +73,8 @@ class VariantEngine:
         """Returns `given` on top of the generator's defaults, each with its default's type.
 
         Raises:
-            RequestRefusedError: for a parameter that this generator does not have, or for a fraction where a whole
-                number is due.
+            RequestRefusedError: for a parameter that this generator does not have, for infinities and NaN, or for a
+                fraction where a whole number is due.
         """
         defaults = self.generator.spec.defaults
         complete = dict(defaults)
@@ -81,6 +82,10 @@ class VariantEngine:
             if name not in defaults:
                 raise RequestRefusedError(
                     f"{self.generator.spec.name} has no parameter {name!r}{suggest(name, defaults)}"
+                )
+            if not math.isfinite(value):
+                raise RequestRefusedError(
+                    f"{self.generator.spec.name}: parameter {name} is {value}; a finite number is expected"
                 )
             kind = type(defaults[name])
             if kind(value) != value:
@@ -110,23 +115,34 @@ class VariantEngine:
             embeddings += [row.clone() for row in self.generator.embed(padded)[: len(part)]]
         return embeddings, time.perf_counter() - started
 
-    def generate(self, rows: Sequence[Row]) -> tuple[UInt8Array, float]:
+    def generate(
+        self, rows: Sequence[Row], *, bucket: int | None = None, alive: Alive | None = None
+    ) -> tuple[UInt8Array, float]:
         """Makes variants in one batch.
 
         Args:
             rows: at most buckets[-1] of them, with equal `settings.batch_key`.
+            bucket: the size to pad to; by default the smallest of `buckets` that holds the rows.
+            alive: says of each row whether anyone still wants it; asked between sampler steps, in this thread. Dead
+                rows get arbitrary images, and a batch may shrink to a smaller bucket (in deterministic mode never).
 
         Returns:
             uint8 [len(rows), 3, image_size, image_size], and the seconds the device took.
+
+        Raises:
+            Cancelled: if no row lives any more.
         """
         assert 0 < len(rows) <= self.buckets[-1], "a batch has at least one row and at most the largest bucket"
         started = time.perf_counter()
-        bucket = self._bucket(len(rows))
+        bucket = bucket or self._bucket(len(rows))
         filler = bucket - len(rows)
+        assert filler >= 0, "the bucket holds the rows"
         images = self.generator.generate(
             _pad(torch.stack([row.embedding for row in rows]), bucket),
             [row.seed for row in rows] + [0] * filler,
             [row.settings.parameters for row in rows] + [rows[-1].settings.parameters] * filler,
+            alive=None if alive is None else lambda: [*alive(), *[False] * filler],
+            sizes=[] if self.deterministic else [size for size in self.buckets if size < bucket],
         )
         result: UInt8Array = images[: len(rows)].numpy()
         return result, time.perf_counter() - started

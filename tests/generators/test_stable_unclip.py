@@ -14,6 +14,7 @@ from diffusers import StableUnCLIPImg2ImgPipeline
 from PIL import Image
 
 from genssl.errors import GeneratorError, RequestRefusedError
+from genssl.generators.base import Cancelled
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.generators.locate import BUILTIN, find_model
 from genssl.generators.stable_unclip import StableUnCLIP
@@ -118,6 +119,46 @@ def test_a_row_is_bit_equal_at_an_equal_batch_size(unclip, digits_test):
     first = unclip.generate(embeddings, list(range(8)), parameters)
     other_neighbours = unclip.generate(embeddings[[0, *range(7)]], [0, *range(100, 107)], parameters)
     assert torch.equal(first[0], other_neighbours[0])
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_batch_shrinks_step_by_step_to_the_rows_still_wanted(tiny, guidance):
+    generator = make(tiny, num_inference_steps=4, guidance_scale=guidance)
+    images = np.random.default_rng(3).integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
+    embeddings = generator.embed(torch.from_numpy(images))
+    parameters = [{**generator.spec.defaults, "noise_level": 30 * row} for row in range(8)]
+    whole = generator.generate(embeddings, list(range(8)), parameters).numpy()
+    wanted = iter([range(8), {1, 2, 5}, {2, 5}, {5}, {5}])
+    computed = []
+    hook = generator._unet.register_forward_pre_hook(lambda _, inputs: computed.append(len(inputs[0])))
+
+    def alive() -> list[bool]:
+        rows = next(wanted)
+        return [row in rows for row in range(8)]
+
+    made = generator.generate(embeddings, list(range(8)), parameters, alive=alive, sizes=[1, 4]).numpy()
+    hook.remove()
+    assert computed == [size * (2 if guidance > 1 else 1) for size in (8, 4, 4, 1)]
+    assert grey_levels_apart(made[5], whole[5]) <= 1
+    assert not made[[0, 3, 4, 6, 7]].any()
+
+
+def test_without_sizes_a_batch_only_stops_when_no_row_is_wanted(tiny):
+    generator = make(tiny, num_inference_steps=3, guidance_scale=1.0)
+    embeddings = torch.zeros(4, 32)
+    parameters = [generator.spec.defaults] * 4
+    whole = generator.generate(embeddings, [*SEEDS, 5], parameters)
+    half = generator.generate(embeddings, [*SEEDS, 5], parameters, alive=lambda: [True, False, False, False])
+    assert torch.equal(half[0], whole[0])
+    asked = []
+
+    def until_the_third_step() -> list[bool]:
+        asked.append(None)
+        return [len(asked) < 3] * 4
+
+    with pytest.raises(Cancelled):
+        generator.generate(embeddings, [*SEEDS, 5], parameters, alive=until_the_third_step)
+    assert len(asked) == 3
 
 
 def test_generation_leaves_the_global_random_stream_alone(unclip, digits_test):

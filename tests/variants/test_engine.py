@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from genssl.errors import RequestRefusedError
+from genssl.generators.base import Cancelled
 from genssl.variants.engine import EmbeddingCache, Row, VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
@@ -31,6 +32,45 @@ def test_a_variant_does_not_depend_on_its_batch(engine, digits_test):
     shuffled, _ = engine.generate(rows[::-1])
     assert np.abs(together.astype(int) - alone).max() <= 1
     assert np.array_equal(together, shuffled[::-1]), "equal bucket, equal bits"
+
+
+def test_a_batch_whose_rows_die_shrinks_and_leaves_the_living_as_they_were(engine, digits_test):
+    rows = rows_of(engine, digits_test, 13)
+    whole, _ = engine.generate(rows)
+    asked = []
+
+    def alive() -> list[bool]:
+        asked.append(None)
+        return [len(asked) < 2 or row in (2, 7, 12) for row in range(13)]
+
+    images, _ = engine.generate(rows, alive=alive)
+    assert len(asked) == 3, "before each of two steps, and before decoding"
+    assert np.abs(images[[2, 7, 12]].astype(int) - whole[[2, 7, 12]]).max() <= 1
+    assert not images[0].any(), "a dead row is not computed"
+    assert images.shape == whole.shape
+
+
+def test_a_batch_with_all_rows_alive_is_what_it_is_without_being_asked(engine, digits_test):
+    rows = rows_of(engine, digits_test, 13)
+    assert np.array_equal(engine.generate(rows, alive=lambda: [True] * 13)[0], engine.generate(rows)[0])
+
+
+def test_a_batch_without_living_rows_is_given_up(engine, digits_test):
+    with pytest.raises(Cancelled):
+        engine.generate(rows_of(engine, digits_test, 2), alive=lambda: [False, False])
+
+
+def test_deterministic_batches_never_shrink(unclip, digits_test):
+    engine = VariantEngine(unclip, [1, 16], deterministic=True)
+    rows = rows_of(engine, digits_test, 5)
+    images, _ = engine.generate(rows, alive=lambda: [True, False, False, False, False])
+    assert np.array_equal(images[0], engine.generate(rows)[0][0])
+
+
+def test_a_larger_bucket_can_be_asked_for(engine, digits_test):
+    rows = rows_of(engine, digits_test, 2)
+    images, _ = engine.generate(rows, bucket=16)
+    assert np.array_equal(images, engine.generate(rows_of(engine, digits_test, 13))[0][:2]), "equal bucket, equal bits"
 
 
 def test_indices_make_different_variants_and_a_seed_replaces_the_derived_one(engine, digits_test):

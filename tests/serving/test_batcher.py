@@ -1,0 +1,443 @@
+"""The batcher between real submitters and a generator: what is computed when and for whom, and how it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from genssl.data.base import UInt8Array
+from genssl.generators.base import Alive, GeneratorSpec, Parameters, keep_living
+from genssl.serving.batcher import Batcher, BatchReport, DeadlinePassedError, GenerationFailedError, Made
+from genssl.serving.schedule import Priority
+from genssl.variants.engine import Row, VariantEngine
+
+BUCKETS = [1, 4, 16]
+BAD_SEED = 666
+
+
+class Painter:
+    """Paints each image in the grey that its seed gives; can be held, slow, short of memory or broken.
+
+    Attributes:
+        gate: generation waits for it before every step.
+        entered: set when a batch has begun.
+        batches: the seeds of each batch begun, padding included.
+    """
+
+    def __init__(
+        self, *, steps: int = 1, memory: int = 10**6, fixed_seconds: float = 0.0, row_seconds: float = 0.0
+    ) -> None:
+        self.spec = GeneratorSpec("painter", "none", bytes(16), 4, 2, "none", {"kind": 0}, {})
+        self.gate, self.entered, self.steps_begun = threading.Event(), threading.Event(), 0
+        self.gate.set()
+        self.batches: list[list[int]] = []
+        self.steps, self.memory, self.fixed_seconds, self.row_seconds = steps, memory, fixed_seconds, row_seconds
+
+    def preprocess(self, image: UInt8Array) -> UInt8Array:
+        return image
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(images), 4)
+
+    def check(self, parameters: Parameters) -> None:
+        pass
+
+    def batch_key(self, parameters: Parameters) -> tuple[object, ...]:
+        return (parameters["kind"],)
+
+    def generate(
+        self,
+        embeddings: torch.Tensor,
+        seeds: Sequence[int],
+        parameters: Sequence[Parameters],
+        *,
+        alive: Alive | None = None,
+        sizes: Sequence[int] = (),
+    ) -> torch.Tensor:
+        self.batches.append(list(seeds))
+        for _ in range(self.steps):
+            if alive is not None:
+                keep_living(alive(), range(len(seeds)), sizes)
+            self.steps_begun += 1
+            self.entered.set()
+            assert self.gate.wait(20)
+            time.sleep(self.fixed_seconds + self.row_seconds * len(seeds))
+        if len(seeds) > self.memory:
+            raise torch.OutOfMemoryError("tried to allocate more than there is")
+        if BAD_SEED in seeds:
+            raise ValueError("cannot paint this one")
+        return torch.tensor([[[[seed % 251] * 2] * 2] * 3 for seed in seeds], dtype=torch.uint8)
+
+
+class Bench:
+    """A batcher with its generator, and what it reported."""
+
+    def __init__(self, painter: Painter, deterministic: bool = False, **settings: Any) -> None:
+        self.painter, self.device = painter, ThreadPoolExecutor(1)
+        self.engine = VariantEngine(painter, BUCKETS, deterministic=deterministic)
+        self.reports: list[BatchReport] = []
+        self.drops: list[tuple[int, str]] = []
+        self.batcher = Batcher(
+            self.engine,
+            self.device,
+            on_batch=self.reports.append,
+            on_drop=lambda count, reason: self.drops.append((count, reason)),
+            **settings,
+        )
+
+    def row(self, seed: int, kind: int = 0) -> Row:
+        name = blake2b(f"{seed} {kind}".encode(), digest_size=16).digest()
+        return Row(name, torch.zeros(4), seed, self.engine.complete({"kind": kind}))
+
+    def submit(self, seeds: Sequence[int], kind: int = 0, **settings: Any) -> asyncio.Task[list[Made | BaseException]]:
+        return asyncio.ensure_future(self.batcher.submit([self.row(seed, kind) for seed in seeds], **settings))
+
+    async def hold(self) -> asyncio.Task[list[Made | BaseException]]:
+        """Occupies the device with one row until the gate is opened."""
+        self.painter.gate.clear()
+        held = self.submit([250])
+        while not self.painter.entered.is_set():
+            await asyncio.sleep(0.001)
+        return held
+
+    async def begun(self, batches: int) -> None:
+        while len(self.painter.batches) < batches:
+            await asyncio.sleep(0.001)
+
+
+def bench(test: Callable[[Bench], Coroutine[Any, Any, None]], painter: Painter | None = None, **settings: Any) -> Bench:
+    """Runs a coroutine on a fresh bench and returns it, so that nothing is left running."""
+
+    async def run() -> Bench:
+        made = Bench(painter or Painter(), **settings)
+        try:
+            await asyncio.wait_for(test(made), 20)
+            await asyncio.wait_for(made.batcher.idle(), 5)
+            assert (made.batcher.queued, made.batcher.running) == (0, 0)
+        finally:
+            made.painter.gate.set()
+            await made.batcher.close()
+            made.device.shutdown()
+        return made
+
+    return asyncio.run(run())
+
+
+def greys(results: Sequence[Made | BaseException]) -> list[int]:
+    assert all(isinstance(result, Made) for result in results), results
+    return [int(result.image[0, 0, 0]) for result in results if isinstance(result, Made)]
+
+
+def test_submitters_share_batches_and_get_their_own_rows():
+    async def test(on: Bench) -> None:
+        held = await on.hold()
+        waiting = [on.submit([1, 2, 3]), on.submit([4], client="b"), on.submit([5, 6], kind=1), on.submit([7])]
+        await asyncio.sleep(0)
+        assert on.batcher.queued == 7
+        assert on.batcher.running == 1
+        on.painter.gate.set()
+        assert [greys(await task) for task in waiting] == [[1, 2, 3], [4], [5, 6], [7]]
+        assert greys(await held) == [250]
+
+    on = bench(test)
+    assert [sorted(set(batch)) for batch in on.painter.batches[1:]] == [[0, 1, 2, 3, 4, 7], [0, 5, 6]]
+    assert [(report.bucket, report.rows, report.failed) for report in on.reports] == [
+        (1, 1, False),
+        (16, 5, False),
+        (4, 2, False),
+    ]
+    assert all(0 < wait < 5 for wait in on.reports[1].queue_waits)
+
+
+def test_each_row_carries_its_share_of_seconds_and_its_wait():
+    async def test(on: Bench) -> None:
+        await on.hold()
+        task = on.submit([1, 2, 3, 4])
+        await asyncio.sleep(0.05)
+        on.painter.gate.set()
+        made = await task
+        assert sum(item.seconds for item in made) == pytest.approx(on.reports[1].seconds)
+        assert all(item.queue_seconds >= 0.05 and not item.shared for item in made)
+
+    bench(test)
+
+
+def test_urgent_rows_go_first_and_lower_classes_fill_the_batch():
+    async def test(on: Bench) -> None:
+        await on.hold()
+        on.submit(range(100, 120), priority=Priority.BULK)
+        on.submit([1, 2], priority=Priority.TRAINING)
+        on.submit([50], priority=Priority.INTERACTIVE)
+        await asyncio.sleep(0)
+        assert on.batcher.queued_by_priority() == {"interactive": 1, "training": 2, "bulk": 20}
+        on.painter.gate.set()
+
+    on = bench(test)
+    assert on.painter.batches[1] == [50, 1, 2, *range(100, 113)]
+
+
+def test_old_rows_rise():
+    async def test(on: Bench) -> None:
+        await on.hold()
+        on.submit([1], priority=Priority.BULK)
+        await asyncio.sleep(0.06)
+        on.submit(range(100, 116), priority=Priority.TRAINING, client="b")
+        await asyncio.sleep(0)
+        on.painter.gate.set()
+
+    on = bench(test, ageing_seconds=0.05)
+    assert 1 in on.painter.batches[1]
+
+
+def test_a_trickle_passes_a_flood():
+    async def test(on: Bench) -> None:
+        await on.hold()
+        on.submit(range(300, 500), client="flood")
+        await asyncio.sleep(0)
+        on.submit([1, 2], client="trickle")
+        await asyncio.sleep(0)
+        assert on.batcher.queued_of("flood") == 200
+        assert on.batcher.queued_of("trickle") == 2
+        on.painter.gate.set()
+
+    on = bench(test)
+    assert {1, 2} < set(on.painter.batches[1])
+
+
+def test_equal_rows_are_computed_once_while_they_wait_and_while_they_run():
+    async def test(on: Bench) -> None:
+        running = await on.hold()
+        joined_running = on.submit([250])
+        first, second = on.submit([1, 2]), on.submit([2, 3, 2], client="b")
+        await asyncio.sleep(0)
+        assert on.batcher.queued == 3
+        on.painter.gate.set()
+        assert greys(await joined_running) == greys(await running) == [250]
+        assert greys(await first) == [1, 2]
+        assert greys(await second) == [2, 3, 2]
+        assert [item.shared for item in await first] == [False, False]
+        assert [item.shared for item in await second] == [True, False, True]
+        assert (await second)[0].seconds == 0
+        assert greys(await on.submit([1])) == [1], "what is finished is computed anew"
+
+    on = bench(test)
+    assert [sorted(set(batch) - {0}) for batch in on.painter.batches] == [[250], [1, 2, 3], [1]]
+
+
+def test_a_shared_row_takes_the_most_urgent_class_and_outlives_its_first_submitter():
+    async def test(on: Bench) -> None:
+        await on.hold()
+        first = on.submit([5], priority=Priority.BULK, client="bulk")
+        on.submit(range(100, 120), priority=Priority.TRAINING)
+        await asyncio.sleep(0)
+        second = on.submit([5], priority=Priority.INTERACTIVE, client="urgent")
+        await asyncio.sleep(0)
+        assert (on.batcher.queued_of("bulk"), on.batcher.queued_of("urgent")) == (0, 1)
+        first.cancel()
+        await asyncio.sleep(0.01)
+        assert on.drops == []
+        on.painter.gate.set()
+        assert greys(await second) == [5]
+
+    on = bench(test)
+    assert on.painter.batches[1][0] == 5
+
+
+def test_cancelled_rows_that_wait_are_never_computed():
+    async def test(on: Bench) -> None:
+        await on.hold()
+        gone, stays = on.submit([1, 2, 3]), on.submit([4])
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert on.batcher.queued == 1
+        on.painter.gate.set()
+        assert greys(await stays) == [4]
+
+    on = bench(test)
+    assert on.painter.batches == [[250], [4]]
+    assert on.drops == [(3, "cancelled")]
+
+
+def test_a_running_batch_stops_between_steps_when_nobody_wants_it():
+    async def test(on: Bench) -> None:
+        held = await on.hold()
+        held.cancel()
+        await asyncio.sleep(0.01)
+        again = on.submit([250])
+        await asyncio.sleep(0.01)
+        on.painter.gate.set()
+        assert greys(await again) == [250], "it does not join the batch that stops"
+
+    on = bench(test, Painter(steps=5))
+    assert on.painter.steps_begun == 1 + 5
+    assert on.drops == [(1, "cancelled")]
+    assert [(report.rows, report.failed) for report in on.reports] == [(0, False), (1, False)]
+
+
+def test_rows_whose_deadline_passed_say_so_and_the_others_go_on():
+    async def test(on: Bench) -> None:
+        await on.hold()
+        now = asyncio.get_running_loop().time()
+        late = on.submit([1, 2], deadline=now + 0.03)
+        shared = on.submit([2], deadline=now + 60)
+        result = await late
+        assert [type(item) for item in result] == [DeadlinePassedError] * 2
+        assert time.monotonic() - now < 5
+        already = on.submit([9], deadline=now - 1)
+        assert isinstance((await already)[0], DeadlinePassedError)
+        on.painter.gate.set()
+        assert greys(await shared) == [2]
+
+    on = bench(test)
+    assert on.painter.batches == [[250], [2]]
+    assert on.drops == [(1, "deadline"), (1, "deadline")]
+
+
+def test_a_full_memory_halves_the_bucket_of_its_batch_key_alone(caplog):
+    async def test(on: Bench) -> None:
+        assert on.batcher.largest_bucket == 16
+        assert greys(await on.submit(range(1, 17))) == list(range(1, 17))
+        assert on.batcher.largest_bucket == 4
+        assert greys(await on.submit(range(20, 32))) == list(range(20, 32))
+        assert greys(await on.submit([1, 2], kind=1)) == [1, 2]
+
+    on = bench(test, Painter(memory=5))
+    assert [len(batch) for batch in on.painter.batches] == [16, 8, 4, 4, 8, 4, 4, *[4] * 3, 4]
+    assert "at most 4 rows from now on" in caplog.text
+    assert sum(report.rows for report in on.reports) == 30
+
+
+def test_a_row_that_does_not_fit_alone_fails():
+    async def test(on: Bench) -> None:
+        (error,) = await on.submit([1])
+        assert isinstance(error, GenerationFailedError)
+        assert "on this row alone" in str(error)
+
+    bench(test, Painter(memory=0))
+
+
+def test_a_full_memory_fails_the_batch_in_deterministic_mode():
+    async def test(on: Bench) -> None:
+        for error in await on.submit([1, 2]):
+            assert isinstance(error, GenerationFailedError)
+            assert "lower the largest of `buckets`" in str(error)
+        assert on.batcher.largest_bucket == 16
+
+    on = bench(test, Painter(memory=5), deterministic=True)
+    assert [len(batch) for batch in on.painter.batches] == [16]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_bad_row_fails_alone(deterministic):
+    async def test(on: Bench) -> None:
+        results = await on.submit([*range(1, 8), BAD_SEED, *range(8, 16)])
+        assert isinstance(results.pop(7), GenerationFailedError)
+        assert greys(results) == list(range(1, 16))
+        assert greys(await on.submit([1])) == [1]
+
+    on = bench(test, deterministic=deterministic)
+    assert len(on.painter.batches) == 1 + 2 * 4 + 1, "two halves at each of four levels, and the row after it"
+    assert sum(report.rows for report in on.reports if report.failed) == 1
+
+
+def test_predictions_come_true():
+    async def test(on: Bench) -> None:
+        assert on.batcher.predicted_wait(10) is None
+        for count in (1, 4, 16, 1, 4, 16):
+            await on.submit(range(count))
+        started = time.monotonic()
+        on.submit(range(1000, 1064), priority=Priority.BULK)
+        task = on.submit(range(100, 164))
+        await asyncio.sleep(0.002)
+        for_behind = on.batcher.predicted_wait(16)
+        urgent = on.batcher.predicted_wait(1, Priority.INTERACTIVE)
+        newcomer = on.batcher.predicted_wait(16, client="newcomer")
+        assert urgent < newcomer < for_behind
+        last = on.submit(range(200, 216))
+        await task
+        await last
+        assert time.monotonic() - started == pytest.approx(for_behind, rel=0.3)
+
+    bench(test, Painter(fixed_seconds=0.004, row_seconds=0.002))
+
+
+def test_small_remainders_are_not_padded_where_rows_are_dear():
+    async def test(on: Bench) -> None:
+        for bucket in BUCKETS:
+            on.batcher.cost.observe((0,), bucket, 0.001 + 0.01 * bucket)
+        await on.submit([1, 2, 3, 4, 5])
+
+    on = bench(test)
+    assert sorted(len(batch) for batch in on.painter.batches) == [1, 4]
+
+
+def test_the_device_serves_others_between_two_batches():
+    async def test(on: Bench) -> None:
+        held = await on.hold()
+        rows = on.submit(range(64))
+        await asyncio.sleep(0)
+        other = asyncio.get_running_loop().run_in_executor(on.device, lambda: len(on.painter.batches))
+        on.painter.gate.set()
+        assert await other <= 2, "an embedding waits for one batch, not for the queue"
+        await asyncio.gather(held, rows)
+
+    bench(test)
+
+
+def test_idle_returns_once_everything_is_answered():
+    async def test(on: Bench) -> None:
+        await on.hold()
+        task = on.submit(range(40))
+        await asyncio.sleep(0)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(on.batcher.idle(), 0.02)
+        on.painter.gate.set()
+        await on.batcher.idle()
+        assert greys(await task) == list(range(40))
+
+    bench(test)
+
+
+def test_closing_fails_what_waits_and_stops_what_runs():
+    async def test(on: Bench) -> None:
+        held = await on.hold()
+        waits = on.submit([1])
+        await asyncio.sleep(0)
+        await on.batcher.close()
+        for task in (held, waits, on.submit([2])):
+            (error,) = await task
+            assert isinstance(error, GenerationFailedError)
+            assert "stopping" in str(error)
+        on.painter.gate.set()
+
+    on = bench(test, Painter(steps=3))
+    assert on.painter.steps_begun == 1
+
+
+def test_the_builtin_generator_gives_each_of_many_clients_its_variants(unclip, digits_test):
+    engine = VariantEngine(unclip, [1, 4, 16, 64])
+    embeddings, _ = engine.embed([unclip.preprocess(digits_test.image(row)) for row in range(8)])
+    settings = engine.complete({})
+    rows = [engine.row(digits_test.source_id(row), embeddings[row], 0, settings) for row in range(8)]
+
+    async def run() -> list[list[Made | BaseException]]:
+        with ThreadPoolExecutor(1) as device:
+            batcher = Batcher(engine, device)
+            parts = [rows[start : start + 3] for start in range(6)]
+            return await asyncio.gather(*(batcher.submit(part, client=str(i)) for i, part in enumerate(parts)))
+
+    expected, _ = engine.generate(rows)
+    for start, results in enumerate(asyncio.run(run())):
+        images = np.stack([result.image for result in results])
+        assert np.abs(images.astype(int) - expected[start : start + 3]).max() <= 1
