@@ -9,7 +9,18 @@ from types import FrameType
 import typer
 
 from genssl import __version__
-from genssl.cli import list_command, preview, run, runs, serve_generator, show, train_generator, validate
+from genssl.cli import (
+    bench_server,
+    list_command,
+    preview,
+    run,
+    runs,
+    serve_generator,
+    show,
+    top,
+    train_generator,
+    validate,
+)
 from genssl.errors import UserError
 
 app = typer.Typer(
@@ -24,6 +35,8 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("runs")(runs.runs)
 app.command("serve-generator")(serve_generator.serve_generator)
+app.command("top")(top.top)
+app.command("bench-server")(bench_server.bench_server)
 app.command("train-generator")(train_generator.train_generator)
 app.command("preview")(preview.preview)
 app.command("show")(show.show)

@@ -1,0 +1,267 @@
+"""Refusals: how a server says no, how a client reads it, and what a client sees of a bug.
+
+Every refusal carries a google.rpc.Status in its trailers: an ErrorInfo that programs can act on, a RetryInfo if coming
+back later helps, a BadRequest if fields are wrong.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from genssl.serving.channel import SERVICE
+
+if TYPE_CHECKING:
+    from genssl.serving.statistics import Reason, Statistics
+
+log = logging.getLogger(__name__)
+
+DOMAIN = "genssl"
+DETAILS_KEY = "grpc-status-details-bin"
+# Trailers of more than 8 KB may be dropped on the way, and a message stands in them twice, once percent-encoded.
+MESSAGE_BYTES, VIOLATION_BYTES, MOST_VIOLATIONS = 1024, 200, 5
+LONGEST_RETRY = 600.0
+DEADLINE_TOLERANCE = 0.05
+REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A refusal as the client reads it.
+
+    Attributes:
+        code: the gRPC status.
+        reason: in capitals, such as "QUEUE_FULL"; empty if the refusal is not genssl's own.
+        message: for people.
+        retry_after: seconds after which the same request may succeed; None if the server does not say.
+        metadata: further facts by name.
+        violations: what is wrong, by the path of the field.
+    """
+
+    code: grpc.StatusCode
+    reason: str
+    message: str
+    retry_after: float | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    violations: Mapping[str, str] = field(default_factory=dict)
+
+
+async def refuse(
+    context: grpc.aio.ServicerContext,
+    statistics: Statistics,
+    code: grpc.StatusCode,
+    reason: Reason,
+    message: str,
+    retry_after: float | None = None,
+    *,
+    detail: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    violations: Mapping[str, str] | None = None,
+) -> NoReturn:
+    """Counts a refusal and ends the call with it.
+
+    Args:
+        context: of the call.
+        statistics: where it is counted.
+        code: the gRPC status.
+        reason: under which it is counted, and, in capitals, what the client is told.
+        message: for people: what was found, what is allowed, what to do.
+        retry_after: seconds after which the same request may succeed.
+        detail: told to the client in place of `reason`, such as "FINGERPRINT_CHANGED".
+        metadata: further facts by name.
+        violations: what is wrong, by the path of the field, such as "variants[3].source_index".
+
+    Raises:
+        grpc.aio.AbortError: always.
+    """
+    statistics.rejected(reason)
+    text, trailers = _status(code, detail or reason.upper(), message, retry_after, metadata or {}, violations or {})
+    await context.abort(code, text, trailing_metadata=trailers)
+    raise AssertionError("abort raises")
+
+
+def read_refusal(error: grpc.RpcError) -> Refusal:
+    """Returns what a failed call says; works for errors of the synchronous and of the asyncio API.
+
+    Never raises: details that are absent, damaged or not genssl's leave `reason` empty.
+    """
+    call: Any = error
+    code, message = call.code(), call.details() or ""
+    status = status_pb2.Status()
+    for key, value in call.trailing_metadata() or ():
+        if key == DETAILS_KEY:
+            try:
+                status = status_pb2.Status.FromString(value)
+            except DecodeError:
+                break
+    reason, retry_after, metadata, violations = "", None, {}, {}
+    for packed in status.details:
+        info, retry, bad = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), error_details_pb2.BadRequest()
+        try:
+            if packed.Unpack(info) and info.domain == DOMAIN:
+                reason, metadata = info.reason, dict(info.metadata)
+            elif packed.Unpack(retry):
+                retry_after = max(0.0, retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9)
+            elif packed.Unpack(bad):
+                violations = {violation.field: violation.description for violation in bad.field_violations}
+        except DecodeError:
+            continue
+    return Refusal(code, reason, message, retry_after, metadata, violations)
+
+
+class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Counts every call, and turns an exception that escapes a handler into INTERNAL with a request id.
+
+    gRPC would send the exception's text to the client; the client gets the id alone, and the server's log has the
+    traceback under it. Must be the first of a server's interceptors, so that it sees the answers of the others.
+
+    Args:
+        statistics: gets method, code and seconds of each call.
+    """
+
+    def __init__(self, statistics: Statistics) -> None:
+        self._statistics = statistics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        """Wraps the handler of one call."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            # Not under its own name: every made-up method would be a time series.
+            self._statistics.request("unknown", grpc.StatusCode.UNIMPLEMENTED.name, 0.0)
+            return None
+        method = handler_call_details.method.lstrip("/").removeprefix(f"{SERVICE}/")
+        shapes = (
+            "stream" if streams else "unary" for streams in (handler.request_streaming, handler.response_streaming)
+        )
+        kind = "_".join(shapes)
+        guarded = self._guard(method, getattr(handler, kind))
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        return make(guarded, _forgiving(handler.request_deserializer), handler.response_serializer)
+
+    def _guard(self, method: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns the handler's function with everything around it that this class promises."""
+        if inspect.isasyncgenfunction(function):
+
+            async def stream(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+                failed: list[str] = []
+                with self._watched(method, request, context, failed):
+                    async for response in function(request, context):
+                        yield response
+                if failed:
+                    await _abort_internal(context, failed[0])
+
+            return stream
+
+        async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            failed: list[str] = []
+            response = None
+            with self._watched(method, request, context, failed):
+                if request is _GARBLED:
+                    message = "the message is not the protocol buffer that this method takes"
+                    await refuse(context, self._statistics, grpc.StatusCode.INVALID_ARGUMENT, "invalid", message)
+                response = await function(request, context)
+            if failed:
+                await _abort_internal(context, failed[0])
+            return response
+
+        return call
+
+    @contextmanager
+    def _watched(
+        self, method: str, request: Any, context: grpc.aio.ServicerContext, failed: list[str]
+    ) -> Iterator[None]:
+        """Counts the call, and swallows an unexpected exception after logging it: its id is put into `failed`."""
+        started, code = time.perf_counter(), None
+        try:
+            yield
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            given = getattr(request, "request_id", "")
+            request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex[:12]
+            log.exception("%s failed unexpectedly, request %s", method, request_id, extra={"request_id": request_id})
+            failed.append(request_id)
+            code = grpc.StatusCode.INTERNAL
+        except BaseException:  # the call was cancelled: its client went away, or its deadline passed
+            left = context.time_remaining()
+            # A client whose clock is a little ahead hangs up just before the deadline that it set.
+            late = left is not None and left <= DEADLINE_TOLERANCE
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+            raise
+        finally:
+            name = (code or context.code() or grpc.StatusCode.OK).name
+            self._statistics.request(method, name, time.perf_counter() - started)
+
+
+_GARBLED = object()  # stands for a request that could not be parsed
+
+
+def _forgiving(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """Returns a deserializer that lets the handler refuse; gRPC itself would answer UNKNOWN with Python's error."""
+    if deserialize is None:
+        return None
+
+    def parse(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _GARBLED
+
+    return parse
+
+
+async def _abort_internal(context: grpc.aio.ServicerContext, request_id: str) -> NoReturn:
+    message = f"the server failed on this request; its log says more under the request id {request_id}"
+    text, trailers = _status(grpc.StatusCode.INTERNAL, "INTERNAL", message, None, {"request_id": request_id}, {})
+    await context.abort(grpc.StatusCode.INTERNAL, text, trailing_metadata=trailers)
+    raise AssertionError("abort raises")
+
+
+def _status(
+    code: grpc.StatusCode,
+    reason: str,
+    message: str,
+    retry_after: float | None,
+    metadata: Mapping[str, str],
+    violations: Mapping[str, str],
+) -> tuple[str, tuple[tuple[str, bytes], ...]]:
+    """Returns the message, cut to what trailers can carry, and the trailers."""
+    text = _cut(message, MESSAGE_BYTES)
+    status = status_pb2.Status(code=code.value[0], message=text)
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
+    for name, value in metadata.items():
+        info.metadata[name] = _cut(value, VIOLATION_BYTES)
+    status.details.add().Pack(info)
+    if retry_after is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(int(1e9 * min(max(retry_after, 0.0), LONGEST_RETRY)))
+        status.details.add().Pack(retry)
+    if violations:
+        bad = error_details_pb2.BadRequest()
+        for path, description in list(violations.items())[:MOST_VIOLATIONS]:
+            bad.field_violations.add(field=_cut(path, VIOLATION_BYTES), description=_cut(description, VIOLATION_BYTES))
+        status.details.add().Pack(bad)
+    return text, ((DETAILS_KEY, status.SerializeToString()),)
+
+
+def _cut(text: str, most: int) -> str:
+    """Returns the text, shortened to so many bytes of UTF-8."""
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= most:
+        return encoded.decode()
+    return encoded[: most - 3].decode("utf-8", "ignore") + "…"

@@ -1,0 +1,159 @@
+"""A small server made of the real interceptors, statistics and metrics, without a generator; a process of its own.
+
+Run as a script with one JSON argument: tls and tokens as in a server file. Its answers depend on the generator_id that
+is asked for. Prints its addresses as JSON once it listens, and logs to standard error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from genssl.config.server import MetricsConfig, TLSConfig, TokenConfig
+from genssl.generation.v1 import generation_pb2 as pb
+from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
+from genssl.serving.auth import TokenInterceptor, current_token, read_tokens, server_credentials
+from genssl.serving.channel import SERVICE
+from genssl.serving.logs import set_up_logging
+from genssl.serving.metrics import MetricsServer
+from genssl.serving.rejections import GuardInterceptor, refuse
+from genssl.serving.statistics import Statistics
+
+SECRET = "a detail of /the/server that no client may see"
+
+
+class Service(pb_grpc.GenerationServiceServicer):
+    def __init__(self, statistics: Statistics) -> None:
+        self.statistics = statistics
+
+    async def GetStatistics(self, request, context):
+        return self.statistics.to_proto()
+
+    async def GetServerInfo(self, request, context):
+        """Under `device` the name of the caller's token, asked for after other calls have come and gone."""
+        await asyncio.sleep(0.05)
+        token = current_token()
+        return pb.GetServerInfoResponse(device=token.name if token else "nobody")
+
+    async def GenerateVariants(self, request, context):
+        match request.generator_id:
+            case "bug":
+                raise RuntimeError(SECRET)
+            case "full":
+                await refuse(
+                    context,
+                    self.statistics,
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    "queue_full",
+                    "the queue is full; come back later",
+                    2.5,
+                    metadata={"queued": "512"},
+                )
+            case "bad":
+                await refuse(
+                    context,
+                    self.statistics,
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    "invalid",
+                    "ä" * 10_000,
+                    detail="FINGERPRINT_CHANGED",
+                    violations={f"variants[{i}].source_index": "is " + "far " * 1000 + "away" for i in range(100)},
+                )
+            case "slow":
+                await asyncio.sleep(30)
+            case "block":
+                import time
+
+                time.sleep(3)
+        token = current_token()
+        if token is not None and token.rate is not None and (wait := token.rate.take(len(request.variants))):
+            code = grpc.StatusCode.RESOURCE_EXHAUSTED
+            await refuse(context, self.statistics, code, "rate", "too many variants a second", wait)
+        client = self.statistics.client(request.client_id)
+        client.variants += len(request.variants)
+        counters = self.statistics.generators["digits"]
+        counters.variants["generated"] += 3
+        counters.variants["memory"] += 1
+        counters.batch_computed(bucket=4, rows=3, seconds=0.5, waits=[0.1, 0.1, 0.4])
+        return pb.GenerateVariantsResponse()
+
+
+async def main(settings: dict[str, Any]) -> None:
+    set_up_logging(settings.get("log", "human"))
+    statistics = Statistics("cpu", queued_bytes=lambda: 2**20, queued_of=lambda client: len(client))
+    statistics.register(
+        "digits", buckets=[1, 4, 16], queued=lambda: {"training": 7}, running=lambda: 3, largest_bucket=lambda: 16
+    )
+    interceptors: list[grpc.aio.ServerInterceptor] = [GuardInterceptor(statistics)]
+    if tokens := [TokenConfig.model_validate(token) for token in settings.get("tokens", [])]:
+        interceptors.append(TokenInterceptor(read_tokens(tokens, largest_request=64), statistics))
+    server = grpc.aio.server(interceptors=interceptors)
+    pb_grpc.add_GenerationServiceServicer_to_server(Service(statistics), server)
+    health_service = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
+    reflection.enable_server_reflection((SERVICE, reflection.SERVICE_NAME), server)
+    address = settings.get("address", "127.0.0.1:0")
+    if "tls" in settings:
+        port = server.add_secure_port(address, server_credentials(TLSConfig.model_validate(settings["tls"])))
+    else:
+        port = server.add_insecure_port(address)
+    await server.start()
+    statistics.state = "serving"
+    metrics = MetricsServer(MetricsConfig(address="127.0.0.1:0"), statistics)
+    watching = asyncio.create_task(statistics.watch_loop())
+    print(json.dumps({"address": f"127.0.0.1:{port}", "metrics": metrics.address}), flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    watching.cancel()
+    metrics.close()
+    await server.stop(0)
+
+
+class Wired:
+    """The server's process, its addresses, and its log, which is complete once it has been stopped."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        addresses = json.loads(process.stdout.readline() or "{}")
+        self.address, self.metrics = addresses.get("address"), addresses.get("metrics")
+        self.log = ""
+
+    def stop(self) -> str:
+        if not self.process.stdin.closed:
+            _, self.log = self.process.communicate(timeout=20)
+        return self.log
+
+
+@contextmanager
+def wired(environment: dict[str, str] | None = None, **settings: Any) -> Iterator[Wired]:
+    """Starts the server; it stops when its standard input closes."""
+    process = subprocess.Popen(
+        [sys.executable, __file__, json.dumps(settings)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environment or {})},
+    )
+    try:
+        server = Wired(process)
+        assert server.address, process.communicate()[1]
+        yield server
+        server.stop()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(json.loads(sys.argv[1])))
