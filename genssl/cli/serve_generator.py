@@ -30,6 +30,7 @@ def serve_generator(
     \b
     genssl serve-generator servers/digits_unclip.yaml
     genssl serve-generator servers/digits_unclip.yaml address=127.0.0.1:0 --address-file /tmp/address
+    genssl serve-generator servers/digits_unclip.yaml 'store={path: variants}' 'metrics={address: 127.0.0.1:9464}'
     """
     from genssl.config.load import load
     from genssl.config.server import ServerFile
@@ -40,9 +41,10 @@ def serve_generator(
     import logging
     import os
 
+    from genssl.serving.logs import set_up_logging
     from genssl.serving.server import serve
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    set_up_logging(loaded.log)
     asyncio.run(serve(loaded, address_file=address_file, exit_with_stdin=exit_with_stdin))
     # Python would now wait for the device's thread, and a download or a long batch in it cannot be interrupted.
     logging.shutdown()

@@ -38,6 +38,8 @@ def decode(stored: StoredImage, *, max_bytes: int = MAX_BYTES, max_pixels: int =
             upright = _to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
         raise DataError(f"not an image of a known format ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:  # Pillow's own limit, which it checks before ours
+        raise DataError(f"the image has far more pixels than the limit of {max_pixels:,} in all") from None
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ValueError, EOFError, ...

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Bytes that protobuf fields take beside the pixels, a message and a variant, generously.
+MESSAGE_OVERHEAD, ROW_OVERHEAD = 2**16, 128
+
 SERVICE = "genssl.generation.v1.GenerationService"
 
 # The server's limit, which clients ask for and keep, is what counts; this one only bounds what a wrong server can send.

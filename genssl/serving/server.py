@@ -9,7 +9,9 @@ import signal
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Literal
 
 import grpc
 import numpy as np
@@ -17,14 +19,26 @@ import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from genssl.config.base import ComponentConfig
 from genssl.config.server import ServerFile, generator_id
 from genssl.errors import GeneratorError, UserError
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.registry import GENERATORS
 from genssl.runtime import pick_device, set_threads
+from genssl.serving.admission import Admission
+from genssl.serving.auth import TokenInterceptor, read_tokens, server_credentials
+from genssl.serving.batcher import Batcher, BatchReport
 from genssl.serving.channel import SERVICE, server_options
-from genssl.serving.service import GenerationService, Hosted
+from genssl.serving.embedder import Embedder
+from genssl.serving.hosted import Hosted
+from genssl.serving.metrics import MetricsServer
+from genssl.serving.rejections import GuardInterceptor
+from genssl.serving.service import GenerationService
+from genssl.serving.statistics import GeneratorCounters, Statistics
+from genssl.serving.write_through import WriteThrough
 from genssl.variants.engine import VariantEngine
+from genssl.variants.memory import MemoryCache
+from genssl.variants.store import VariantStore
 
 log = logging.getLogger(__name__)
 
@@ -41,59 +55,84 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
         UserError: if the address is taken, or a generator cannot be loaded.
     """
     device = pick_device(file.device)
-    if device.type == "cpu":
-        set_threads(file.threads)
+    threads = set_threads(file.threads) if device.type == "cpu" else 0
+    for warning in file.warnings():
+        log.warning(warning)
     for config in file.generators:
         # Imports hold the interpreter's lock for seconds; done later, they would leave health checks unanswered.
         GENERATORS.get(config.name)
-    device_thread = ThreadPoolExecutor(1, thread_name_prefix="genssl-device")
-    service = GenerationService(file.limits, device_thread, str(device))
+    admission = Admission(file.limits)
+    statistics = Statistics(str(device), queued_bytes=lambda: admission.num_bytes, queued_of=admission.variants_of)
+    interceptors: list[grpc.aio.ServerInterceptor] = [GuardInterceptor(statistics)]
+    if file.tokens:
+        interceptors.append(
+            TokenInterceptor(read_tokens(file.tokens, file.limits.max_variants_per_request), statistics)
+        )
+    credentials = server_credentials(file.tls) if file.tls is not None else None
+    service = GenerationService(file, str(device), threads, admission, statistics)
     health_service = health.aio.HealthServicer()
-    server = grpc.aio.server(options=server_options(file.limits.max_message_bytes))
+    server = grpc.aio.server(options=server_options(file.limits.max_message_bytes), interceptors=interceptors)
     pb_grpc.add_GenerationServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     stopped = _stop_event(exit_with_stdin)
-    address = _bind(server, file.address)
 
     async def set_health(status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", SERVICE):
             await health_service.set(name, status)
 
-    await set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-    await server.start()
-    if address_file is not None:
-        partial = address_file.with_name(address_file.name + ".part")
-        partial.write_text(address + "\n")
-        os.replace(partial, address_file)
-    log.info("listening on %s, loading %s", address, ", ".join(config.name for config in file.generators))
-
     loop = asyncio.get_running_loop()
-    loading = loop.create_task(_load(file, service, device_thread))
-    await asyncio.wait([loading, loop.create_task(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
-    try:
+    async with AsyncExitStack() as stack:
+        if file.metrics is not None:
+            metrics = MetricsServer(file.metrics, statistics)
+            stack.callback(metrics.close)
+            log.info("metrics at http://%s/metrics", metrics.address)
+        store = None
+        if file.store is not None:
+            store = WriteThrough(VariantStore(file.store.path, max_bytes=file.store.max_bytes))
+            stack.push_async_callback(store.close)
+        device_thread = ThreadPoolExecutor(1, thread_name_prefix="genssl-device")
+        stack.callback(device_thread.shutdown, wait=False, cancel_futures=True)
+        stack.push_async_callback(service.close)
+        stack.push_async_callback(server.stop, None)
+        await set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        address = _bind(server, file.address, credentials)
+        if address.startswith("unix:"):
+            stack.callback(Path(address.removeprefix("unix:")).unlink, missing_ok=True)
+        await server.start()
+        if address_file is not None:
+            partial = address_file.with_name(address_file.name + ".part")
+            partial.write_text(address + "\n")
+            os.replace(partial, address_file)
+        log.info("listening on %s, loading %s", address, ", ".join(config.name for config in file.generators))
+        watching = loop.create_task(statistics.watch_loop())
+        stack.callback(watching.cancel)
+        loader = _Loader(file, device, service, statistics, device_thread, store)
+        loading = loop.create_task(loader.load())
+        await asyncio.wait([loading, loop.create_task(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
         if not stopped.is_set():
+            service.state = statistics.state = "serving"
             await set_health(health_pb2.HealthCheckResponse.SERVING)
             log.info("serving %s on %s", ", ".join(service.hosted), address)
             await stopped.wait()
         log.info("draining for at most %g s", file.drain_seconds)
+        service.state = statistics.state = "draining"
         await set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.stop(file.drain_seconds)
-    finally:
-        await server.stop(None)
-        await service.close()
-        device_thread.shutdown(wait=False, cancel_futures=True)
-        if address.startswith("unix:"):
-            Path(address.removeprefix("unix:")).unlink(missing_ok=True)
     log.info("stopped")
 
 
-def _bind(server: grpc.aio.Server, address: str) -> str:
+def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> str:
     """Binds the address and returns it with the port that was taken."""
     try:
-        port = 0 if _is_answered(address) else server.add_insecure_port(address)
+        if _is_answered(address):
+            port = 0
+        elif credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
     except RuntimeError:
         port = 0
     if port == 0:
@@ -115,41 +154,102 @@ def _is_answered(address: str) -> bool:
         return probe.connect_ex(address.removeprefix("unix:")) == 0
 
 
-async def _load(file: ServerFile, service: GenerationService, device_thread: ThreadPoolExecutor) -> None:
-    loop = asyncio.get_running_loop()
-    device = pick_device(file.device)
-    loaded: dict[str, Hosted] = {}
-    for config in file.generators:
-        generator = await loop.run_in_executor(device_thread, GENERATORS.get(config.name), config, device)
-        engine = VariantEngine(generator, file.buckets, deterministic=file.batching == "deterministic")
+class _Loader:
+    """Loads and warms the generators of a server file, one after the other, on the device's thread."""
+
+    def __init__(
+        self,
+        file: ServerFile,
+        device: torch.device,
+        service: GenerationService,
+        statistics: Statistics,
+        device_thread: ThreadPoolExecutor,
+        store: WriteThrough | None,
+    ) -> None:
+        self._file, self._device, self._service = file, device, service
+        self._statistics, self._device_thread, self._store = statistics, device_thread, store
+        self._memory = MemoryCache(file.memory_cache_bytes)
+
+    async def load(self) -> None:
+        """Hands all generators to the service once the last is ready.
+
+        Raises:
+            UserError: if one cannot be loaded.
+        """
+        self._service.hosted = {generator_id(config): await self._host(config) for config in self._file.generators}
+
+    async def _host(self, config: ComponentConfig) -> Hosted:
+        loop, name = asyncio.get_running_loop(), generator_id(config)
+        generator = await loop.run_in_executor(self._device_thread, GENERATORS.get(config.name), config, self._device)
+        engine = VariantEngine(generator, self._file.buckets, deterministic=self._file.batching == "deterministic")
+        batcher = Batcher(
+            engine,
+            self._device_thread,
+            ageing_seconds=self._file.ageing_seconds,
+            on_batch=lambda report: _count_batch(counters, report),
+            on_drop=lambda count, reason: _count_dropped(self._statistics, counters, count, reason),
+        )
+        counters = self._statistics.register(
+            name,
+            buckets=engine.buckets,
+            queued=batcher.queued_by_priority,
+            running=lambda: batcher.running,
+            largest_bucket=lambda: batcher.largest_bucket,
+        )
         try:
-            await loop.run_in_executor(device_thread, warm_up, engine)
+            for bucket, seconds in await loop.run_in_executor(self._device_thread, warm_up, engine):
+                batcher.cost.observe(engine.complete({}).batch_key, bucket, seconds)
         except torch.OutOfMemoryError:
             raise GeneratorError(
-                f"generator {generator_id(config)}: a batch of {file.buckets[-1]} does not fit into the memory of "
-                f"{device}; lower the largest of `buckets` (variants.buckets in a recipe)"
+                f"generator {name}: a batch of {engine.buckets[-1]} does not fit into the memory of "
+                f"{self._device}; lower the largest of `buckets` (variants.buckets in a recipe)"
             ) from None
-        loaded[generator_id(config)] = Hosted(generator_id(config), engine, device_thread, file.embedding_cache)
         spec = generator.spec
+        if self._store is not None:
+            await self._store.describe(spec.fingerprint, name=spec.name, model=spec.model, licence=spec.licence)
         log.info(
-            "loaded %s (%s), fingerprint %s, %d px",
-            generator_id(config),
-            spec.model,
-            spec.fingerprint.hex()[:12],
-            spec.image_size,
+            "loaded %s (%s), fingerprint %s, %d px", name, spec.model, spec.fingerprint.hex()[:12], spec.image_size
         )
-    service.hosted, service.loading = loaded, False
+        return Hosted(
+            name,
+            engine,
+            batcher=batcher,
+            embedder=Embedder(engine, self._device_thread, self._file.embedding_cache, counters.embedded),
+            memory=self._memory,
+            store=self._store,
+            counters=counters,
+            file=self._file,
+            codec=self._service.codec,
+        )
 
 
-def warm_up(engine: VariantEngine) -> None:
-    """Computes one batch of every bucket, so that the first request does not pay for kernel selection."""
+def _count_batch(counters: GeneratorCounters, report: BatchReport) -> None:
+    counters.batch_computed(bucket=report.bucket, rows=report.rows, seconds=report.seconds, waits=report.queue_waits)
+
+
+def _count_dropped(
+    statistics: Statistics, counters: GeneratorCounters, count: int, reason: Literal["cancelled", "deadline"]
+) -> None:
+    counters.dropped += count
+    if reason == "deadline":
+        statistics.rejected("deadline")
+
+
+def warm_up(engine: VariantEngine) -> list[tuple[int, float]]:
+    """Computes batches of every bucket, so that the first request does not pay for kernel selection.
+
+    Returns:
+        Each bucket with the seconds that its second batch took.
+    """
     grey = engine.generator.preprocess(np.full((3, 8, 8), 128, dtype=np.uint8))
     settings = engine.complete({})
+    costs = []
     for bucket in engine.buckets:
         embeddings, _ = engine.embed([grey] * bucket)
-        engine.generate(
-            [engine.row(bytes(16), embedding, index, settings) for index, embedding in enumerate(embeddings)]
-        )
+        rows = [engine.row(bytes(16), embedding, index, settings) for index, embedding in enumerate(embeddings)]
+        engine.generate(rows)
+        costs.append((bucket, engine.generate(rows)[1]))
+    return costs
 
 
 def _stop_event(exit_with_stdin: bool) -> asyncio.Event:

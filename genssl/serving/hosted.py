@@ -1,0 +1,273 @@
+"""One generator on a server: what was made is found again, what is missing is embedded and made."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import torch
+
+from genssl.config.server import ServerFile
+from genssl.data.base import UInt8Array
+from genssl.errors import RequestRefusedError
+from genssl.generation.v1 import generation_pb2 as pb
+from genssl.serving.batcher import Batcher, DeadlinePassedError, Made
+from genssl.serving.codec import Failure, Ready, decode_source
+from genssl.serving.embedder import Embedder
+from genssl.serving.schedule import Priority
+from genssl.serving.statistics import GeneratorCounters
+from genssl.serving.write_through import WriteThrough
+from genssl.variants.engine import Row, Settings, VariantEngine
+from genssl.variants.key import VariantKey
+from genssl.variants.memory import MemoryCache
+
+log = logging.getLogger(__name__)
+
+KEPT_SETTINGS = 64  # parameter mappings whose digests are remembered; a run uses one or two
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, how urgently, and until when (event loop time; None: no deadline)."""
+
+    client: str
+    priority: Priority
+    deadline: float | None
+
+
+@dataclass
+class Outcome:
+    """What became of a request.
+
+    Attributes:
+        items: one a specification, in order.
+        missing: digests of sources that must be sent with their data.
+        device_seconds: this request's share of the device's time.
+    """
+
+    items: list[Ready | Failure]
+    missing: list[bytes]
+    device_seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """A specification that makes sense: the variant's name, and what its row will be made of."""
+
+    source: int
+    key: VariantKey
+    name: bytes
+    seed: int
+    settings: Settings
+    derived: bool
+
+
+class Hosted:
+    """A generator with its queue, its embeddings, and the variants it has made.
+
+    Args:
+        generator_id: the name by which requests ask for it.
+        engine: makes its variants.
+        batcher: its queue.
+        embedder: its conditioner.
+        memory: finished variants; all generators of a server share it.
+        store: the server's store, or None.
+        counters: its part of the server's statistics.
+        file: for the limits.
+        codec: where images are decoded.
+    """
+
+    def __init__(
+        self,
+        generator_id: str,
+        engine: VariantEngine,
+        *,
+        batcher: Batcher,
+        embedder: Embedder,
+        memory: MemoryCache,
+        store: WriteThrough | None,
+        counters: GeneratorCounters,
+        file: ServerFile,
+        codec: Executor,
+    ) -> None:
+        self.generator_id, self.engine, self.batcher, self.counters = generator_id, engine, batcher, counters
+        self._embedder, self._memory, self._store = embedder, memory, store
+        self._file, self._codec = file, codec
+        self._settings: dict[tuple[tuple[str, float], ...], Settings] = {}
+
+    def info(self) -> pb.GeneratorInfo:
+        """Returns what ListGenerators says of it."""
+        spec = self.engine.generator.spec
+        return pb.GeneratorInfo(
+            generator_id=self.generator_id,
+            name=spec.name,
+            model=spec.model,
+            fingerprint=spec.fingerprint,
+            embedding_dim=spec.embedding_dim,
+            image_size=spec.image_size,
+            licence=spec.licence,
+            default_parameters={key: float(value) for key, value in spec.defaults.items()},
+            settings=spec.settings,
+        )
+
+    def settings(self, parameters: Mapping[str, float]) -> Settings:
+        """Returns the complete settings of given parameters.
+
+        Raises:
+            RequestRefusedError: for parameters that the generator cannot do.
+        """
+        name = tuple(sorted(parameters.items()))
+        found = self._settings.get(name)
+        if found is None:
+            found = self.engine.complete(dict(parameters))
+            if len(self._settings) >= KEPT_SETTINGS:
+                self._settings.pop(next(iter(self._settings)))
+            self._settings[name] = found
+        return found
+
+    def variant_bytes(self, settings: Settings) -> int:
+        """Returns the bytes of one variant's pixels."""
+        side = int(settings.parameters.get("output_size", self.engine.generator.spec.image_size))
+        return 3 * side * side
+
+    async def make(self, request: pb.GenerateVariantsRequest, settings: Settings, caller: Caller) -> Outcome:
+        """Finds or makes what an admitted request wants.
+
+        Args:
+            request: whose generator this is.
+            settings: of the request's own parameters.
+            caller: who asks.
+        """
+        wanted = [self._wanted(request, spec, settings) for spec in request.variants]
+        items: list[Ready | Failure | None] = [item if isinstance(item, Failure) else None for item in wanted]
+        found = await self._find({item.name for item in wanted if isinstance(item, _Wanted) and item.derived})
+        for position, item in enumerate(wanted):
+            if isinstance(item, _Wanted):
+                items[position] = found.get(item.name)
+        open_positions = [position for position, item in enumerate(items) if item is None]
+
+        needed = {item.source for position in open_positions if isinstance(item := wanted[position], _Wanted)}
+        embeddings, missing, device_seconds = await self._embed(request.sources, sorted(needed))
+        rows: dict[int, Row] = {}
+        for position in open_positions:
+            item = wanted[position]
+            assert isinstance(item, _Wanted)
+            embedding = embeddings[item.source]
+            if isinstance(embedding, Failure):
+                items[position] = embedding
+            else:
+                rows[position] = Row(item.name, embedding, item.seed, item.settings, item.derived)
+        if rows:
+            made = await self.batcher.submit(
+                list(rows.values()), priority=caller.priority, client=caller.client, deadline=caller.deadline
+            )
+            records: list[tuple[VariantKey, UInt8Array]] = []
+            for (position, row), one in zip(rows.items(), made, strict=True):
+                if not isinstance(one, Made):
+                    items[position] = self._failure(one)
+                    continue
+                items[position] = Ready(one.image, pb.ORIGIN_GENERATED, one.shared)
+                device_seconds += one.seconds
+                if row.derived and not one.shared:
+                    self._memory.put(row.name, one.image)
+                    item = wanted[position]
+                    assert isinstance(item, _Wanted)
+                    records.append((item.key, one.image))
+            if self._store is not None and records:
+                await self._store.put(records)
+        return Outcome([item for item in items if item is not None], missing, device_seconds)
+
+    async def close(self) -> None:
+        """Stops the queue and the conditioner."""
+        await self.batcher.close()
+        await self._embedder.close()
+
+    def _wanted(
+        self, request: pb.GenerateVariantsRequest, spec: pb.VariantSpec, settings: Settings
+    ) -> _Wanted | Failure:
+        if spec.source_index >= len(request.sources):
+            return Failure(
+                pb.ITEM_CODE_BAD_SPEC,
+                f"source_index {spec.source_index} is beyond the {len(request.sources)} sources of the request",
+            )
+        digest = request.sources[spec.source_index].digest
+        if len(digest) != 16:
+            return Failure(
+                pb.ITEM_CODE_DIGEST_MISMATCH, f"a source's digest has 16 bytes (BLAKE2b-128), not {len(digest)}"
+            )
+        if spec.parameters:
+            try:
+                settings = self.settings({**request.parameters, **spec.parameters})
+            except RequestRefusedError as error:
+                return Failure(pb.ITEM_CODE_BAD_SPEC, str(error))
+        key = VariantKey(digest, self.engine.generator.spec.fingerprint, settings.digest, spec.variant_index)
+        if spec.HasField("seed"):
+            return _Wanted(spec.source_index, key, key.digest_with_seed(spec.seed), spec.seed, settings, derived=False)
+        return _Wanted(spec.source_index, key, key.digest(), key.seed(), settings, derived=True)
+
+    async def _find(self, names: set[bytes]) -> dict[bytes, Ready]:
+        """Returns those of the named variants that were made before."""
+        found: dict[bytes, Ready] = {}
+        for name in names:
+            image = self._memory.get(name)
+            if image is not None:
+                found[name] = Ready(image, pb.ORIGIN_MEMORY)
+        if self._store is not None and len(found) < len(names):
+            for name, image in (await self._store.get([name for name in names if name not in found])).items():
+                found[name] = Ready(image, pb.ORIGIN_STORE)
+                self._memory.put(name, image)
+        return found
+
+    async def _embed(
+        self, sources: Sequence[pb.SourceImage], needed: Sequence[int]
+    ) -> tuple[dict[int, torch.Tensor | Failure], list[bytes], float]:
+        """Returns each needed source's embedding or why there is none, digests to be sent with data, device seconds."""
+        found: dict[int, torch.Tensor | Failure] = {}
+        missing: list[bytes] = []
+        unknown: list[int] = []
+        for position in needed:
+            known = self._embedder.get(sources[position].digest)
+            if known is not None:
+                found[position] = known
+            elif sources[position].data:
+                unknown.append(position)
+            else:
+                missing.append(sources[position].digest)
+                found[position] = Failure(
+                    pb.ITEM_CODE_SOURCE_MISSING, "the server does not know this source; send its data"
+                )
+        if not unknown:
+            return found, missing, 0.0
+        loop = asyncio.get_running_loop()
+        decoded = await asyncio.gather(
+            *(
+                loop.run_in_executor(self._codec, decode_source, sources[position], self.engine, self._file.limits)
+                for position in unknown
+            )
+        )
+        images: dict[bytes, UInt8Array] = {}
+        for position, image in zip(unknown, decoded, strict=True):
+            if isinstance(image, Failure):
+                found[position] = image
+            else:
+                images[sources[position].digest] = image
+        embeddings, seconds = await self._embedder.embed(images)
+        for position in unknown:
+            if position in found:
+                continue
+            embedding = embeddings[sources[position].digest]
+            if isinstance(embedding, BaseException):
+                log.error("embedding failed", exc_info=embedding)
+                found[position] = Failure(pb.ITEM_CODE_GENERATOR_FAILED, "the conditioner failed; see the server's log")
+            else:
+                found[position] = embedding
+        return found, missing, seconds
+
+    @staticmethod
+    def _failure(error: BaseException) -> Failure:
+        if isinstance(error, DeadlinePassedError):
+            return Failure(pb.ITEM_CODE_GENERATOR_FAILED, "the deadline passed before the variant was made")
+        return Failure(pb.ITEM_CODE_GENERATOR_FAILED, str(error) or "the generator failed; see the server's log")

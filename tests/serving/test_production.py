@@ -1,0 +1,260 @@
+"""A real server with everything switched on: store, cache, limits, security, metrics, several generators."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+import urllib.request
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import trustme
+from prometheus_client.parser import text_string_to_metric_families
+
+from genssl.data.base import StoredImage
+from genssl.errors import RequestRefusedError, ServerUnavailableError
+from genssl.generation.v1 import generation_pb2 as pb
+from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
+from genssl.serving.rejections import read_refusal
+from genssl.serving.sync_client import VariantClient
+
+TOKEN = "a-token-of-more-than-sixteen-characters"
+
+
+def source_of(stored: StoredImage, *, with_data: bool = True) -> pb.SourceImage:
+    return pb.SourceImage(
+        digest=stored.source_id,
+        data=stored.data if with_data else b"",
+        encoding=pb.IMAGE_ENCODING_RAW,
+        channels=stored.channels,
+        height=stored.height,
+        width=stored.width,
+    )
+
+
+def ask(stub, stored, indices, *, timeout: float = 30, with_data: bool = True, **fields) -> pb.GenerateVariantsResponse:
+    request = pb.GenerateVariantsRequest(
+        **{
+            "generator_id": "stable_unclip",
+            "sources": [source_of(stored, with_data=with_data)],
+            "variants": [pb.VariantSpec(variant_index=index) for index in indices],
+        }
+        | fields
+    )
+    return stub.GenerateVariants(request, timeout=timeout)
+
+
+def origins(response: pb.GenerateVariantsResponse) -> list[int]:
+    assert all(variant.status.code == pb.ITEM_CODE_OK for variant in response.variants), response.variants[0].status
+    return [variant.origin for variant in response.variants]
+
+
+def test_a_variant_is_made_once_and_survives_kill_9_in_the_store(start_server, tmp_path, digits_test):
+    stored, other = digits_test.stored(0), digits_test.stored(1)
+    settings = [f"store={{path: {tmp_path / 'variants'}}}"]
+    with start_server(tmp_path, *settings) as server, grpc.insecure_channel(server.address) as channel:
+        server.wait_until_serving()
+        stub = pb_grpc.GenerationServiceStub(channel)
+        first = ask(stub, stored, [0, 1, 2])
+        assert origins(first) == [pb.ORIGIN_GENERATED] * 3
+        again = ask(stub, stored, [1, 2, 3])
+        assert origins(again) == [pb.ORIGIN_MEMORY] * 2 + [pb.ORIGIN_GENERATED]
+        own_seed = ask(stub, stored, [], variants=[pb.VariantSpec(variant_index=0, seed=7)])
+        assert origins(own_seed) == [pb.ORIGIN_GENERATED]
+        assert origins(ask(stub, other, [0])) == [pb.ORIGIN_GENERATED]
+        time.sleep(0.5)  # what was answered is written behind the answer
+        server.stop(signal.SIGKILL)
+    with start_server(tmp_path, *settings) as server, grpc.insecure_channel(server.address) as channel:
+        server.wait_until_serving()
+        stub = pb_grpc.GenerationServiceStub(channel)
+        # The new server has not seen the source, and needs not: the name is enough for what was made before.
+        after = ask(stub, stored, [0, 1, 2], with_data=False)
+        assert origins(after) == [pb.ORIGIN_STORE] * 3
+        assert [variant.data for variant in after.variants] == [variant.data for variant in first.variants]
+        statistics = stub.GetStatistics(pb.GetStatisticsRequest()).generators[0]
+        assert (statistics.variants_from_store, statistics.variants_generated) == (3, 0)
+        # A seed of the client's own makes an image that no key names.
+        missing = ask(stub, stored, [], with_data=False, variants=[pb.VariantSpec(variant_index=0, seed=7)])
+        assert missing.variants[0].status.code == pb.ITEM_CODE_SOURCE_MISSING
+
+
+def test_refusals_say_when_to_come_back(start_server, tmp_path, digits_test):
+    limits = ["limits.max_queued_variants_per_client=8", "limits.max_queued_variants=12", "memory_cache_bytes=0"]
+    with start_server(tmp_path, *limits) as server, grpc.insecure_channel(server.address) as channel:
+        server.wait_until_serving()
+        stub = pb_grpc.GenerationServiceStub(channel)
+        stored = digits_test.stored(0)
+        ask(stub, stored, [0])
+        slow = {"parameters": {"num_inference_steps": 400.0}}
+        waiting = stub.GenerateVariants.future(
+            pb.GenerateVariantsRequest(
+                generator_id="stable_unclip",
+                sources=[source_of(stored)],
+                variants=[pb.VariantSpec(variant_index=index) for index in range(8)],
+                client_id="a",
+                **slow,
+            ),
+            timeout=60,
+        )
+        while stub.GetStatistics(pb.GetStatisticsRequest()).generators[0].running == 0:
+            time.sleep(0.01)
+        with pytest.raises(grpc.RpcError) as own:
+            ask(stub, stored, [9], client_id="a")
+        with pytest.raises(grpc.RpcError) as everyone:
+            ask(stub, stored, range(20, 26), client_id="b")
+        assert origins(ask(stub, stored, [0], client_id="b")) == [pb.ORIGIN_GENERATED]
+        with pytest.raises(grpc.RpcError) as never:
+            ask(stub, stored, range(9), client_id="b")
+        waiting.result()
+        for caught, reason in ((own, "CLIENT_QUEUE_FULL"), (everyone, "QUEUE_FULL")):
+            refusal = read_refusal(caught.value)
+            assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+            assert refusal.retry_after is not None
+            assert 0 < refusal.retry_after < 60
+        assert never.value.code() == grpc.StatusCode.INVALID_ARGUMENT, "it would never fit"
+        assert "8 may be queued at once" in never.value.details()
+
+
+def test_what_would_be_late_is_refused_at_once(start_server, tmp_path, digits_test):
+    with start_server(tmp_path) as server, grpc.insecure_channel(server.address) as channel:
+        server.wait_until_serving()
+        stub = pb_grpc.GenerationServiceStub(channel)
+        stored = digits_test.stored(0)
+        slow = {"parameters": {"num_inference_steps": 100.0}}
+        ask(stub, stored, range(16), **slow)  # now it knows what such batches cost
+        started = time.monotonic()
+        with pytest.raises(grpc.RpcError) as caught:
+            ask(stub, stored, range(100, 1000), timeout=0.5, **slow)
+        refusal = read_refusal(caught.value)
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE")
+        assert re.search(r"ready in \d+\.\d+ s, after the deadline", refusal.message)
+        assert time.monotonic() - started < 0.5, "refused ahead of the deadline, not at it"
+        statistics = stub.GetStatistics(pb.GetStatisticsRequest())
+        assert statistics.rejections["deadline"] == 1
+        assert sum(statistics.generators[0].queued.values()) == 0
+
+
+def test_the_variants_of_a_client_that_hung_up_are_not_made(start_server, tmp_path, digits_test):
+    with start_server(tmp_path, "buckets=[4]") as server, grpc.insecure_channel(server.address) as channel:
+        server.wait_until_serving()
+        stub = pb_grpc.GenerationServiceStub(channel)
+        request = pb.GenerateVariantsRequest(
+            generator_id="stable_unclip",
+            sources=[source_of(digits_test.stored(0))],
+            variants=[pb.VariantSpec(variant_index=index) for index in range(400)],
+            parameters={"num_inference_steps": 20.0},
+        )
+        call = stub.GenerateVariants.future(request, timeout=60)
+        while stub.GetStatistics(pb.GetStatisticsRequest()).generators[0].running == 0:
+            time.sleep(0.01)
+        call.cancel()
+        deadline = time.monotonic() + 10
+        while True:
+            counters = stub.GetStatistics(pb.GetStatisticsRequest()).generators[0]
+            if counters.running == 0 and sum(counters.queued.values()) == 0:
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        computed = sum(batch.rows for batch in counters.batches)
+        assert counters.variants_dropped + computed == 400
+        assert computed < 200
+
+
+def test_two_generators_share_a_server_and_have_queues_of_their_own(start_server, tmp_path, digits_test):
+    block = "{name: stable_unclip, model: 'builtin:digits-unclip', guidance_scale: 1.0, num_inference_steps: 2"
+    generators = f"generators=[{block}, id: calm, noise_level: 0}}, {block}, id: wild, noise_level: 600}}]"
+    with start_server(tmp_path, generators) as server, VariantClient(server.address) as client:
+        server.wait_until_serving()
+        assert sorted(info.generator_id for info in client.generators()) == ["calm", "wild"]
+        images = [digits_test.image(row) for row in range(8)]
+        calm = client.variants(images, 0, generator="calm")
+        wild = client.variants(images, 0, generator="wild")
+        assert not np.array_equal(calm.images, wild.images)
+        with pytest.raises(RequestRefusedError, match=r"several generators; name one of them: calm, wild"):
+            client.variants(images, 0)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("certificates")
+    authority = trustme.CA()
+    server = authority.issue_cert("localhost", "127.0.0.1")
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    server.private_key_pem.write_to_path(folder / "key.pem")
+    for number, part in enumerate(server.cert_chain_pems):
+        part.write_to_path(folder / "certificate.pem", append=number > 0)
+    (folder / "token").write_text(TOKEN + "\n")
+    return folder
+
+
+def test_tls_tokens_metrics_and_json_logs_together(start_server, tmp_path, digits_test, certificates):
+    settings = [
+        f"tls={{certificate: {certificates / 'certificate.pem'}, key: {certificates / 'key.pem'}}}",
+        f"tokens=[{{name: lab, file: {certificates / 'token'}, "
+        "max_variants_per_second: 50, max_queued_variants: 200}]",
+        "metrics={address: '127.0.0.1:0'}",
+        "log=json",
+    ]
+
+    class Files:
+        ca, certificate, key = certificates / "ca.pem", None, None
+
+    with start_server(tmp_path, *settings) as server:
+        images = [digits_test.image(row) for row in range(4)]
+        with VariantClient(server.address, tls=Files, token=TOKEN, client_id="me") as client:
+            batch = client.variants(images, 5)  # waits until the server has loaded
+            assert batch.images.shape == (4, 3, 8, 8)
+        with (
+            VariantClient(server.address, tls=Files, token=TOKEN, deadline_seconds=3) as greedy,
+            # 1024 are a burst; the next ones must wait for seconds.
+            pytest.raises(ServerUnavailableError, match="50 variants a second"),
+        ):
+            greedy.variants(images[:1] * 1500, range(1500))
+        with (
+            VariantClient(server.address, tls=Files, token="x" * 32) as stranger,
+            pytest.raises(RequestRefusedError, match="UNAUTHENTICATED"),
+        ):
+            stranger.variants(images, 0)
+        lines = [json.loads(line) for line in server.log_path.read_text().splitlines() if line.startswith("{")]
+        (page,) = [line["message"].split()[-1] for line in lines if line["message"].startswith("metrics at")]
+        with urllib.request.urlopen(page, timeout=10) as answer:
+            families = {family.name: family for family in text_string_to_metric_families(answer.read().decode())}
+        made = {
+            sample.labels["origin"]: sample.value
+            for sample in families["genssl_variants"].samples
+            if sample.name == "genssl_variants_total"
+        }
+        assert made["generated"] >= 4
+        rejected = {sample.labels["reason"]: sample.value for sample in families["genssl_rejected"].samples}
+        assert rejected["auth"] >= 1
+        assert rejected["rate"] >= 1
+        assert TOKEN not in server.log_path.read_text()
+
+
+def test_a_second_sigterm_stops_a_draining_server_at_once(start_server, tmp_path, digits_test):
+    with start_server(tmp_path, "drain_seconds=60") as server, grpc.insecure_channel(server.address) as channel:
+        server.wait_until_serving()
+        stub = pb_grpc.GenerationServiceStub(channel)
+        call = stub.GenerateVariants.future(
+            pb.GenerateVariantsRequest(
+                generator_id="stable_unclip",
+                sources=[source_of(digits_test.stored(0))],
+                variants=[pb.VariantSpec(variant_index=index) for index in range(64)],
+                parameters={"num_inference_steps": 1000.0},
+            ),
+            timeout=60,
+        )
+        while stub.GetStatistics(pb.GetStatisticsRequest()).generators[0].running == 0:
+            time.sleep(0.01)
+        os.kill(server.process.pid, signal.SIGTERM)
+        time.sleep(0.3)
+        assert server.process.poll() is None, "it finishes the request under way"
+        started = time.monotonic()
+        assert server.stop(signal.SIGTERM) == 1
+        assert time.monotonic() - started < 5
+        call.cancel()
