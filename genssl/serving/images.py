@@ -1,0 +1,139 @@
+"""Images as users have them, brought to the form in which they are sent and named. Imports no torch."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from genssl.data.base import StoredImage, raw_image
+from genssl.errors import DataError
+from genssl.variants.source import VariantRequest
+
+ALLOWED = (
+    "allowed: the bytes or the path of an image file, a PIL image, a uint8 array or torch tensor "
+    "[3, H, W], [1, H, W], [H, W, 3] or [H, W], or a genssl StoredImage"
+)
+
+
+def stored_image(image: Any, position: int = 0) -> StoredImage:
+    """Returns an image in its stored form, which names it and is what a generator conditions on.
+
+    Files are sent as they are, so that one image has one name whoever sends it. Pixels are sent raw; the pixels of a
+    PIL image are taken as they stand, without turning them upright as its EXIF says.
+
+    Args:
+        image: see the message of the TypeError; an array [3, H, 3] is taken as [channels, height, width].
+        position: of the image in its batch, for error messages.
+
+    Raises:
+        TypeError: if it is none of these, or an array that is not uint8.
+        ValueError: if the array has another shape.
+        DataError: if its file cannot be read.
+    """
+    where = f"image {position}"
+    if isinstance(image, StoredImage):
+        return image
+    if isinstance(image, bytes | bytearray | memoryview):
+        return StoredImage(data=bytes(image), encoding="file")
+    if isinstance(image, str | os.PathLike):
+        try:
+            return StoredImage(data=Path(image).read_bytes(), encoding="file")
+        except OSError as error:
+            raise DataError(f"{where}: {os.fspath(image)} cannot be read: {error.strerror}") from None
+    if isinstance(image, Image.Image):
+        if image.mode.startswith(("I", "F")):
+            raise TypeError(f"{where} is a PIL image of mode {image.mode}; bring it to 8 bits and mode L or RGB")
+        return _from_array(np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB")), where)
+    if hasattr(image, "detach") and hasattr(image, "numpy"):  # a torch tensor, wherever it is
+        return _from_array(image.detach().cpu().numpy(), where)
+    if isinstance(image, np.ndarray):
+        return _from_array(image, where)
+    raise TypeError(f"{where} is a {type(image).__name__}; {ALLOWED}")
+
+
+def _from_array(pixels: np.ndarray[Any, np.dtype[Any]], where: str) -> StoredImage:
+    if pixels.dtype != np.uint8:
+        raise TypeError(
+            f"{where} has the dtype {pixels.dtype}; uint8 in 0..255 is wanted: for values in 0..1, "
+            "(x * 255).round() and then convert to uint8; undo any normalisation first"
+        )
+    if pixels.ndim == 2:
+        pixels = pixels[None]
+    elif pixels.ndim == 3 and pixels.shape[0] not in (1, 3) and pixels.shape[2] == 3:
+        pixels = pixels.transpose(2, 0, 1)
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or 0 in pixels.shape:
+        raise ValueError(f"{where} has the shape {list(pixels.shape)}; {ALLOWED}")
+    return raw_image(np.ascontiguousarray(pixels))
+
+
+@dataclass
+class Wanted:
+    """What a call for variants wants, each different variant once.
+
+    Attributes:
+        images: one of each different source, in order of first appearance.
+        requests: the different variants; `row` counts in `images`.
+        seeds: of each request; None leaves it to the server.
+        positions: for each variant of the call its position in `requests`.
+        source_ids: 16 bytes for each variant of the call.
+    """
+
+    images: list[StoredImage] = field(default_factory=list)
+    requests: list[VariantRequest] = field(default_factory=list)
+    seeds: list[int | None] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    source_ids: list[bytes] = field(default_factory=list)
+
+
+def _numbers(values: int | Sequence[int] | None, count: int, name: str) -> list[int] | list[None]:
+    if values is None:
+        return [None] * count
+    try:
+        numbers = [operator.index(values)] * count  # type: ignore[arg-type]
+    except TypeError:
+        numbers = [operator.index(value) for value in values]  # type: ignore[union-attr]
+    if len(numbers) != count:
+        raise ValueError(f"there are {count} images but {len(numbers)} {name}; give one for each image, or one for all")
+    if wrong := [number for number in numbers if not 0 <= number < 2**64]:
+        raise ValueError(f"{name}: {wrong[0]} is not allowed; 0 <= number < 2**64")
+    return numbers
+
+
+def wanted_variants(
+    images: Sequence[Any], indices: int | Sequence[int], seeds: int | Sequence[int] | None = None
+) -> Wanted:
+    """Reads the arguments of a call for variants; an image asked for under one index twice is wanted once.
+
+    Raises:
+        TypeError, ValueError, DataError: if an image is not one, or the numbers do not fit; see `stored_image`.
+    """
+    single = isinstance(images, str | bytes | os.PathLike | Image.Image | StoredImage)
+    if single or getattr(images, "ndim", 4) != 4:
+        raise ValueError("`images` is one image; put it into a list: a sequence of images is expected")
+    stored = [stored_image(image, position) for position, image in enumerate(images)]
+    wanted = Wanted(source_ids=[image.source_id for image in stored])
+    rows: dict[bytes, int] = {}
+    known: dict[tuple[bytes, int, int | None], int] = {}
+    numbers = _numbers(indices, len(stored), "indices")
+    for image, source_id, index, seed in zip(
+        stored, wanted.source_ids, numbers, _numbers(seeds, len(stored), "seeds"), strict=True
+    ):
+        if index is None:
+            raise TypeError("`indices` is None; give the number of the variant wanted, or one for each image")
+        if source_id not in rows:
+            rows[source_id] = len(rows)
+            wanted.images.append(image)
+        key = (source_id, index, seed)
+        if key not in known:
+            known[key] = len(known)
+            wanted.requests.append(VariantRequest(rows[source_id], source_id, index))
+            wanted.seeds.append(seed)
+        wanted.positions.append(known[key])
+    return wanted

@@ -1,0 +1,134 @@
+"""The messages of a client: requests, cut to a server's limits, and what comes back in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from genssl.data.base import RAW, StoredImage, UInt8Array
+from genssl.errors import RequestRefusedError
+from genssl.generation.v1 import generation_pb2 as pb
+from genssl.serving.targets import Target
+from genssl.variants.ledger import Origin
+from genssl.variants.source import VariantRequest
+
+Priority = Literal["interactive", "training", "bulk"]
+PRIORITIES: dict[str, pb.Priority] = {
+    "interactive": pb.PRIORITY_INTERACTIVE,
+    "training": pb.PRIORITY_TRAINING,
+    "bulk": pb.PRIORITY_BULK,
+}
+# A variant from the server's memory was not made for this request either; trainers need not tell the two apart.
+ORIGINS: dict[int, Origin] = {
+    pb.ORIGIN_GENERATED: "generated",
+    pb.ORIGIN_STORE: "store",
+    pb.ORIGIN_MEMORY: "store",
+}
+
+
+def check_priority(priority: str) -> Priority:
+    """Returns the priority; raises ValueError if it is not one."""
+    if priority not in PRIORITIES:
+        raise ValueError(f"priority is {priority!r}; allowed: {', '.join(PRIORITIES)}")
+    return priority  # type: ignore[return-value]
+
+
+def build_request(
+    generator: pb.GeneratorInfo,
+    wanted: Sequence[VariantRequest],
+    *,
+    seeds: Sequence[int | None],
+    data: Mapping[bytes, StoredImage],
+    parameters: Mapping[str, float],
+    priority: Priority,
+    client_id: str,
+) -> pb.GenerateVariantsRequest:
+    """Returns the request for `wanted`, with the stored bytes of those sources that `data` has."""
+    request = pb.GenerateVariantsRequest(
+        generator_id=generator.generator_id,
+        expected_fingerprint=generator.fingerprint,
+        parameters={key: float(value) for key, value in parameters.items()},
+        output=pb.OutputSpec(encoding=pb.IMAGE_ENCODING_RAW),
+        priority=PRIORITIES[priority],
+        client_id=client_id,
+    )
+    positions: dict[bytes, int] = {}
+    for item, seed in zip(wanted, seeds, strict=True):
+        if item.source_id not in positions:
+            positions[item.source_id] = len(positions)
+            request.sources.append(_source(item.source_id, data.get(item.source_id)))
+        request.variants.append(
+            pb.VariantSpec(source_index=positions[item.source_id], variant_index=item.index, seed=seed)
+        )
+    return request
+
+
+def _source(digest: bytes, image: StoredImage | None) -> pb.SourceImage:
+    if image is None:
+        return pb.SourceImage(digest=digest)
+    return pb.SourceImage(
+        digest=digest,
+        data=image.data,
+        encoding=pb.IMAGE_ENCODING_RAW if image.encoding == RAW else pb.IMAGE_ENCODING_FILE,
+        channels=image.channels,
+        height=image.height,
+        width=image.width,
+    )
+
+
+def cut_uploads(
+    wanted: Sequence[VariantRequest],
+    items: Sequence[int],
+    load: Callable[[int], StoredImage],
+    targets: Sequence[Target],
+) -> list[tuple[list[int], dict[bytes, StoredImage]]]:
+    """Reads the sources of `items` and cuts the items so that no message exceeds the limit of any server.
+
+    Reads files; call it in a thread, since a slow disk must not hold up the calls under way.
+
+    Returns:
+        For each message the positions in `wanted` and the sources by their names.
+
+    Raises:
+        RequestRefusedError: if an image alone is too large.
+    """
+    strictest = min(targets, key=lambda target: target.info.max_image_bytes)
+    most, space = strictest.info.max_image_bytes, min(target.message_bytes() for target in targets)
+    messages: list[tuple[list[int], dict[bytes, StoredImage]]] = []
+    room = 0
+    for item in items:
+        request = wanted[item]
+        if messages and request.source_id in messages[-1][1]:
+            messages[-1][0].append(item)
+            continue
+        stored = load(request.row)
+        if len(stored.data) > most:
+            raise RequestRefusedError(
+                f"the image in row {request.row} has {len(stored.data):,} bytes; the generation server at "
+                f"{strictest.address} takes at most {most:,} (limits.max_image_bytes)"
+            )
+        if not messages or len(stored.data) > room:
+            messages.append(([], {}))
+            room = space
+        messages[-1][0].append(item)
+        messages[-1][1][request.source_id] = stored
+        room -= len(stored.data)
+    return messages
+
+
+def read_variant(wanted: VariantRequest, variant: pb.Variant, address: str) -> tuple[UInt8Array, Origin]:
+    """Returns a delivered variant uint8 [3, h, w], read-only, and its origin.
+
+    Raises:
+        RequestRefusedError: if the server could not make it.
+    """
+    if variant.status.code != pb.ITEM_CODE_OK:
+        code = pb.ItemCode.Name(variant.status.code).removeprefix("ITEM_CODE_")
+        raise RequestRefusedError(
+            f"the generation server at {address} could not make variant {wanted.index} of the image "
+            f"in row {wanted.row}: {code}: {variant.status.message}"
+        )
+    pixels = np.frombuffer(variant.data, np.uint8).reshape(variant.channels, variant.height, variant.width)
+    return pixels, ORIGINS[variant.origin]

@@ -1,0 +1,214 @@
+"""One generation server as a client sees it: its channel, what it said of itself, and how it is doing."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from pathlib import Path
+from typing import Protocol
+
+import grpc
+
+from genssl.config.address import check_address, is_local
+from genssl.errors import RequestRefusedError, ServerUnavailableError, UserError
+from genssl.generation.v1 import generation_pb2 as pb
+from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
+from genssl.serving.channel import CLIENT_OPTIONS, MESSAGE_OVERHEAD, ROW_OVERHEAD
+from genssl.serving.window import Window
+
+log = logging.getLogger(__name__)
+
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 2.0
+LOADING_POLL_SECONDS = 0.2
+PROBE_SECONDS = 5.0
+_warned: set[str] = set()
+
+
+class ClientTLS(Protocol):
+    """What a secure channel needs, as files in PEM; `config.recipe.ClientTLSConfig` has this shape."""
+
+    @property
+    def ca(self) -> Path:
+        """The server must show a certificate signed by one of these."""
+        ...
+
+    @property
+    def certificate(self) -> Path | None:
+        """The client's own, if the server asks for one."""
+        ...
+
+    @property
+    def key(self) -> Path | None:
+        """Of the client's certificate."""
+        ...
+
+
+def check_target(address: str) -> str:
+    """Returns the address; raises UserError if it has neither the form host:port nor unix:/path."""
+    try:
+        return check_address(address)
+    except ValueError as error:
+        raise UserError(f"targets: {address!r} is not the address of a server: {error}") from None
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{what}: {path} cannot be read ({error.strerror}); give the path of a PEM file") from None
+
+
+def _open_channel(address: str, tls: ClientTLS | None, token: str | None) -> grpc.aio.Channel:
+    if tls is None:
+        if not is_local(address) and address not in _warned:
+            _warned.add(address)
+            log.warning(
+                "images%s go to %s unencrypted; give the client tls=, and the server file a tls block",
+                " and the token" if token else "",
+                address,
+            )
+        return grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(
+        _read(tls.ca, "tls.ca"),
+        _read(tls.key, "tls.key") if tls.key else None,
+        _read(tls.certificate, "tls.certificate") if tls.certificate else None,
+    )
+    return grpc.aio.secure_channel(address, credentials, options=CLIENT_OPTIONS)
+
+
+class Target:
+    """A server, its limits, and how much of this client's work it has.
+
+    Attributes:
+        info: its limits, as it last told.
+        generators: by id, as it last told; empty while it loads.
+        met: it has answered since the client was made.
+        ready: it has generators loaded and did not fail since.
+        trouble: what it last failed with; empty if it is well.
+        fault: why nothing can be asked of it until someone puts it right; empty if there is no reason.
+        outstanding: variants under way.
+        window: requests that may be in flight.
+
+    Raises:
+        UserError: if the address or a file of `tls` is wrong.
+    """
+
+    def __init__(self, address: str, *, tls: ClientTLS | None, token: str | None, max_in_flight: int) -> None:
+        self.address = check_target(address)
+        self.channel = _open_channel(address, tls, token)
+        self.stub = pb_grpc.GenerationServiceStub(self.channel)  # type: ignore[no-untyped-call]
+        self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self.info = pb.GetServerInfoResponse()
+        self.generators: dict[str, pb.GeneratorInfo] = {}
+        self.met = self.ready = False
+        self.trouble = self.fault = ""
+        self.outstanding = self.in_flight = 0
+        self.used = 0.0
+        self.not_before = 0.0
+        self.window = Window(max_in_flight)
+        self._strikes, self._struck_at = 0, float("-inf")
+        self._jitter = random.Random()
+
+    async def introduce(self) -> None:
+        """Asks for limits and generators; both may have changed if the server was started anew.
+
+        Raises:
+            grpc.aio.AioRpcError: if it does not answer within 5 s.
+        """
+        info = await self.stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=PROBE_SECONDS, metadata=self.metadata)
+        if self.met and info.instance_id != self.info.instance_id:
+            log.info("the generation server at %s was started anew", self.address)
+        self.info, self.met = info, True
+        offered = await self.stub.ListGenerators(
+            pb.ListGeneratorsRequest(), timeout=PROBE_SECONDS, metadata=self.metadata
+        )
+        self.generators = {generator.generator_id: generator for generator in offered.generators}
+
+    async def statistics(self) -> pb.GetStatisticsResponse:
+        """Asks for the server's counters.
+
+        Raises:
+            ServerUnavailableError: if it does not answer within 5 s.
+        """
+        try:
+            answer: pb.GetStatisticsResponse = await self.stub.GetStatistics(
+                pb.GetStatisticsRequest(), timeout=PROBE_SECONDS, metadata=self.metadata
+            )
+        except grpc.aio.AioRpcError as error:
+            self.trouble = f"{error.code().name}: {error.details()}"
+            raise ServerUnavailableError(self.state()) from None
+        return answer
+
+    def message_bytes(self) -> int:
+        """Returns how many bytes of images one message may have, to or from this server."""
+        queued = [most // 2 for most in (self.info.max_queued_bytes, self.info.max_queued_bytes_per_client) if most]
+        return max(1, min([self.info.max_message_bytes, *queued]) - MESSAGE_OVERHEAD)
+
+    def most_rows(self, image_size: int) -> int:
+        """Returns how many variants of this size (pixels) one call can bring; limits of 0 are not advertised."""
+        fitting = self.message_bytes() // (3 * image_size * image_size + ROW_OVERHEAD)
+        limits = (
+            self.info.max_variants_per_request,
+            self.info.max_queued_variants,
+            self.info.max_queued_variants_per_client,
+        )
+        return max(1, min([fitting, *(limit for limit in limits if limit)]))
+
+    def pause(self) -> float:
+        """Returns seconds to wait after the latest strikes, half to all of the back-off.
+
+        So the clients of a restarted server do not return all at once.
+        """
+        backoff = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(self._strikes, 10))
+        return backoff * (0.5 + self._jitter.random() / 2)
+
+    def strike(self, sent: float) -> None:
+        """Counts a failure towards the back-off, once for all requests that were in flight together."""
+        if sent > self._struck_at:
+            self._strikes, self._struck_at = self._strikes + 1, time.monotonic()
+
+    def succeeded(self) -> None:
+        """Counts a request that was served."""
+        self.trouble, self._strikes = "", 0
+        self.window.succeeded()
+
+    def refused(self, sent: float, retry_after: float | None, details: str) -> None:
+        """Notes that the server is full: fewer requests at once, and none before it wants them."""
+        self.trouble = f"RESOURCE_EXHAUSTED: {details}"
+        self.window.refused(sent, time.monotonic())
+        self.strike(sent)
+        delay = self.pause() if retry_after is None else retry_after * (1 + self._jitter.random() / 4)
+        self.not_before = max(self.not_before, time.monotonic() + delay)
+
+    def late(self, sent: float, details: str) -> None:
+        """Notes that the server ended a request at, or ahead of, its deadline."""
+        self.trouble = f"DEADLINE_EXCEEDED: {details}"
+        self.strike(sent)
+        self.not_before = max(self.not_before, time.monotonic() + self.pause())
+
+    def state(self) -> str:
+        """Says, for an error message, how the server is doing and what to do about it."""
+        if self.trouble.startswith(("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")) or not self.trouble:
+            return (
+                f"the generation server at {self.address} is too slow for what is asked, or stuck"
+                f"{f' ({self.trouble})' if self.trouble else ''}: raise variants.deadline_seconds, ask for fewer "
+                "variants (views.probability, variants.per_image), add a server, or use a faster generator"
+            )
+        hint = ""
+        if "handshake" in self.trouble.lower() or "CERTIFICATE" in self.trouble:
+            hint = " Its certificate must be signed by tls.ca and name this host."
+        return (
+            f"the generation server at {self.address} gives no answer ({self.trouble}).{hint} Start it again with "
+            "`genssl serve-generator FILE`, correct variants.server, or set variants.server=embedded"
+        )
+
+
+def refusal(address: str, code: grpc.StatusCode, details: str) -> RequestRefusedError:
+    """Returns the error for a request that will not succeed by being repeated."""
+    advice = {
+        grpc.StatusCode.UNAUTHENTICATED: "; give the token that the server file names (variants.token_file, or token=)",
+        grpc.StatusCode.FAILED_PRECONDITION: "; connect anew to use the generator it has now",
+        grpc.StatusCode.UNIMPLEMENTED: "; is this the address of a genssl server of this version?",
+    }.get(code, "")
+    return RequestRefusedError(f"the generation server at {address} refused: {code.name}: {details}{advice}")
