@@ -1,59 +1,58 @@
-"""The README's commands exist, and their recipes validate with the overrides they show."""
+"""The programs in the README run as they stand there, with a server and pictures in a folder `photos`."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
-import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from genssl.config.document import apply_override, read_document
-from genssl.config.kinds import model_of
-from genssl.config.load import validate
-
-ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
-HEADERS = [path.read_text() for folder in ("recipes", "servers") for path in (ROOT / folder).rglob("*.yaml")]
+ROOT = Path(__file__).resolve().parents[1]
+ADDRESS = "127.0.0.1:50051"
 
 
-def commands() -> list[list[str]]:
-    """Returns every `genssl ...` command of the README's code blocks and of the headers of shipped YAML files."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-    headers = [
-        line.removeprefix("#") for text in HEADERS for line in text.splitlines() if line.startswith("#   genssl")
-    ]
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines() + headers
-    found = []
-    for line in lines:
-        for part in re.split(r"&&|;", line.split(" # ")[0]):
-            words = shlex.split(
-                part.replace("$seed", "0").replace("$source", "none").removeprefix(" do"), comments=True
-            )
-            if "genssl" in words:
-                found.append(words[words.index("genssl") + 1 :])
-    return found
+def program(marker: str) -> str:
+    """Returns the one Python block of the README that has `marker` in it."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if marker in block]
+    return block
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_a_shown_command_validates(words):
-    command, *arguments = words
-    assert command in {"run", "runs", "serve-generator", "train-generator", "preview", "show", "validate", "list"}
-    files = [argument for argument in arguments if argument.endswith(".yaml")]
-    if not files:
-        return
-    document = read_document(ROOT / files[0])
-    for argument in arguments:
-        if re.match(r"[\w.]+=", argument):
-            apply_override(document, argument)
-    validate(model_of(document), document)
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    spec = importlib.util.spec_from_file_location("serving_fixtures", ROOT / "tests" / "serving" / "conftest.py")
+    fixtures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fixtures)
+    with fixtures.running_server(tmp_path_factory.mktemp("server")) as running:
+        yield running
 
 
-def test_the_readme_shows_the_two_commands():
-    assert any(words == ["run", "recipes/simclr_sd.yaml"] for words in commands())
-    assert 'pip install -e ".[test]" && pytest' in README
-
-
-def test_the_readme_shows_files_that_exist():
-    for path in re.findall(r"\]\((recipes/[^)]+)\)", README):
-        assert (ROOT / path).is_file()
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "marker",
+    [
+        "cross_entropy",
+        pytest.param(
+            "lightly",
+            marks=pytest.mark.skipif(importlib.util.find_spec("lightly") is None, reason="lightly is not installed"),
+        ),
+    ],
+)
+def test_a_program_of_the_readme_trains(server, marker, tmp_path, digits_train):
+    for row in range(160):
+        folder = tmp_path / "photos" / str(digits_train.label(row))
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits_train.image(row).transpose(1, 2, 0)).save(folder / f"{row}.png")
+    text = program(marker)
+    assert text.count(ADDRESS) == 1
+    assert "range(100)" in text
+    script = tmp_path / "train.py"
+    script.write_text(text.replace(ADDRESS, server.address).replace("range(100)", "range(2)"))
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    losses = [float(loss) for loss in re.findall(r"^epoch \d: loss (\d+\.\d+)$", done.stdout, re.MULTILINE)]
+    assert len(losses) == 2

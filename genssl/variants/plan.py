@@ -35,6 +35,36 @@ class StepPlan:
     indices: npt.NDArray[np.int64]
 
 
+def draw_indices(
+    *,
+    seed: int,
+    epoch: int,
+    num_sources: int,
+    policy: Literal["second", "both", "none"],
+    probability: float,
+    per_image: Literal["fresh"] | int,
+) -> npt.NDArray[np.int64]:
+    """Draws which views of an epoch are variants, and of which index; the arguments are those of `ViewPlan`.
+
+    Drawn for all sources at once, so that no slot depends on batch, rank or order.
+
+    Returns:
+        int64 [num_sources, 2]; for each view the index of its variant, or REAL.
+    """
+    draws, shape = stream("variants", seed, epoch), (num_sources, VIEWS)
+    is_variant = (torch.rand(shape, generator=draws) < probability).numpy()
+    views = {"none": (), "second": (1,), "both": (0, 1)}[policy]
+    for view in range(VIEWS):
+        if view not in views:
+            is_variant[:, view] = False
+    if per_image == "fresh":
+        # Runs with other seeds draw from another range of indices, so that their variants are independent.
+        numbers = np.broadcast_to(np.int64(seed) * 2**32 + epoch * VIEWS + np.arange(VIEWS), shape)
+    else:
+        numbers = torch.randint(0, per_image, shape, generator=draws).numpy()
+    return np.where(is_variant, numbers, REAL)
+
+
 class ViewPlan:
     """All batches of a run.
 
@@ -82,20 +112,13 @@ class ViewPlan:
     def _of_epoch(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         if self._epoch is None or self._epoch[0] != epoch:
             order = torch.randperm(self._num_sources, generator=stream("order", self._seed, epoch)).numpy()
-            self._epoch = (epoch, order, self._draw_indices(epoch))
+            indices = draw_indices(
+                seed=self._seed,
+                epoch=epoch,
+                num_sources=self._num_sources,
+                policy=self._policy,
+                probability=self._probability,
+                per_image=self._per_image,
+            )
+            self._epoch = (epoch, order, indices)
         return self._epoch[1], self._epoch[2]
-
-    def _draw_indices(self, epoch: int) -> npt.NDArray[np.int64]:
-        """Returns int64 [num_sources, 2], drawn for all sources at once, so that no slot depends on batch or rank."""
-        draws, shape = stream("variants", self._seed, epoch), (self._num_sources, VIEWS)
-        is_variant = (torch.rand(shape, generator=draws) < self._probability).numpy()
-        views = {"none": (), "second": (1,), "both": (0, 1)}[self._policy]
-        for view in range(VIEWS):
-            if view not in views:
-                is_variant[:, view] = False
-        if self._per_image == "fresh":
-            # Runs with other seeds draw from another range of indices, so that their variants are independent.
-            numbers = np.broadcast_to(np.int64(self._seed) * 2**32 + epoch * VIEWS + np.arange(VIEWS), shape)
-        else:
-            numbers = torch.randint(0, self._per_image, shape, generator=draws).numpy()
-        return np.where(is_variant, numbers, REAL)

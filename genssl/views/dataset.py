@@ -1,0 +1,247 @@
+"""Generative views for other people's trainers: a data set whose items are two views, one or both of them variants."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, get_worker_info
+
+from genssl.data.base import UInt8Array
+from genssl.errors import ServerUnavailableError, UserError
+from genssl.serving.sync_client import VariantClient
+from genssl.variants.background import FORK_ADVICE, was_forked_from_live
+from genssl.variants.ledger import Ledger, Origin
+from genssl.variants.plan import REAL, VIEWS, draw_indices
+
+log = logging.getLogger(__name__)
+
+Source = Callable[[Sequence[Any], Sequence[int]], UInt8Array]
+Transform = Callable[[Image.Image], Any]
+
+
+class GenerativeViews(Dataset[tuple[Any, ...]]):
+    """Wraps a map-style data set; an item is (view 1, view 2) and whatever followed the image, such as a label.
+
+    Which views are variants, and of which index, is a pure function of seed, epoch and row, the one that `genssl run`
+    uses. Call `set_epoch` before each epoch, or every epoch has the variants of the first. A DataLoader asks for a
+    batch at a time, so a batch costs one call of the source. Workers must be started with
+    `multiprocessing_context="forkserver"` once the client has been used in the main process.
+
+    A variant has the size that its generator makes, and the real view that of the image: give a `transform` that crops
+    or resizes, unless the two are equal.
+
+    Example:
+        views = GenerativeViews(CIFAR10(root), "127.0.0.1:50051", transform=simclr_augmentation)
+        loader = DataLoader(views, 256, shuffle=True, num_workers=8, multiprocessing_context="forkserver")
+        for epoch in range(100):
+            views.set_epoch(epoch)
+            for view1, view2, label in loader: ...
+
+    Args:
+        dataset: its items are images, or tuples that begin with one: a PIL image, or a uint8 array or tensor
+            ([3, H, W], [1, H, W], [H, W, 3] or [H, W]).
+        source: the address of a server, several, a `VariantClient`, or a function (images, indices) -> uint8
+            [N, 3, h, w] of the images as the data set gives them.
+        policy: which views may be variants: "second", "both" (each by itself) or "none".
+        probability: that such a view is one, drawn for each row and epoch.
+        per_image: "fresh": an index never comes twice; K: one of 0..K-1.
+        transform: applied to every view, as a PIL image in RGB; None: to a float tensor [3, H, W] in 0..1.
+        seed: of the draws, 0 <= seed < 2**31.
+        generator: its id on the server; None: the only one there is.
+        parameters: on top of the generator's defaults.
+        late: what happens to variants that are not there by the deadline: "block" raises ServerUnavailableError, "real"
+            takes the images themselves, and counts them.
+        deadline_seconds: for the variants of a batch; None: 60, or what the given client has. Not for functions.
+
+    Attributes:
+        ledger: the counts of this process; each worker has its own.
+
+    Raises:
+        UserError: if an address is wrong, or a setting that only servers know is given with a function.
+        ValueError: if another setting is not one of those above.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        source: str | Sequence[str] | VariantClient | Source,
+        *,
+        policy: Literal["second", "both", "none"] = "second",
+        probability: float = 1.0,
+        per_image: Literal["fresh"] | int = "fresh",
+        transform: Transform | None = None,
+        seed: int = 0,
+        generator: str | None = None,
+        parameters: Mapping[str, float] | None = None,
+        late: Literal["block", "real"] = "block",
+        deadline_seconds: float | None = None,
+    ) -> None:
+        _check(policy in ("second", "both", "none"), "policy", policy, "second, both, none")
+        _check(late in ("block", "real"), "late", late, "block, real")
+        _check(0 <= probability <= 1, "probability", probability, "0 to 1")
+        _check(
+            per_image == "fresh" or (isinstance(per_image, int) and per_image > 0),
+            "per_image",
+            per_image,
+            "fresh, or 1 and more",
+        )
+        _check(0 <= seed < 2**31, "seed", seed, "0 to 2**31 - 1")
+        self._source: VariantClient | Source
+        if isinstance(source, VariantClient):
+            self._source = source if deadline_seconds is None else source.with_deadline(deadline_seconds)
+        elif callable(source):
+            if generator is not None or parameters is not None or deadline_seconds is not None:
+                raise UserError(
+                    "source is a function, and generator, parameters and deadline_seconds are for servers; build them "
+                    "into the function, or give the address of a server"
+                )
+            self._source = source
+        else:
+            self._source = VariantClient(source, deadline_seconds=deadline_seconds or 60.0)
+        self._dataset, self._transform = dataset, transform or _to_tensor
+        self._draw: dict[str, Any] = {
+            "seed": seed,
+            "num_sources": len(dataset),
+            "policy": policy,
+            "probability": probability,
+            "per_image": per_image,
+        }
+        self._generator, self._parameters, self._late = generator, dict(parameters or {}), late
+        # In shared memory, since persistent workers hold a copy of this object made before the first epoch.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._indices: tuple[int, npt.NDArray[np.int64]] | None = None
+        self.ledger = Ledger()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Says which epoch (from 0) the coming items belong to; reaches the workers of a DataLoader too."""
+        self._epoch.fill_(epoch)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the coming items."""
+        return int(self._epoch)
+
+    def __len__(self) -> int:
+        return int(self._draw["num_sources"])
+
+    def __getitem__(self, row: int) -> tuple[Any, ...]:
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[tuple[Any, ...]]:
+        """Returns the items of a batch, whose variants are fetched in one call.
+
+        Raises:
+            ServerUnavailableError: if they are not there in time and `late` is "block".
+            RequestRefusedError: if the server refuses.
+            UserError: in a worker that was forked from a process with a live client.
+        """
+        indices = self._indices_of_epoch()
+        # Before the images are read: a worker that cannot work should say so at once.
+        if was_forked_from_live() and get_worker_info() is not None and isinstance(self._source, VariantClient):
+            raise UserError(f"GenerativeViews: {FORK_ADVICE}")
+        rows = [range(len(self))[row] for row in rows]  # rows from the end become what they are
+        items = [item if isinstance(item, tuple | list) else (item,) for item in self._read(rows)]
+        slots = [
+            (position, view) for position, row in enumerate(rows) for view in range(VIEWS) if indices[row, view] != REAL
+        ]
+        variants = self._fetch(
+            [items[position][0] for position, _ in slots],
+            [rows[position] for position, _ in slots],
+            [int(indices[rows[position], view]) for position, view in slots],
+        )
+        views = [[_to_pil(image)] * VIEWS for image, *_ in items]
+        if variants is not None:
+            for (position, view), pixels in zip(slots, variants, strict=True):
+                views[position][view] = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+        return [(*(self._transform(view) for view in pair), *item[1:]) for pair, item in zip(views, items, strict=True)]
+
+    def close(self) -> None:
+        """Closes the client of this process; the next item connects anew."""
+        if isinstance(self._source, VariantClient):
+            self._source.close()
+
+    def _read(self, rows: Sequence[int]) -> Sequence[Any]:
+        batched = getattr(self._dataset, "__getitems__", None)
+        return batched(rows) if batched is not None else [self._dataset[row] for row in rows]
+
+    def _indices_of_epoch(self) -> npt.NDArray[np.int64]:
+        epoch = self.epoch
+        if self._indices is None or self._indices[0] != epoch:
+            self._indices = (epoch, draw_indices(epoch=epoch, **self._draw))
+        return self._indices[1]
+
+    def _fetch(self, images: list[Any], rows: list[int], indices: list[int]) -> UInt8Array | None:
+        """Returns the variants; None if they are late and the images are to stand in for them."""
+        if not images:
+            return None
+        started = time.monotonic()
+        names = [row.to_bytes(8, "little") for row in rows]
+        origins: list[Origin]
+        try:
+            if isinstance(self._source, VariantClient):
+                batch = self._source.variants(images, indices, generator=self._generator, parameters=self._parameters)
+                variants, origins, names = batch.images, batch.origins, batch.source_ids
+                self.ledger.retries += batch.retries
+            else:
+                variants = _checked(self._source(images, indices), len(images))
+                origins = ["generated"] * len(images)
+        except ServerUnavailableError as error:
+            if self._late == "block":
+                raise
+            if not self.ledger.origins["real"]:
+                log.warning("real images stand in for late variants (counted in `ledger.origins`): %s", error)
+            variants, origins = None, ["real"] * len(images)
+        finally:
+            self.ledger.calls += 1
+            self.ledger.stall_seconds += time.monotonic() - started
+        for name, index, origin in zip(names, indices, origins, strict=True):
+            self.ledger.deliver(name, index, origin)
+        return variants
+
+
+def _check(good: bool, name: str, found: object, allowed: str) -> None:
+    if not good:
+        raise ValueError(f"GenerativeViews: {name} is {found!r}; allowed: {allowed}")
+
+
+def _checked(variants: Any, count: int) -> UInt8Array:
+    pixels = np.asarray(variants)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[:2] != (count, 3):
+        raise ValueError(
+            f"GenerativeViews: the source returned {pixels.dtype} {list(pixels.shape)} for {count} images; it must "
+            f"return uint8 [{count}, 3, h, w]"
+        )
+    return pixels
+
+
+def _to_pil(image: Any) -> Image.Image:
+    """Returns an item's image as PIL, RGB."""
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    pixels = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+    if pixels.dtype != np.uint8:
+        raise TypeError(
+            f"GenerativeViews: the data set gives {type(image).__name__} images of dtype {pixels.dtype}; PIL images or "
+            "uint8 in 0..255 are wanted: take the transforms off the data set and give them as `transform`"
+        )
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3):
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if pixels.ndim != 2 and (pixels.ndim != 3 or pixels.shape[2] != 3):
+        raise ValueError(
+            f"GenerativeViews: the data set gives images of shape {list(np.shape(image))}; "
+            "[3, H, W], [1, H, W], [H, W, 3] or [H, W] are wanted"
+        )
+    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+
+
+def _to_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255

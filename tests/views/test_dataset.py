@@ -1,0 +1,220 @@
+"""Generative views for other people's trainers, through torch's own DataLoader and a real server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from genssl import GenerativeViews, VariantClient
+from genssl.errors import ServerUnavailableError, UserError
+from genssl.variants.engine import VariantEngine
+from genssl.variants.in_process import InProcessSource
+from genssl.variants.ledger import Ledger
+from genssl.variants.plan import REAL, ViewPlan
+from genssl.variants.source import VariantRequest
+
+ROOT = Path(__file__).resolve().parents[2]
+COUNT = 40
+
+
+class Pictures(Dataset):
+    """The first train digits as PIL images with their labels: an ordinary data set of somebody else's."""
+
+    def __init__(self, digits) -> None:
+        self.pixels = [digits.image(row) for row in range(COUNT)]
+        self.labels = [digits.label(row) for row in range(COUNT)]
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, row: int):
+        return Image.fromarray(self.pixels[row][0]), self.labels[row]
+
+
+def start_server(folder: Path) -> tuple[subprocess.Popen, str]:
+    address_file = folder / "address"
+    command = [sys.executable, "-m", "genssl", "serve-generator", "servers/digits_unclip.yaml"]
+    command += ["address=127.0.0.1:0", "threads=1", "--address-file", str(address_file)]
+    with (folder / "server.log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT)
+    while not address_file.exists():
+        assert process.poll() is None, (folder / "server.log").read_text()
+        time.sleep(0.02)
+    return process, address_file.read_text().strip()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    process, where = start_server(tmp_path_factory.mktemp("server"))
+    yield where
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def pictures(digits_train):
+    return Pictures(digits_train)
+
+
+class Counted:
+    """A source that is a function: grey images of the index, and a count of its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+
+    def __call__(self, images, indices):
+        self.calls.append(list(indices))
+        return np.stack([np.full((3, 8, 8), index % 251, np.uint8) for index in indices])
+
+
+def plan_of(epoch: int, rows: list[int], **settings) -> np.ndarray:
+    """The indices that a run of `genssl run` draws for these rows in this epoch."""
+    plan = ViewPlan(num_sources=COUNT, batch_size=COUNT, **settings)
+    step = plan.step(epoch, 0)
+    return step.indices[np.argsort(step.rows)][rows]
+
+
+def test_items_are_the_image_its_variant_and_the_label(address, digits_train, pictures, unclip):
+    views = GenerativeViews(pictures, address, seed=3)
+    views.set_epoch(2)
+    rows = [4, 0, 17]
+    items = views.__getitems__(rows)
+    indices = plan_of(2, rows, seed=3, policy="second", probability=1.0, per_image="fresh")[:, 1]
+    source = InProcessSource(VariantEngine(unclip, [1, 4, 16, 64]), digits_train, Ledger())
+    wanted = [
+        VariantRequest(row, digits_train.source_id(row), int(index)) for row, index in zip(rows, indices, strict=True)
+    ]
+    made = source.take(wanted).images
+    for (view1, view2, label), row, variant in zip(items, rows, made, strict=True):
+        assert view1.dtype == torch.float32
+        assert np.array_equal((view1 * 255).round().byte().numpy(), pictures.pixels[row])
+        assert np.abs((view2 * 255).round().numpy() - variant).max() <= 1
+        assert label == pictures.labels[row]
+    views.close()
+
+
+@pytest.mark.parametrize("policy", ["second", "both", "none"])
+@pytest.mark.parametrize("per_image", ["fresh", 3])
+def test_indices_are_those_of_the_view_plan(pictures, policy, per_image):
+    settings = {"seed": 5, "policy": policy, "probability": 0.5, "per_image": per_image}
+    rows = [7, 1, 30, 22, 8]
+    for epoch in (0, 3):
+        source = Counted()
+        views = GenerativeViews(pictures, source, **settings)
+        views.set_epoch(epoch)
+        views.__getitems__(rows)
+        planned = [int(index) for index in plan_of(epoch, rows, **settings).ravel() if index != REAL]
+        assert [index for call in source.calls for index in call] == planned
+
+
+def test_a_batch_is_one_call_and_one_item_is_the_same_alone(pictures):
+    source = Counted()
+    views = GenerativeViews(pictures, source, policy="both", per_image=100)
+    (view1, view2, labels), *others = list(DataLoader(views, batch_size=10))
+    assert len(source.calls) == 4
+    assert len(others) == 3
+    assert view1.shape == view2.shape == (10, 3, 8, 8)
+    assert labels.tolist() == pictures.labels[:10]
+    alone = views[9]
+    assert torch.equal(alone[0], view1[9])
+    assert torch.equal(alone[1], view2[9])
+    assert torch.equal(views[-31][1], alone[1]), "rows count from the end too"
+    with pytest.raises(IndexError):
+        views[COUNT]
+
+
+def test_the_transform_gets_every_view_as_a_picture(pictures):
+    views = GenerativeViews(pictures, Counted(), transform=lambda image: (image.mode, image.size))
+    assert views[0] == (("RGB", (8, 8)), ("RGB", (8, 8)), pictures.labels[0])
+
+
+def test_images_without_labels_and_as_arrays(pictures):
+    arrays = [pixels.copy() for pixels in pictures.pixels]
+    view1, view2 = GenerativeViews(arrays, Counted())[0]
+    assert np.array_equal((view1 * 255).round().byte().numpy(), arrays[0])
+    assert view2.shape == (3, 8, 8)
+    tensors = [torch.from_numpy(pixels[0]) for pixels in arrays]
+    assert torch.equal(GenerativeViews(tensors, Counted())[0][0], view1)
+
+
+def test_workers_get_the_epoch_and_ask_the_server_themselves(address, pictures):
+    rows = list(range(COUNT))
+    alone = GenerativeViews(pictures, address, seed=1)
+    views = GenerativeViews(pictures, address, seed=1)
+    views[0]  # the client is live here when the workers start
+    loader = DataLoader(
+        views, batch_size=10, num_workers=2, persistent_workers=True, multiprocessing_context="forkserver", timeout=60
+    )
+    seen = []
+    for epoch in range(2):
+        views.set_epoch(epoch)
+        alone.set_epoch(epoch)
+        loaded = torch.cat([view2 for _, view2, _ in loader])
+        expected = torch.stack([view2 for _, view2, _ in alone.__getitems__(rows)])
+        assert (loaded - expected).abs().max() <= 1.01 / 255
+        seen.append(loaded)
+    assert not torch.equal(*seen), "persistent workers hear of the new epoch"
+    views.close()
+    alone.close()
+
+
+def test_a_worker_forked_from_a_live_client_is_refused_with_what_to_do(address, pictures):
+    views = GenerativeViews(pictures, address)
+    views[0]
+    loader = DataLoader(views, batch_size=10, num_workers=1, multiprocessing_context="fork", timeout=60)
+    with pytest.raises(UserError, match="multiprocessing_context='forkserver'"):
+        next(iter(loader))
+    views.close()
+
+
+def test_late_variants_are_replaced_and_counted_or_end_the_training(address, tmp_path, pictures):
+    nobody = f"unix:{tmp_path}/nobody.sock"
+    strict = GenerativeViews(pictures, VariantClient(nobody, deadline_seconds=30), deadline_seconds=0.5)
+    with pytest.raises(ServerUnavailableError, match="gives no answer"):
+        strict[0]
+    tolerant = GenerativeViews(pictures, nobody, late="real", deadline_seconds=0.5)
+    for view1, view2, _ in tolerant.__getitems__([1, 2, 3]):
+        assert torch.equal(view1, view2)
+    assert tolerant.ledger.origins == {"real": 3}
+    assert tolerant.ledger.stall_seconds >= 0.5
+    in_time = GenerativeViews(pictures, address, late="real", seed=77)
+    in_time.__getitems__([1, 2, 3])
+    assert in_time.ledger.origins == {"generated": 3}
+    for views in (strict, tolerant, in_time):
+        views.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"policy": "first"}, "policy is 'first'; allowed: second, both, none"),
+        ({"late": "never"}, "late is 'never'; allowed: block, real"),
+        ({"probability": 2}, "probability is 2; allowed: 0 to 1"),
+        ({"per_image": 0}, "per_image is 0; allowed: fresh, or 1 and more"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_wrong_settings_are_told(pictures, settings, words):
+    with pytest.raises(ValueError, match=words):
+        GenerativeViews(pictures, Counted(), **settings)
+
+
+def test_settings_of_a_server_given_with_a_function_are_told(pictures):
+    with pytest.raises(UserError, match="source is a function"):
+        GenerativeViews(pictures, Counted(), parameters={"noise_level": 1})
+
+
+def test_images_and_variants_of_another_type_are_told(pictures):
+    floats = [pixels.astype(np.float32) for pixels in pictures.pixels]
+    with pytest.raises(TypeError, match="take the transforms off the data set"):
+        GenerativeViews(floats, Counted())[0]
+    with pytest.raises(ValueError, match=r"the source returned float64 \[1, 3, 8, 8\] for 1 images"):
+        GenerativeViews(pictures, lambda images, indices: np.zeros((len(images), 3, 8, 8)))[0]
