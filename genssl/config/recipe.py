@@ -97,8 +97,8 @@ class VariantsConfig(Section):
     )
     late: Literal["block", "reuse", "real"] = Field(
         "block",
-        description="for a variant that is not there yet: wait; take another variant of the same image (the image itself if "
-        "there is none); take the image itself",
+        description="for a variant that is not there yet: wait; take another variant of the same image (the image "
+        "itself if there is none); take the image itself",
     )
     max_reuse: int = Field(10, ge=1, description="late: reuse: how often one variant may stand in for others")
     max_age_steps: int | None = Field(
@@ -238,6 +238,29 @@ class Recipe(Section):
             found.append(
                 "both views of every pair are variants; the paper's sweep loses 6 points that way (figure 4): "
                 "lower views.probability to 0.5"
+            )
+        if self.uses_variants():
+            found += self._of_no_effect()
+        return found
+
+    def _of_no_effect(self) -> list[str]:
+        variants, found = self.variants, []
+        late = variants.late
+        if variants.source != "online" and (late != "block" or variants.refresh is not None):
+            found.append(
+                "variants.late and variants.refresh have no effect: "
+                f"with variants.source {variants.source} no variant is late"
+            )
+        elif variants.replay is not None and (late != "block" or variants.refresh is not None):
+            found.append("variants.late and variants.refresh have no effect: a replay waits for what its log names")
+        elif variants.refresh is not None and late != "reuse":
+            found.append(
+                f"variants.refresh has no effect: only variants.late: reuse keeps what it generates (late is {late})"
+            )
+        if variants.batching == "deterministic" and self.train.threads == "auto" and self.train.device != "cuda":
+            found.append(
+                "variants.batching: deterministic gives equal bits on a CPU only with an equal number of threads: "
+                "set train.threads"
             )
         return found
 

@@ -1,97 +1,197 @@
-"""The remote source: variants from a generation server, through the prefetch queue."""
+"""The remote source: variants from generation servers, through the prefetch queue."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 
-from genssl.config.recipe import VariantsConfig
-from genssl.data.base import ImageDataset
+import numpy as np
+
+from genssl.config.recipe import ClientTLSConfig, VariantsConfig
+from genssl.data.base import ImageDataset, UInt8Array
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.base import Parameters
-from genssl.serving.client import GenerationClient
-from genssl.variants.ledger import Ledger
-from genssl.variants.prefetch import Image, PrefetchQueue
+from genssl.serving.client import AsyncVariantClient
+from genssl.serving.messages import Priority
+from genssl.variants.ledger import Ledger, Origin
+from genssl.variants.plan import REAL
+from genssl.variants.pool import VariantPool
+from genssl.variants.prefetch import BULK_IN_FLIGHT, Image, PrefetchQueue
 from genssl.variants.source import Delivery, VariantRequest
+
+NO_STEP = sys.maxsize  # what is taken without a step is announced for a time that never passes
 
 
 class RemoteSource:
-    """Asks a server for the variants of coming steps while the current one trains.
+    """Asks servers for the variants of coming steps while the current one trains.
 
     Args:
-        address: of the server.
-        generator_id: what the server calls the generator.
-        parameters: on top of the server's defaults.
+        targets: addresses of servers that share the work.
+        generator_id: what the servers call the generator.
+        parameters: on top of the servers' defaults.
         dataset: has the sources.
-        config: how far ahead, how many at once, how patient.
-        ledger: gets calls, retries, bytes and generator seconds.
+        config: how many at once, how patient, and what a step does whose variants are late.
+        ledger: gets calls, retries, bytes, latencies and generator seconds.
+        pool: received variants, which `late: reuse` takes for others; belongs to this source from now on.
+        token: the bearer token that the servers want.
+        tls: how the servers are checked.
         check: raises when the server is known to be gone for good.
 
     Raises:
-        ServerUnavailableError: if the server cannot be reached.
-        RequestRefusedError: if it does not have the generator.
+        ServerUnavailableError: if no server can be reached.
+        RequestRefusedError: if they do not have the generator.
     """
 
     def __init__(
         self,
         *,
-        address: str,
+        targets: Sequence[str],
         generator_id: str,
         parameters: Parameters,
         dataset: ImageDataset,
         config: VariantsConfig,
         ledger: Ledger,
+        pool: VariantPool | None = None,
+        token: str | None = None,
+        tls: ClientTLSConfig | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        self._address, self._generator_id, self._parameters = address, generator_id, parameters
-        self._dataset, self._config, self._ledger = dataset, config, ledger
-        self._client: GenerationClient | None = None
+        self._targets, self._generator_id, self._parameters = list(targets), generator_id, parameters
+        self._dataset, self._config, self._ledger, self._pool = dataset, config, ledger, pool
+        self._token, self._tls = token, tls
+        self._client: AsyncVariantClient | None = None
         self.generator: pb.GeneratorInfo | None = None
+        self.image_size = 0
+        self.announced = -1
+        self._step = 0
         self._queue = PrefetchQueue(
             self._fetch,
             rows_per_request=config.rows_per_request,
-            max_in_flight=config.max_in_flight,
+            max_in_flight=config.max_in_flight * len(targets),
             deadline_seconds=config.deadline_seconds,
+            newest_first=config.late != "block",
+            ledger=ledger,
+            fetch_bulk=self._fetch_bulk,
+            received=self._keep if pool is not None else None,
             check=check,
             describe=self._state,
-            teardown=self._disconnect,
         )
-        self._queue.run_first(self._connect())
+        try:
+            self._queue.run_first(self._connect())
+        except BaseException:
+            self.close()
+            raise
 
-    def plan(self, requests: Sequence[VariantRequest]) -> None:
-        """Starts asking for the variants of a coming step."""
-        self._queue.plan(requests)
+    def plan(self, requests: Sequence[VariantRequest], step: int | None = None) -> None:
+        """Starts asking for the variants of a coming step that the pool does not have."""
+        if step is not None:
+            self.announced = step
+            requests = self._not_in_pool(requests)
+        self._queue.plan(requests, NO_STEP if step is None else step)
 
-    def take(self, requests: Sequence[VariantRequest]) -> Delivery:
-        """Returns announced variants, waiting for those still under way."""
-        return self._queue.take(requests)
+    def take(self, requests: Sequence[VariantRequest], step: int | None = None) -> Delivery:
+        """Returns what a step gets: under `late: block` what was planned, waiting for it; else what there is.
+
+        A variant that is late is replaced by another of the same source from the pool (`reused`), and by the source
+        itself (`real`) where there is none or `late` is `real`.
+        """
+        if step is None or self._config.late == "block":
+            images = self._queue.take(requests, NO_STEP if step is None else step)
+            return self._delivery(
+                [(request.index, image, origin) for request, (image, origin) in zip(requests, images, strict=True)]
+            )
+        self._step = step
+        ready = self._queue.take_ready(requests, step)
+        return self._delivery(
+            [self._slot(request, image, step) for request, image in zip(requests, ready, strict=True)]
+        )
+
+    @property
+    def wants_refresh(self) -> bool:
+        """Says whether there is a pool to fill and nothing of the plan, or ahead of it, waits to be sent."""
+        return self._pool is not None and self._queue.idle
+
+    def refresh(self, requests: Sequence[VariantRequest]) -> list[VariantRequest]:
+        """Asks, at low priority, for those variants that the pool does not have; returns them."""
+        wanted = self._not_in_pool(requests)
+        self._queue.refresh(wanted)
+        return wanted
 
     def close(self) -> None:
-        """Cancels what is under way and closes the channel."""
-        self._queue.close()
+        """Cancels what is under way, closes the channels and the pool."""
+        self._queue.close(self._disconnect())
+        if self._pool is not None:
+            self._pool.close()
+
+    def _slot(self, request: VariantRequest, image: Image | None, step: int) -> tuple[int, UInt8Array | None, Origin]:
+        if image is not None:
+            if self._pool is not None:
+                self._pool.used_fresh(request.source_id, request.index)
+            return request.index, *image
+        chosen = self._pool.choose(request.source_id, request.index, step) if self._pool is not None else None
+        if chosen is None:
+            return REAL, None, "real"
+        index, pixels = chosen
+        return index, pixels, "store" if index == request.index else "reused"
+
+    def _delivery(self, slots: Sequence[tuple[int, UInt8Array | None, Origin]]) -> Delivery:
+        images = [image for _, image, _ in slots if image is not None]
+        size = self.image_size
+        return Delivery(
+            images=np.stack(images) if images else np.zeros((0, 3, size, size), np.uint8),
+            origins=[origin for _, _, origin in slots],
+            indices=[index for index, _, _ in slots],
+        )
+
+    def _not_in_pool(self, requests: Sequence[VariantRequest]) -> list[VariantRequest]:
+        if self._pool is None:
+            return list(requests)
+        return [request for request in requests if not self._pool.holds(request.source_id, request.index)]
+
+    def _keep(self, requests: Sequence[VariantRequest], images: Sequence[Image]) -> None:
+        assert self._pool is not None
+        self._pool.add_many(
+            [(request.source_id, request.index) for request in requests], [image for image, _ in images], self._step
+        )
 
     def _state(self) -> str:
-        return self._client.state() if self._client is not None else f"{self._address} was never reached"
+        return self._client.state() if self._client is not None else f"{', '.join(self._targets)} was never reached"
 
     async def _connect(self) -> None:
-        self._client = GenerationClient(self._address, client_id="genssl run")
+        self._client = AsyncVariantClient(
+            self._targets,
+            client_id="genssl run",
+            token=self._token,
+            tls=self._tls,
+            max_in_flight=self._config.max_in_flight + BULK_IN_FLIGHT,
+        )
         await self._client.connect()
         self.generator = await self._client.find_generator(self._generator_id)
         # A server refuses a parameter that its generator does not have; a recipe's block may have other numbers too.
         known = self.generator.default_parameters
         self._parameters = {name: value for name, value in self._parameters.items() if name in known}
-        size = int(self._parameters.get("output_size", self.generator.image_size))
-        self._queue.rows_per_request = min(self._config.rows_per_request, self._client.most_rows(size))
+        self.image_size = int(self._parameters.get("output_size", self.generator.image_size))
+        self._queue.rows_per_request = min(self._config.rows_per_request, self._client.most_rows(self.image_size))
 
     async def _disconnect(self) -> None:
         if self._client is not None:
             await self._client.close()
 
-    async def _fetch(self, requests: Sequence[VariantRequest]) -> list[Image]:
+    async def _fetch(self, requests: Sequence[VariantRequest], priority: Priority = "training") -> list[Image]:
         assert self._client is not None
         assert self.generator is not None
-        answer = await self._client.generate(self.generator, requests, self._dataset.stored, self._parameters)
+        answer = await self._client.generate(
+            self.generator, requests, self._dataset.stored, self._parameters, priority=priority
+        )
         self._ledger.calls += answer.calls
         self._ledger.retries += answer.retries
+        if answer.refusals:
+            self._ledger.retries_by_kind["full"] += answer.refusals
+        if answer.retries > answer.refusals:
+            self._ledger.retries_by_kind["away"] += answer.retries - answer.refusals
         self._ledger.bytes_received += answer.bytes_received
         self._ledger.generator_seconds += answer.generator_seconds
         return answer.images
+
+    async def _fetch_bulk(self, requests: Sequence[VariantRequest]) -> list[Image]:
+        return await self._fetch(requests, "bulk")

@@ -13,7 +13,7 @@ from genssl.variants.ledger import Ledger
 
 
 class Progress:
-    """Shows epoch, loss, images/s, the fresh fraction and the stall share.
+    """Shows epoch, loss, images/s, the fresh fraction, what replaced the rest, and the stall share.
 
     Args:
         console: where it is written; without a terminal there is one line an epoch.
@@ -61,7 +61,12 @@ class Progress:
         self._steps += 1
         facts = f"loss {loss:.3f}  {images / seconds:,.0f} images/s"
         if ledger.origins:
-            facts += f"  fresh {ledger.fresh_fraction:.0%}  stall {ledger.stall_seconds / seconds:.0%}"
+            facts += f"  fresh {ledger.fresh_fraction:.0%}"
+            if reused := ledger.origins["reused"]:
+                facts += f"  reused {reused / ledger.wanted:.0%}"
+            if real := ledger.origins["real"]:
+                facts += f"  real instead {real / ledger.wanted:.0%}"
+            facts += f"  stall {ledger.stall_seconds / seconds:.0%}"
         title = f"epoch {epoch + 1}/{self._epochs}"
         self._bar.update(self._task, completed=self._steps, description=title, facts=facts)
         if not self._console.is_terminal and self._steps % self._steps_per_epoch == 0:

@@ -22,11 +22,6 @@ def provenance(
     recipe: Recipe, train: ImageDataset, variants: dict[str, Any] | None, device: torch.device
 ) -> dict[str, Any]:
     """Returns versions, machine, digests of recipe and data, and the generator's identity, for results.json."""
-    # A digest of every image would read all of ImageNet once more; evenly spaced ones tell data sets apart as well.
-    data = hashlib.blake2b(digest_size=16)
-    rows = range(0, len(train), max(1, len(train) // DIGESTED))
-    for row in rows:
-        data.update(train.source_id(row))
     return {
         "genssl": __version__,
         "packages": {name: _version(name) for name in PACKAGES},
@@ -42,12 +37,25 @@ def provenance(
         "dataset": {
             "name": train.name,
             "images": len(train),
-            "digest": data.hexdigest(),
-            "digest_of": f"the source ids of {len(rows)} evenly spaced images",
+            "digest": dataset_digest(train),
+            "digest_of": f"the source ids of {len(_digested(train))} evenly spaced images",
             "skipped": train.skipped,
         },
         "variants": variants or {"source": "none"},
     }
+
+
+def dataset_digest(dataset: ImageDataset) -> str:
+    """Returns 32 hex digits that tell data sets apart."""
+    data = hashlib.blake2b(digest_size=16)
+    for row in _digested(dataset):
+        data.update(dataset.source_id(row))
+    return data.hexdigest()
+
+
+def _digested(dataset: ImageDataset) -> range:
+    # A digest of every image would read all of ImageNet once more; evenly spaced ones serve as well.
+    return range(0, len(dataset), max(1, len(dataset) // DIGESTED))
 
 
 def _version(name: str) -> str:

@@ -22,12 +22,19 @@ LEDGER_WORDS = {
     "fallbacks_to_real": "views that fell back to the real image",
     "distinct_variants": "distinct variants",
     "fresh_fraction": "part of the planned variants that arrived as planned",
+    "reuse_mean": "how often a variant that was used again stood in for others, on average",
+    "reuse_max": "how often one did at most",
+    "variants_dropped": "planned variants whose step passed before they were asked for",
+    "variants_refreshed": "variants generated ahead of the plan",
     "stall_seconds": "seconds the training waited for variants",
     "generator_seconds": "seconds of the generator's device",
     "trainer_seconds": "seconds of training, waiting left out",
     "bytes_received": "bytes of variants received",
     "calls": "calls to the generator",
-    "retries": "calls repeated because the server was away",
+    "retries": "calls repeated because the server was away or overloaded",
+    "prefetch_depth": "steps ahead that variants were asked for, at the end",
+    "fetch_seconds_p50": "seconds a request for variants took, median of the latest",
+    "fetch_seconds_p95": "seconds within which 95 % of them were answered",
 }
 
 
@@ -40,7 +47,7 @@ def write_report(out: Path, recipe: Recipe, results: dict[str, Any]) -> None:
     page = environment.get_template("report.html.j2").render(
         results=results,
         recipe=json.dumps(recipe.model_dump(mode="json"), indent=2),
-        ledger=[(LEDGER_WORDS[name], _number(value)) for name, value in results["ledger"].items()],
+        ledger=[(_words(name), _number(value)) for name, value in results["ledger"].items()],
         metrics=[
             (name, value, _protocol(results["protocol"].get(name.split("/")[0], {})))
             for name, value in results["metrics"].items()
@@ -53,6 +60,12 @@ def write_report(out: Path, recipe: Recipe, results: dict[str, Any]) -> None:
         provenance=json.dumps(results["provenance"], indent=2),
     )
     write_atomically(out / "report.html", lambda partial: partial.write_text(page, encoding="utf-8"))
+
+
+def _words(name: str) -> str:
+    if name not in LEDGER_WORDS and name.startswith("retries_"):
+        return f"of these, because the server was {name.removeprefix('retries_')}"
+    return LEDGER_WORDS[name]
 
 
 def _number(value: float | int) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections import deque
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,20 +18,24 @@ from genssl.errors import ConfigError, ServerUnavailableError, UserError
 from genssl.evaluators.base import EvaluationData
 from genssl.registry import BACKBONES, METHODS
 from genssl.runtime import pick_device, seeded_initialisation, set_threads
+from genssl.serving.remote import RemoteSource
+from genssl.training.deliveries import announced, enter, follow_log, how_online, take
 from genssl.training.evaluate import check, evaluate
 from genssl.training.files import save_checkpoint, save_encoder, write_atomically, write_json
 from genssl.training.loader import SourceLoader
 from genssl.training.optim import build_optimizer, lr_factor, peak_lr
 from genssl.training.progress import Progress
 from genssl.training.provenance import provenance
+from genssl.training.refresh import Refresher
 from genssl.training.report import write_report
 from genssl.training.samples import draw_run_samples
 from genssl.training.sources import open_source, server_threads, start_server
+from genssl.variants.depth import PrefetchDepth, bytes_per_step
 from genssl.variants.ledger import Ledger
-from genssl.variants.plan import StepPlan, ViewPlan
-from genssl.variants.source import Delivery, VariantRequest, VariantSource
+from genssl.variants.plan import ViewPlan
+from genssl.variants.source import VariantSource
 from genssl.views.augment import Augment
-from genssl.views.compose import compose_views, requests_of
+from genssl.views.compose import compose_views
 
 LOADER_THREADS = 2
 SOURCES_AHEAD = 4
@@ -78,7 +80,7 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
         # ---- Variants: the server loads its model while the trainer prepares ----
         server = stack.enter_context(start_server(recipe, out / "server.log"))
         if device.type == "cpu":
-            set_threads(recipe.train.threads, shared_with=server_threads() if server else 0)
+            set_threads(recipe.train.threads, shared_with=server_threads(recipe) if server else 0)
         write_atomically(out / "recipe.yaml", lambda partial: partial.write_text(to_yaml(recipe)))
 
         # ---- Model ----
@@ -92,19 +94,25 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
 
         # ---- Loop ----
         ledger = Ledger()
-        opened = stack.enter_context(open_source(recipe, splits.train, ledger, device, server))
+        opened = stack.enter_context(open_source(recipe, splits.train, ledger, device, server, out))
+        source = opened.source if opened else None
+        followed, assignments = follow_log(recipe, splits.train, plan, opened, out)
+        write = stack.enter_context(assignments).write if assignments else None
+        depth = prefetch_depth(recipe, source, ledger)
         # The loader reads ahead too, and what it has read has been announced.
-        ahead = 8 if recipe.variants.prefetch_steps == "auto" else recipe.variants.prefetch_steps
-        sources_ahead = min(SOURCES_AHEAD, ahead)
+        sources_ahead = min(SOURCES_AHEAD, depth.steps)
         loader = SourceLoader(splits.train, threads=LOADER_THREADS, ahead=sources_ahead)
         stack.callback(loader.close)
+        refresher = build_refresher(recipe, splits.train, source)
         progress.start(recipe, plan.steps_per_epoch)
         log = stack.enter_context((out / "metrics.jsonl").open("w"))
-        source = opened.source if opened else None
-        plans = announced(plan, recipe.train.epochs, splits.train, source, ahead - sources_ahead)
+        plans = announced(followed, recipe.train.epochs, splits.train, source, lambda: depth.steps - sources_ahead)
         loop_started = time.perf_counter()
         for step, (step_plan, sources) in enumerate(loader.batches(plans)):
-            delivery = take(requests_of(step_plan, splits.train), source, ledger)
+            stalled = ledger.stall_seconds
+            step_started = time.perf_counter()
+            delivery = take(step, step_plan, splits.train, source, ledger)
+            enter(step, followed, step_plan, splits.train, delivery, ledger, write)
             views = compose_views(step_plan, sources, delivery, augment, recipe.seed, device)
             lr = peak * lr_factor(recipe.schedule, step, plan.steps_per_epoch, recipe.train.epochs)
             for group in optimizer.param_groups:
@@ -121,7 +129,11 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
                     f"the loss became {loss} at epoch {step_plan.epoch}, step {step_plan.step}; "
                     f"lower optimizer.lr (it is {lr:g} here)"
                 )
-            seconds = time.perf_counter() - loop_started
+            if refresher is not None:
+                refresher.step()
+            now = time.perf_counter()
+            depth.step_done(now - step_started - (ledger.stall_seconds - stalled))
+            seconds = now - loop_started
             ledger.trainer_seconds = seconds - ledger.stall_seconds
             progress.step(
                 step_plan.epoch, loss, images=(step + 1) * recipe.train.batch_size, seconds=seconds, ledger=ledger
@@ -140,6 +152,7 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
                 save_checkpoint(out / "checkpoint.pt", method, optimizer, epoch=step_plan.epoch + 1, ledger=ledger)
         # What the ledger says ends here; the pictures below cost a few more calls.
         counted = ledger.summary()
+        mode = how_online(ledger, progress)
 
         # ---- Results ----
         save_encoder(out / "encoder.safetensors", backbone, recipe)
@@ -152,7 +165,7 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
             "metrics": metrics,
             "ledger": counted,
             "protocol": protocols,
-            "provenance": provenance(recipe, splits.train, opened.provenance if opened else None, device),
+            "provenance": provenance(recipe, splits.train, opened.provenance | mode if opened else None, device),
             "seconds": round(time.perf_counter() - started, 3),
         }
         write_json(out / "results.json", results)
@@ -204,29 +217,21 @@ def view_plan(recipe: Recipe, num_sources: int) -> ViewPlan:
     )
 
 
-def announced(
-    plan: ViewPlan, epochs: int, dataset: ImageDataset, source: VariantSource | None, ahead: int
-) -> Iterator[StepPlan]:
-    """Yields every step of the run, after its variants and those of the `ahead` steps after it have been announced."""
-    coming: deque[StepPlan] = deque()
-    for epoch in range(epochs):
-        for step in range(plan.steps_per_epoch):
-            step_plan = plan.step(epoch, step)
-            if source is not None:
-                source.plan(requests_of(step_plan, dataset))
-            coming.append(step_plan)
-            if len(coming) > ahead:
-                yield coming.popleft()
-    yield from coming
+def prefetch_depth(recipe: Recipe, source: VariantSource | None, ledger: Ledger) -> PrefetchDepth:
+    """Returns how many steps ahead the run asks for variants."""
+    size = source.image_size if isinstance(source, RemoteSource) else 0
+    views = {"none": 0, "second": 1, "both": 2}[recipe.views.policy]
+    return PrefetchDepth(
+        recipe.variants.prefetch_steps,
+        bytes_per_step=bytes_per_step(recipe.train.batch_size, views, recipe.views.probability, size),
+        max_bytes=recipe.variants.prefetch_bytes,
+        ledger=ledger,
+    )
 
 
-def take(requests: list[VariantRequest], source: VariantSource | None, ledger: Ledger) -> Delivery | None:
-    """Takes a step's variants and enters them, and the time it waited, in the ledger."""
-    if source is None or not requests:
+def build_refresher(recipe: Recipe, dataset: ImageDataset, source: VariantSource | None) -> Refresher | None:
+    """Returns what generates ahead of the plan, if the recipe asks for it and there is a pool to put it."""
+    if recipe.variants.refresh is None or not isinstance(source, RemoteSource):
         return None
-    started = time.perf_counter()
-    delivery = source.take(requests)
-    ledger.stall_seconds += time.perf_counter() - started
-    for request, origin in zip(requests, delivery.origins, strict=True):
-        ledger.deliver(request.source_id, request.index, origin)
-    return delivery
+    plan = view_plan(recipe, len(dataset))
+    return Refresher(plan, recipe.train.epochs, dataset, source, recipe.variants.refresh.budget)

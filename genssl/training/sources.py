@@ -20,9 +20,11 @@ from genssl.registry import GENERATORS
 from genssl.runtime import usable_cores
 from genssl.serving.embedded import EmbeddedServer
 from genssl.serving.remote import RemoteSource
+from genssl.serving.token_file import read_token_file
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
+from genssl.variants.pool import VariantPool
 from genssl.variants.source import VariantSource
 
 
@@ -43,7 +45,7 @@ def start_server(recipe: Recipe, log_path: Path) -> Iterator[EmbeddedServer | No
     assert recipe.generator is not None
     file = ServerFile(
         device=recipe.train.device,
-        threads=server_threads(),
+        threads=server_threads(recipe),
         buckets=recipe.variants.buckets,
         batching=recipe.variants.batching,
         generators=[recipe.generator],
@@ -52,16 +54,35 @@ def start_server(recipe: Recipe, log_path: Path) -> Iterator[EmbeddedServer | No
         yield server
 
 
-def server_threads() -> int:
-    """Returns how many cores an embedded server may use: half, since the trainer works beside it."""
+def server_threads(recipe: Recipe) -> int:
+    """Returns how many torch threads an embedded server uses: half the cores, since the trainer works beside it.
+
+    Under `batching: deterministic` it is the trainer's number, where the recipe has one: sums of floating-point numbers
+    depend on how many threads share them, and in-process generation uses the trainer's.
+    """
+    if recipe.variants.batching == "deterministic" and recipe.train.threads != "auto":
+        return recipe.train.threads
     return max(1, usable_cores() // 2)
 
 
 @contextmanager
 def open_source(
-    recipe: Recipe, dataset: ImageDataset, ledger: Ledger, device: torch.device, server: EmbeddedServer | None
+    recipe: Recipe,
+    dataset: ImageDataset,
+    ledger: Ledger,
+    device: torch.device,
+    server: EmbeddedServer | None,
+    folder: Path | None = None,
 ) -> Iterator[OpenSource | None]:
     """Yields the recipe's variant source, or None if no view of it is a variant.
+
+    Args:
+        recipe: says which.
+        dataset: has the sources.
+        ledger: gets the counts.
+        device: of in-process generation.
+        server: the run's own, if it has one.
+        folder: for what `late: reuse` keeps on disk while the source is open; None if no step is to be taken.
 
     Raises:
         ServerUnavailableError, RequestRefusedError, GeneratorError: if there are no variants to be had.
@@ -88,7 +109,7 @@ def open_source(
             }
             provenance["parameters"] = dict(spec.defaults)
         else:
-            remote = _open_remote(recipe, dataset, ledger, server)
+            remote = _open_remote(recipe, dataset, ledger, server, _open_pool(recipe, folder))
             source = remote
             info = remote.generator
             assert info is not None
@@ -103,23 +124,47 @@ def open_source(
             }
             provenance["parameters"] = dict(info.default_parameters) | _parameters(recipe, server)
             provenance["server"] = (
-                {"address": "embedded", "pid": server.pid} if server else {"address": recipe.variants.server}
+                {"address": "embedded", "pid": server.pid}
+                if server
+                else {"address": ", ".join(recipe.variants.targets)}
             )
         yield OpenSource(source, provenance)
 
 
-def _open_remote(recipe: Recipe, dataset: ImageDataset, ledger: Ledger, server: EmbeddedServer | None) -> RemoteSource:
+def _open_remote(
+    recipe: Recipe, dataset: ImageDataset, ledger: Ledger, server: EmbeddedServer | None, pool: VariantPool | None
+) -> RemoteSource:
     assert recipe.generator is not None
+    variants = recipe.variants
     if server is not None:
         server.wait_until_bound()
     return RemoteSource(
-        address=server.address if server else recipe.variants.targets[0],
+        targets=[server.address] if server else variants.targets,
         generator_id=generator_id(recipe.generator),
         parameters=_parameters(recipe, server),
         dataset=dataset,
-        config=recipe.variants,
+        # A replay waits for exactly the variants that its log names.
+        config=variants.model_copy(update={"late": "block"}) if variants.replay is not None else variants,
         ledger=ledger,
+        pool=pool,
+        token=read_token_file(variants.token_file, "variants.token_file")
+        if server is None and variants.token_file is not None
+        else None,
+        tls=variants.tls if server is None else None,
         check=server.check if server else lambda: None,
+    )
+
+
+def _open_pool(recipe: Recipe, folder: Path | None) -> VariantPool | None:
+    """Opens the pool of `late: reuse`, whose file in the run directory has no name and goes with the process."""
+    variants = recipe.variants
+    if variants.late != "reuse" or variants.replay is not None or folder is None:
+        return None
+    return VariantPool(
+        folder,
+        max_bytes=variants.pool_bytes,
+        max_reuse=variants.max_reuse,
+        max_age_steps=variants.max_age_steps,
     )
 
 
@@ -132,7 +177,8 @@ def _check_same_model(recipe: Recipe, info: pb.GeneratorInfo) -> None:
     if differing:
         said = ", ".join(f"{key} {served[key]} (the recipe: {asked[key]})" for key in differing)
         raise RequestRefusedError(
-            f"the server at {recipe.variants.server} has another generator under the id {info.generator_id!r}: {said}. "
+            f"the server at {', '.join(recipe.variants.targets)} has another generator under the id "
+            f"{info.generator_id!r}: {said}. "
             "Make generator.* and the server's file agree, or name another of its generators with generator.id"
         )
 

@@ -37,10 +37,10 @@ class InProcessSource:
         self._settings = engine.complete(parameters or {})
         self._embeddings = EmbeddingCache(cached_embeddings)
 
-    def plan(self, requests: Sequence[VariantRequest]) -> None:
+    def plan(self, requests: Sequence[VariantRequest], step: int | None = None) -> None:
         """Does nothing: the device that would generate is the one that trains."""
 
-    def take(self, requests: Sequence[VariantRequest]) -> Delivery:
+    def take(self, requests: Sequence[VariantRequest], step: int | None = None) -> Delivery:
         """Generates the variants now, in batches of the largest bucket."""
         known = {request.source_id: self._embeddings.get(request.source_id) for request in requests}
         missing = {request.source_id: request.row for request in requests if known[request.source_id] is None}
@@ -61,7 +61,8 @@ class InProcessSource:
             self._ledger.generator_seconds += seconds
             self._ledger.calls += 1
             parts.append(images)
-        return Delivery(images=np.concatenate(parts), origins=["generated"] * len(rows))
+        indices = [request.index for request in requests]
+        return Delivery(images=np.concatenate(parts), origins=["generated"] * len(rows), indices=indices)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 Origin = Literal["generated", "store", "reused", "real"]
+LATENCIES = 512  # of the latest fetches, which percentiles are taken of
 
 
 @dataclass
@@ -16,34 +19,60 @@ class Ledger:
     Attributes:
         origins: views delivered in place of variants, by origin.
         distinct: hashes of (source_id, index) of the variants used; numbers take a third of the memory of the names.
+        stand_ins: how often each variant, by the same hashes, stood in for one that was late.
         stall_seconds: time the training waited for variants.
         generator_seconds: device time that the generator spent on this run's variants, as the server reports it.
         trainer_seconds: wall time of the training loop without stalls.
         bytes_received: payload bytes of variants over the wire.
         calls: requests sent to a server or generate calls in process.
-        retries: requests repeated because the server was unreachable.
+        retries: requests repeated because the server was unreachable or overloaded.
+        retries_by_kind: the same by what the server was: "away" (or late), or "full".
+        variants_dropped: announced variants whose step passed before they were asked for.
+        variants_refreshed: variants that were generated ahead of the plan, into the pool.
+        prefetch_depth: steps ahead that variants are asked for now.
+        fetch_seconds: of the latest requests, from sending to arrival.
     """
 
     origins: Counter[Origin] = field(default_factory=Counter)
     distinct: set[int] = field(default_factory=set)
+    stand_ins: Counter[int] = field(default_factory=Counter)
     stall_seconds: float = 0.0
     generator_seconds: float = 0.0
     trainer_seconds: float = 0.0
     bytes_received: int = 0
     calls: int = 0
     retries: int = 0
+    retries_by_kind: Counter[str] = field(default_factory=Counter)
+    variants_dropped: int = 0
+    variants_refreshed: int = 0
+    prefetch_depth: int = 0
+    fetch_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
 
     def deliver(self, source_id: bytes, index: int, origin: Origin) -> None:
-        """Counts one view that the plan wanted to be a variant."""
+        """Counts one view that the plan wanted to be a variant; `index` is of the variant delivered."""
         self.origins[origin] += 1
-        if origin != "real":
-            self.distinct.add(hash((source_id, index)))
+        if origin == "real":
+            return
+        name = hash((source_id, index))
+        self.distinct.add(name)
+        if origin == "reused":
+            self.stand_ins[name] += 1
+
+    @property
+    def wanted(self) -> int:
+        """How many views the plan wanted to be variants."""
+        return sum(self.origins.values())
 
     @property
     def fresh_fraction(self) -> float:
         """Part of the deliveries that were the planned variant, neither reused nor replaced; 0 if none was wanted."""
-        total = sum(self.origins.values())
+        total = self.wanted
         return (self.origins["generated"] + self.origins["store"]) / total if total else 0.0
+
+    def fetch_percentile(self, percent: float) -> float:
+        """Returns the seconds within which so many percent of the latest requests were answered; 0 before the first."""
+        latest = list(self.fetch_seconds)  # the queue's thread appends meanwhile
+        return float(np.percentile(latest, percent)) if latest else 0.0
 
     def summary(self) -> dict[str, float | int]:
         """Returns the ledger as results.json holds it."""
@@ -54,10 +83,18 @@ class Ledger:
             "fallbacks_to_real": self.origins["real"],
             "distinct_variants": len(self.distinct),
             "fresh_fraction": round(self.fresh_fraction, 6),
+            "reuse_mean": round(self.origins["reused"] / len(self.stand_ins), 3) if self.stand_ins else 0.0,
+            "reuse_max": max(self.stand_ins.values(), default=0),
+            "variants_dropped": self.variants_dropped,
+            "variants_refreshed": self.variants_refreshed,
             "stall_seconds": round(self.stall_seconds, 3),
             "generator_seconds": round(self.generator_seconds, 3),
             "trainer_seconds": round(self.trainer_seconds, 3),
             "bytes_received": self.bytes_received,
             "calls": self.calls,
             "retries": self.retries,
+            **{f"retries_{kind}": count for kind, count in sorted(self.retries_by_kind.items())},
+            "prefetch_depth": self.prefetch_depth,
+            "fetch_seconds_p50": round(self.fetch_percentile(50), 4),
+            "fetch_seconds_p95": round(self.fetch_percentile(95), 4),
         }

@@ -21,21 +21,38 @@ class VariantRequest:
 
 @dataclass
 class Delivery:
-    """What a step gets: uint8 [N, 3, h, w] in the order of the requests, and where each image came from."""
+    """What a step gets for its N requests.
+
+    Attributes:
+        images: uint8 [M, 3, h, w], in the order of the requests, of those whose origin is not "real": M <= N.
+        origins: N of them, where each image came from.
+        indices: N of them, the index of the variant delivered, or `plan.REAL` where the origin is "real".
+    """
 
     images: UInt8Array
     origins: list[Origin]
+    indices: list[int]
 
 
 class VariantSource(Protocol):
     """In-process, stored and remote sources are interchangeable: the same requests give the same images."""
 
-    def plan(self, requests: Sequence[VariantRequest]) -> None:
-        """Announces what a coming step will take; returns at once."""
+    def plan(self, requests: Sequence[VariantRequest], step: int | None = None) -> None:
+        """Announces what a coming step will take; returns at once.
+
+        Args:
+            requests: the variants.
+            step: number of the step within the run; None announces for a `take` without a step.
+        """
         ...
 
-    def take(self, requests: Sequence[VariantRequest]) -> Delivery:
-        """Returns what an announced step wants, waiting for it if it must.
+    def take(self, requests: Sequence[VariantRequest], step: int | None = None) -> Delivery:
+        """Returns what an announced step wants, waiting for it if it must and may.
+
+        Args:
+            requests: as announced.
+            step: number of the step within the run; steps before it have passed. None waits for every variant, whatever
+                the source does for a step whose variants are late.
 
         Raises:
             ServerUnavailableError: if it cannot be had in time.

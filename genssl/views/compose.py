@@ -32,7 +32,8 @@ def compose_views(
     Args:
         plan: of the step.
         real: uint8 [B, 3, S, S], the sources of the step.
-        delivery: the variants that `requests_of(plan)` asked for, in its order, or None if it asked for none.
+        delivery: the variants that `requests_of(plan)` asked for, in its order, or None if it asked for none;
+            a slot whose origin is "real" gets the source itself.
         augment: standard augmentations, applied to sources and variants alike.
         seed: of the run; augmentations depend on it, the epoch, the step and the view, and on nothing else.
         device: where the views are made.
@@ -45,6 +46,8 @@ def compose_views(
     views = real.to(device).float().div_(255).unsqueeze(1).repeat(1, VIEWS, 1, 1, 1)
     assert delivery is not None or not chosen.any(), "the plan asks for variants and none were delivered"
     if delivery is not None:
+        chosen[chosen.clone()] = torch.tensor([origin != "real" for origin in delivery.origins])
+    if delivery is not None and chosen.any():
         variants = torch.from_numpy(delivery.images).to(device).float() / 255
         if variants.shape[-1] != size:
             variants = F.interpolate(variants, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)

@@ -20,15 +20,16 @@ from genssl.variants.source import VariantRequest
 
 
 def open_remote(
-    address: str, dataset, ledger: Ledger | None = None, generator_id: str = "stable_unclip", **settings
+    address: str, dataset, ledger: Ledger | None = None, generator_id: str = "stable_unclip", pool=None, **settings
 ) -> RemoteSource:
     return RemoteSource(
-        address=address,
+        targets=[address],
         generator_id=generator_id,
         parameters={},
         dataset=dataset,
         config=VariantsConfig(**{"rows_per_request": 16, **settings}),
         ledger=ledger or Ledger(),
+        pool=pool,
     )
 
 
@@ -51,11 +52,12 @@ def test_remote_variants_equal_in_process_ones_and_are_counted(server, digits_tr
     ledger = Ledger()
     source = open_remote(server.address, digits_train, ledger)
     try:
-        source.plan(requests_for(digits_train, range(40)))
-        delivery = source.take(requests_for(digits_train, range(40)))
+        # An index that no other test asks this server for: it would have been remembered.
+        source.plan(requests_for(digits_train, range(40), 77))
+        delivery = source.take(requests_for(digits_train, range(40), 77))
     finally:
         source.close()
-    assert grey_levels_apart(delivery.images, expected(0)) <= 1
+    assert grey_levels_apart(delivery.images, expected(77)) <= 1
     assert delivery.origins == ["generated"] * 40
     assert ledger.bytes_received == 40 * 3 * 8 * 8
     assert ledger.generator_seconds > 0
@@ -135,6 +137,7 @@ def test_an_unknown_generator_is_refused_with_the_names_there_are(server, digits
         open_remote(server.address, digits_train, generator_id="unclip")
 
 
+@pytest.mark.slow
 def test_a_wrong_address_is_told_soon(digits_train, tmp_path):
     started = time.monotonic()
     with pytest.raises(ServerUnavailableError, match=r"nobody.sock gives no answer"):
@@ -184,3 +187,37 @@ def test_an_image_over_the_limit_is_refused_with_its_row(server, tmp_path):
             source.take([VariantRequest(3, bytes(16), 0)])
     finally:
         source.close()
+
+
+@pytest.mark.slow
+def test_steps_that_do_not_wait_outlive_a_server_that_is_merely_away(start_server, tmp_path, digits_train):
+    """The images themselves stand in while it is away, other variants where the pool has some; not for ever."""
+    from genssl.variants.pool import VariantPool
+
+    ledger = Ledger()
+    with start_server(tmp_path) as server:
+        server.wait_until_serving()
+        pool = VariantPool(None, max_bytes=2**20, max_reuse=2)
+        source = open_remote(server.address, digits_train, ledger, late="reuse", deadline_seconds=4, pool=pool)
+        try:
+            source.plan(requests_for(digits_train, range(8)), 0)
+            deadline = time.monotonic() + 30
+            while len(pool) < 8:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            delivery = source.take(requests_for(digits_train, range(8)), 0)
+            assert delivery.origins == ["generated"] * 8
+            server.stop(signal.SIGKILL)
+            both = requests_for(digits_train, range(4, 12), 1)
+            source.plan(both, 1)
+            delivery = source.take(both, 1)
+            assert delivery.origins == ["reused"] * 4 + ["real"] * 4
+            assert delivery.indices == [0] * 4 + [-1] * 4
+            assert len(delivery.images) == 4
+            source.plan(requests_for(digits_train, range(4)), 2)
+            assert source.take(requests_for(digits_train, range(4)), 2).origins == ["store"] * 4
+            time.sleep(4.5)
+            with pytest.raises(ServerUnavailableError, match="no variant at all has come for"):
+                source.take(requests_for(digits_train, range(20, 24)), 3)
+        finally:
+            source.close()

@@ -241,8 +241,9 @@ def wait_until_gone(pid: int) -> None:
         time.sleep(0.05)
 
 
-def test_a_server_killed_mid_run_ends_the_run_with_its_address_and_what_to_do(tmp_path):
-    with RunningRun(tmp_path / "out") as running:
+@pytest.mark.parametrize("late", ["block", pytest.param("reuse", marks=pytest.mark.slow)])
+def test_a_server_killed_mid_run_ends_the_run_with_its_address_and_what_to_do(tmp_path, late):
+    with RunningRun(tmp_path / "out", f"variants.late={late}") as running:
         os.kill(running.server_pid(), signal.SIGKILL)
         _, errors = running.process.communicate(timeout=60)
     assert running.process.returncode == 2

@@ -29,7 +29,7 @@ def test_requests_are_row_by_row(digits_train):
 
 def compose(variants: np.ndarray | None) -> list[torch.Tensor]:
     real = torch.full((3, 3, 8, 8), 10, dtype=torch.uint8)
-    delivery = None if variants is None else Delivery(variants, ["generated"] * len(variants))
+    delivery = None if variants is None else Delivery(variants, ["generated"] * 3, [5, 6, 8])
     views = compose_views(PLAN, real, delivery, Augment(STILL, 8), 0, torch.device("cpu"))
     return [(view * 255).round().int() for view in views]
 
@@ -46,3 +46,17 @@ def test_variants_of_another_size_are_resized():
     assert second.shape == (3, 3, 8, 8)
     assert second[0].unique().tolist() == [77]
     assert first[2].unique().tolist() == [77]
+
+
+def test_a_slot_whose_variant_is_replaced_by_the_real_image_shows_the_source():
+    real = torch.full((3, 3, 8, 8), 10, dtype=torch.uint8)
+    for origins, seen in (
+        (["reused", "real", "store"], ([10, 10, 10], [100, 10, 200])),
+        (["real", "real", "generated"], ([10, 10, 10], [10, 10, 100])),
+        (["real", "real", "real"], ([10, 10, 10], [10, 10, 10])),
+    ):
+        images = np.stack([np.full((3, 8, 8), value, np.uint8) for value in (100, 200)])
+        images = images[: 3 - origins.count("real")]
+        delivery = Delivery(images, origins, [REAL if origin == "real" else 4 for origin in origins])
+        views = compose_views(PLAN, real, delivery, Augment(STILL, 8), 0, torch.device("cpu"))
+        assert tuple((view * 255).round().int()[:, 0, 0, 0].tolist() for view in views) == seen

@@ -1,0 +1,116 @@
+"""What happens to a step's variants between the plan and the views: announced, taken, counted, logged."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from genssl.config.recipe import Recipe
+from genssl.data.base import ImageDataset
+from genssl.training.progress import Progress
+from genssl.training.provenance import dataset_digest
+from genssl.training.sources import OpenSource
+from genssl.variants.assignments import AssignmentLog, Replay
+from genssl.variants.ledger import Ledger, Origin
+from genssl.variants.plan import REAL, StepPlan, ViewPlan
+from genssl.variants.source import Delivery, VariantSource
+from genssl.views.compose import requests_of
+
+ONLINE_FRACTION = 0.5  # of fresh variants, below which a run is not simply called online
+
+
+def follow_log(
+    recipe: Recipe, dataset: ImageDataset, plan: ViewPlan, opened: OpenSource | None, out: Path
+) -> tuple[ViewPlan | Replay, AssignmentLog | None]:
+    """Returns the plan that the run follows, and the log that it writes where the plan alone does not tell all."""
+    if opened is None or (recipe.variants.late == "block" and recipe.variants.replay is None):
+        return plan, None
+    header = {
+        "dataset": dataset.name,
+        "dataset_digest": dataset_digest(dataset),
+        "images": len(dataset),
+        "seed": recipe.seed,
+        "batch_size": recipe.train.batch_size,
+        "policy": recipe.views.policy,
+        "probability": recipe.views.probability,
+        "per_image": recipe.variants.per_image,
+        "fingerprint": opened.provenance["fingerprint"],
+        "parameters": opened.provenance["parameters"],
+    }
+    if recipe.variants.replay is None:
+        return plan, AssignmentLog(out / "assignments.jsonl", header)
+    steps = recipe.train.epochs * plan.steps_per_epoch
+    return Replay(plan, recipe.variants.replay, header, steps), AssignmentLog(out / "assignments.jsonl", header)
+
+
+def announced(
+    plan: ViewPlan | Replay,
+    epochs: int,
+    dataset: ImageDataset,
+    source: VariantSource | None,
+    ahead: Callable[[], int],
+) -> Iterator[StepPlan]:
+    """Yields every step of the run, after its variants and those of the `ahead()` following steps were announced."""
+    coming: deque[StepPlan] = deque()
+    for epoch in range(epochs):
+        for step in range(plan.steps_per_epoch):
+            step_plan = plan.step(epoch, step)
+            if source is not None:
+                source.plan(requests_of(step_plan, dataset), epoch * plan.steps_per_epoch + step)
+            coming.append(step_plan)
+            while len(coming) > max(0, ahead()):
+                yield coming.popleft()
+    yield from coming
+
+
+def take(
+    step: int, step_plan: StepPlan, dataset: ImageDataset, source: VariantSource | None, ledger: Ledger
+) -> Delivery | None:
+    """Takes a step's variants and enters the time that it waited in the ledger."""
+    requests = requests_of(step_plan, dataset)
+    if source is None or not requests:
+        return None
+    started = time.perf_counter()
+    delivery = source.take(requests, step)
+    ledger.stall_seconds += time.perf_counter() - started
+    return delivery
+
+
+def enter(
+    step: int,
+    plan: ViewPlan | Replay,
+    step_plan: StepPlan,
+    dataset: ImageDataset,
+    delivery: Delivery | None,
+    ledger: Ledger,
+    write: Callable[[int, list[Origin], list[int]], None] | None,
+) -> None:
+    """Enters what every slot got in the ledger and in the assignment log."""
+    origins: list[Origin] = delivery.origins if delivery is not None else []
+    indices = delivery.indices if delivery is not None else []
+    slots = (step_plan.indices != REAL).nonzero()[0]
+    if isinstance(plan, Replay):
+        slots = plan.slots(step)
+        origins, indices = plan.relabelled(step, delivery)
+    for row, origin, index in zip(step_plan.rows[slots], origins, indices, strict=True):
+        ledger.deliver(dataset.source_id(int(row)), index, origin)
+    if write is not None:
+        write(step, origins, indices)
+
+
+def how_online(ledger: Ledger, progress: Progress) -> dict[str, Any]:
+    """Says, for results.json and the user, if most of the variants were not the planned ones."""
+    fresh = ledger.fresh_fraction
+    if not ledger.wanted or fresh >= ONLINE_FRACTION:
+        return {}
+    said = (
+        f"only {fresh:.0%} of the wanted variants came in time; {ledger.origins['reused'] / ledger.wanted:.0%} were "
+        f"other variants of the same image, {ledger.origins['real'] / ledger.wanted:.0%} real images. Call this run by "
+        "these numbers, not simply online: its generator was too slow for it"
+    )
+    progress.note(said)
+    mostly = "reused variants" if ledger.origins["reused"] >= ledger.origins["real"] else "real images"
+    return {"source": f"online, mostly {mostly}", "note": said}

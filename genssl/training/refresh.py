@@ -1,0 +1,52 @@
+"""Generates ahead of the plan, into the pool, with what the server has to spare."""
+
+from __future__ import annotations
+
+from genssl.data.base import ImageDataset
+from genssl.serving.remote import RemoteSource
+from genssl.variants.plan import ViewPlan
+from genssl.variants.source import VariantRequest
+from genssl.views.compose import requests_of
+
+SCANNED_STEPS = 4  # at most, in search of variants that the pool does not have
+
+
+class Refresher:
+    """Asks for up to `budget` variants a training step that coming epochs will want, so that none is made in vain.
+
+    Args:
+        plan: a view plan of its own, since a plan remembers one epoch only.
+        epochs: of the run.
+        dataset: has the sources.
+        source: asked for the variants.
+        budget: variants a step.
+    """
+
+    def __init__(self, plan: ViewPlan, epochs: int, dataset: ImageDataset, source: RemoteSource, budget: int) -> None:
+        self._plan, self._steps = plan, epochs * plan.steps_per_epoch
+        self._dataset, self._source, self._budget = dataset, source, budget
+        self._position = 0  # the step of the run whose variants come next
+        self._left: list[VariantRequest] = []
+
+    def step(self) -> None:
+        """Asks for the next variants, unless some of the plan or of an earlier call wait to be sent."""
+        if not self._source.wants_refresh:
+            return
+        announced = self._source.announced
+        if self._position <= announced:
+            # What the plan has announced is under way; the next epoch begins where a pool has most to gain.
+            self._position = (announced // self._plan.steps_per_epoch + 1) * self._plan.steps_per_epoch
+            self._left = []
+        budget = self._budget
+        for _ in range(SCANNED_STEPS):
+            if not self._left:
+                if self._position >= self._steps:
+                    return
+                planned = self._plan.step(*divmod(self._position, self._plan.steps_per_epoch))
+                self._left = requests_of(planned, self._dataset)
+                self._position += 1
+            while self._left and budget > 0:
+                part, self._left = self._left[:budget], self._left[budget:]
+                budget -= len(self._source.refresh(part))
+            if budget <= 0:
+                return
