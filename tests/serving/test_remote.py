@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import threading
 import time
 
 import numpy as np
@@ -65,40 +63,6 @@ def test_remote_variants_equal_in_process_ones_and_are_counted(server, digits_tr
     assert ledger.retries == 0
 
 
-@pytest.mark.slow
-def test_a_restarted_server_is_found_again_and_gives_the_same_variants(start_server, tmp_path, digits_train, expected):
-    ledger = Ledger()
-    with start_server(tmp_path) as first:
-        first.wait_until_serving()
-        address = first.address
-        source = open_remote(address, digits_train, ledger, deadline_seconds=90)
-        try:
-            before = source.take(requests_for(digits_train, range(40))).images
-            first.stop(signal.SIGKILL)
-            source.plan(requests_for(digits_train, range(40), 1))
-            restarted = []
-
-            def restart() -> None:
-                with start_server(tmp_path, address=address) as second:
-                    restarted.append(second)
-                    done.wait(120)
-
-            done = threading.Event()
-            thread = threading.Thread(target=restart)
-            thread.start()
-            try:
-                after = source.take(requests_for(digits_train, range(40), 1)).images
-            finally:
-                done.set()
-                thread.join()
-        finally:
-            source.close()
-    assert restarted
-    assert grey_levels_apart(before, expected(0)) <= 1
-    assert grey_levels_apart(after, expected(1)) <= 1
-    assert ledger.retries > 0, "the ledger tells of the interruption"
-
-
 def test_a_server_that_stays_away_is_an_error_that_names_it(start_server, tmp_path, digits_train):
     with start_server(tmp_path) as server:
         server.wait_until_serving()
@@ -116,33 +80,9 @@ def test_a_server_that_stays_away_is_an_error_that_names_it(start_server, tmp_pa
     assert "genssl serve-generator FILE" in str(caught.value)
 
 
-@pytest.mark.slow
-def test_a_frozen_server_does_not_hang_the_training(start_server, tmp_path, digits_train):
-    with start_server(tmp_path) as server:
-        server.wait_until_serving()
-        source = open_remote(server.address, digits_train, deadline_seconds=3)
-        try:
-            os.kill(server.process.pid, signal.SIGSTOP)
-            started = time.monotonic()
-            with pytest.raises(ServerUnavailableError):
-                source.take(requests_for(digits_train, range(4)))
-            assert time.monotonic() - started < 15
-        finally:
-            os.kill(server.process.pid, signal.SIGCONT)
-            source.close()
-
-
 def test_an_unknown_generator_is_refused_with_the_names_there_are(server, digits_train):
     with pytest.raises(RequestRefusedError, match=r"has no generator 'unclip'.*allowed: stable_unclip"):
         open_remote(server.address, digits_train, generator_id="unclip")
-
-
-@pytest.mark.slow
-def test_a_wrong_address_is_told_soon(digits_train, tmp_path):
-    started = time.monotonic()
-    with pytest.raises(ServerUnavailableError, match=r"nobody.sock gives no answer"):
-        open_remote(f"unix:{tmp_path}/nobody.sock", digits_train)
-    assert time.monotonic() - started < 30
 
 
 def test_a_message_over_the_limit_is_cut_and_not_retried(start_server, tmp_path):
@@ -187,37 +127,3 @@ def test_an_image_over_the_limit_is_refused_with_its_row(server, tmp_path):
             source.take([VariantRequest(3, bytes(16), 0)])
     finally:
         source.close()
-
-
-@pytest.mark.slow
-def test_steps_that_do_not_wait_outlive_a_server_that_is_merely_away(start_server, tmp_path, digits_train):
-    """The images themselves stand in while it is away, other variants where the pool has some; not for ever."""
-    from genssl.variants.pool import VariantPool
-
-    ledger = Ledger()
-    with start_server(tmp_path) as server:
-        server.wait_until_serving()
-        pool = VariantPool(None, max_bytes=2**20, max_reuse=2)
-        source = open_remote(server.address, digits_train, ledger, late="reuse", deadline_seconds=4, pool=pool)
-        try:
-            source.plan(requests_for(digits_train, range(8)), 0)
-            deadline = time.monotonic() + 30
-            while len(pool) < 8:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            delivery = source.take(requests_for(digits_train, range(8)), 0)
-            assert delivery.origins == ["generated"] * 8
-            server.stop(signal.SIGKILL)
-            both = requests_for(digits_train, range(4, 12), 1)
-            source.plan(both, 1)
-            delivery = source.take(both, 1)
-            assert delivery.origins == ["reused"] * 4 + ["real"] * 4
-            assert delivery.indices == [0] * 4 + [-1] * 4
-            assert len(delivery.images) == 4
-            source.plan(requests_for(digits_train, range(4)), 2)
-            assert source.take(requests_for(digits_train, range(4)), 2).origins == ["store"] * 4
-            time.sleep(4.5)
-            with pytest.raises(ServerUnavailableError, match="no variant at all has come for"):
-                source.take(requests_for(digits_train, range(20, 24)), 3)
-        finally:
-            source.close()
