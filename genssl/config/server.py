@@ -18,6 +18,9 @@ class LimitsConfig(Section):
     max_message_bytes: int = Field(32 * 2**20, ge=2**16)
     max_image_bytes: int = Field(16 * 2**20, ge=2**10)
     max_image_pixels: int = Field(16_000_000, ge=64)
+    max_size_factor: float = Field(
+        4.0, ge=1, description="how many times a generator's own image_size or output_size a request may ask for"
+    )
     max_queued_variants: int = Field(
         16384, ge=1, description="rows waiting in the server; more are refused with RESOURCE_EXHAUSTED"
     )

@@ -18,12 +18,12 @@ class Claim:
     """What a request holds from admission to its answer.
 
     Attributes:
-        client: who asks, for fair shares.
+        holder: whose limits it counts towards: the token's name, or, on a server without tokens, the client's.
         variants: how many it wants.
         num_bytes: of the request and of the answer it will get.
     """
 
-    client: str
+    holder: str
     variants: int
     num_bytes: int
 
@@ -56,9 +56,9 @@ class Admission:
         self._bytes: Counter[str] = Counter()
         self.variants = self.num_bytes = 0
 
-    def variants_of(self, client: str) -> int:
-        """Returns how many variants of a client have been admitted and not yet answered."""
-        return self._variants[client]
+    def variants_of(self, holder: str) -> int:
+        """Returns how many variants of a holder have been admitted and not yet answered."""
+        return self._variants[holder]
 
     def most(self, token_most: int | None) -> int:
         """Returns the most variants that one client can ever have here at once."""
@@ -74,12 +74,19 @@ class Admission:
         """
         limits = self._limits
         own = min(limits.max_queued_variants_per_client, token_most or 2**62)
+        whose = "of this client or token"
         tests: tuple[tuple[FullReason, str, int, int, int], ...] = (
-            ("client_queue_full", "variants of this client", self._variants[claim.client], claim.variants, own),
             (
                 "client_queue_full",
-                "bytes of this client",
-                self._bytes[claim.client],
+                f"variants {whose}",
+                self._variants[claim.holder],
+                claim.variants,
+                own,
+            ),
+            (
+                "client_queue_full",
+                f"bytes {whose}",
+                self._bytes[claim.holder],
                 claim.num_bytes,
                 limits.max_queued_bytes_per_client,
             ),
@@ -109,7 +116,7 @@ class Admission:
     def _count(self, claim: Claim, sign: int) -> None:
         self.variants += sign * claim.variants
         self.num_bytes += sign * claim.num_bytes
-        self._variants[claim.client] += sign * claim.variants
-        self._bytes[claim.client] += sign * claim.num_bytes
-        if self._variants[claim.client] == 0:  # the counters hold the clients of this moment alone
-            del self._variants[claim.client], self._bytes[claim.client]
+        self._variants[claim.holder] += sign * claim.variants
+        self._bytes[claim.holder] += sign * claim.num_bytes
+        if self._variants[claim.holder] == 0:  # the counters hold the clients of this moment alone
+            del self._variants[claim.holder], self._bytes[claim.holder]

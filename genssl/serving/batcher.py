@@ -14,100 +14,34 @@ import asyncio
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
 
 from genssl.data.base import UInt8Array
 from genssl.generators.base import Cancelled
-from genssl.serving.cost import KEYS, CostModel
-from genssl.serving.schedule import BatchKey, Priority, Schedule, Waiting
+from genssl.serving.cost import CostModel
+from genssl.serving.jobs import (
+    Again,
+    Batch,
+    BatchReport,
+    DeadlinePassedError,
+    DropReason,
+    GenerationFailedError,
+    Job,
+    Made,
+    Ticket,
+)
+from genssl.serving.memory_limits import MemoryLimits
+from genssl.serving.schedule import BatchKey, Priority, Schedule
 from genssl.variants.engine import Row, VariantEngine
 
+TRUSTED_SECONDS = 30.0
+
 log = logging.getLogger(__name__)
-
-DropReason = Literal["cancelled", "deadline"]
-
-
-class GenerationFailedError(Exception):
-    """The generator raised while it computed a row; the reason is in the server's log."""
-
-
-class DeadlinePassedError(Exception):
-    """The deadline passed before the row was finished."""
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A variant uint8 [3, h, w].
-
-    Attributes:
-        image: the pixels.
-        seconds: its share of the batch's device seconds; 0 if it was shared.
-        shared: whether it was computed for another submitter, who had asked first.
-        queue_seconds: from its submission to the start of its batch.
-    """
-
-    image: UInt8Array
-    seconds: float
-    shared: bool = False
-    queue_seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class BatchReport:
-    """What became of a batch.
-
-    Attributes:
-        bucket: its size with padding.
-        rows: how many rows it answered; none if it is tried again in smaller batches, or if nobody wanted it any more.
-        seconds: on the device.
-        queue_waits: of the rows answered, seconds from their submission to the start of their (first) batch.
-        failed: whether the generator raised.
-    """
-
-    bucket: int
-    rows: int
-    seconds: float
-    queue_waits: list[float]
-    failed: bool
-
-
-@dataclass(slots=True, eq=False)
-class _Ticket:
-    """One call of `submit`."""
-
-    client: str
-    priority: Priority
-    arrived: float
-    answered: asyncio.Future[None]
-    results: list[Made | BaseException | None]
-    left: int
-    jobs: list[_Job] = field(default_factory=list)
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class _Job(Waiting):
-    """One image to make, and everyone who wants it: the ticket, and the place in its results."""
-
-    row: Row
-    waiters: list[tuple[_Ticket, int]]
-    begun: float = 0.0
-
-
-@dataclass(slots=True, eq=False)
-class _Batch:
-    jobs: list[_Job]
-    bucket: int
-    started: float = 0.0
-
-    def alive(self) -> list[bool]:
-        return [bool(job.waiters) for job in self.jobs]
 
 
 class Batcher:
@@ -119,6 +53,9 @@ class Batcher:
         ageing_seconds: a waiting row rises by one class each time this has passed.
         on_batch: called on the event loop after each batch.
         on_drop: called on the event loop with a number of rows that nobody wants any more, and why.
+        on_made: called on the event loop with each row that was computed and its image uint8 [3, h, w], which is
+            read-only and holds nothing else in memory: as soon as its batch is done, before it is answered, and also
+            if nobody waits for it any more. Not after `close`.
     """
 
     def __init__(
@@ -129,24 +66,25 @@ class Batcher:
         ageing_seconds: float = 10.0,
         on_batch: Callable[[BatchReport], None] | None = None,
         on_drop: Callable[[int, DropReason], None] | None = None,
+        on_made: Callable[[Row, UInt8Array], None] | None = None,
     ) -> None:
         self._engine, self._device = engine, device
-        self._on_batch, self._on_drop = on_batch, on_drop
+        self._on_batch, self._on_drop, self._on_made = on_batch, on_drop, on_made
         self._loop = asyncio.get_running_loop()
         self._closed = False
-        self._tickets: set[_Ticket] = set()
-        self._flights: dict[bytes, _Job] = {}  # what waits or runs, by the name of its row
+        self._tickets: set[Ticket] = set()
+        self._flights: dict[bytes, Job] = {}  # what waits or runs, by the name of its row
         self._unanswered = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
         self._lock = threading.Lock()
-        self._schedule: Schedule[_Job] = Schedule(ageing_seconds)
+        self._schedule: Schedule[Job] = Schedule(ageing_seconds)
         self._cost = CostModel()
         self._awake = False  # whether the device's thread is running a batch, or is about to look for one
-        self._current: _Batch | None = None
-        self._again: deque[_Batch] = deque()  # parts of batches that failed
-        self._limits: OrderedDict[BatchKey, int] = OrderedDict()  # largest bucket where memory ran out before
+        self._current: Batch | None = None
+        self._again: deque[Batch] = deque()  # parts of batches that failed
+        self._limits = MemoryLimits(engine.buckets)
 
     @property
     def cost(self) -> CostModel:
@@ -166,7 +104,7 @@ class Batcher:
     @property
     def largest_bucket(self) -> int:
         """The largest batch in use, less than the engine's after the device ran out of memory (on any batch key)."""
-        return min(self._limits.values(), default=self._engine.buckets[-1])
+        return self._limits.largest
 
     def queued_by_priority(self) -> dict[str, int]:
         """Returns how many rows wait by class, in lower case; ageing does not count."""
@@ -184,7 +122,11 @@ class Batcher:
         client: str | None = None,
         key: BatchKey | None = None,
     ) -> float | None:
-        """Returns the seconds until `rows` new rows would be finished; None before any batch has been observed.
+        """Returns the seconds until `rows` new rows would be finished; None if that is unknown.
+
+        It is unknown before any batch has been observed. While nothing of this generator waits or runs, an estimate for
+        this very key is trusted for 30 s after its latest batch, and none after that: what is refused is not computed,
+        so an estimate that is too high would never be corrected.
 
         Counts the batch that runs, what waits in better classes and what goes before them in their own. What other
         generators on the device hold up is not counted, nor are rows still to come.
@@ -195,11 +137,13 @@ class Batcher:
             client: whose they are; without it, all that waits in the class counts as being ahead.
             key: their batch key; by default the one that ran last.
         """
+        key = self._cost.latest_key if key is None else key
+        if not self._unanswered and self._cost.age(key) > TRUSTED_SECONDS:
+            return None
         with self._lock:
             ahead = self._schedule.ahead(rows, priority, client)
-            key = self._cost.latest_key if key is None else key
             ahead[key] = ahead.get(key, 0) + rows
-            seconds = [self._cost.predict(key, count, self._buckets(key)) for key, count in ahead.items()]
+            seconds = [self._cost.predict(key, count, self._limits.buckets(key)) for key, count in ahead.items()]
             for batch in ([self._current] if self._current else []) + list(self._again):
                 gone = time.monotonic() - batch.started if batch.started else 0.0
                 seconds.append(max(0.0, (self._cost.seconds(batch.jobs[0].key, batch.bucket) or 0.0) - gone))
@@ -217,7 +161,7 @@ class Batcher:
         """Makes variants; a row that could not be made has its exception in its place.
 
         A row that waits or runs already is not computed again. If the caller is cancelled (its client went away), rows
-        that nobody else wants are dropped, even from a running batch.
+        that nobody else wants are dropped; from a running batch where that saves time.
 
         Args:
             rows: what to make.
@@ -237,7 +181,7 @@ class Batcher:
             if self._on_drop is not None:
                 self._on_drop(len(rows), "deadline")
             return [late for _ in rows]
-        ticket = _Ticket(client, priority, time.monotonic(), self._loop.create_future(), [None] * len(rows), len(rows))
+        ticket = Ticket(client, priority, time.monotonic(), self._loop.create_future(), [None] * len(rows), len(rows))
         self._enter(ticket, rows)
         timer = None if deadline is None else self._loop.call_at(deadline, self._leave, ticket, "deadline", late)
         try:
@@ -257,19 +201,18 @@ class Batcher:
     async def close(self) -> None:
         """Fails what waits or runs; a running batch ends at its next sampler step."""
         self._closed = True
-        for ticket in list(self._tickets):
-            self._leave(ticket, None, GenerationFailedError("the server is stopping"))
+        self._fail_all("the server is stopping")
 
     # On the event loop ------------------------------------------------------------------------------------------------
 
-    def _enter(self, ticket: _Ticket, rows: Sequence[Row]) -> None:
-        new: list[_Job] = []
-        joined: list[_Job] = []
+    def _enter(self, ticket: Ticket, rows: Sequence[Row]) -> None:
+        new: list[Job] = []
+        joined: list[Job] = []
         for position, row in enumerate(rows):
             job = self._flights.get(row.name)
             if job is None:
                 key, client, priority = row.settings.batch_key, ticket.client, ticket.priority
-                job = _Job(key=key, client=client, priority=priority, row=row, waiters=[(ticket, position)])
+                job = Job(key=key, client=client, priority=priority, row=row, waiters=[(ticket, position)])
                 self._flights[row.name] = job
                 new.append(job)
             else:
@@ -288,18 +231,17 @@ class Batcher:
         if wake:
             self._device.submit(self._turn)
 
-    def _place_again(self, job: _Job) -> None:
+    def _place_again(self, job: Job) -> None:
         """Lets a job that waits take the turn of its most urgent waiter, if that has changed; needs the lock."""
         if job.lane is None:
             return
-        foremost = min((ticket for ticket, _ in job.waiters), key=lambda ticket: ticket.priority)
-        still_there = any(ticket.client == job.client for ticket, _ in job.waiters)
-        if foremost.priority < job.priority or not still_there:
+        client, priority = job.turn()
+        if (client, priority) != (job.client, job.priority):
             self._schedule.discard(job)
-            job.client, job.priority = foremost.client, foremost.priority
+            job.client, job.priority = client, priority
             self._schedule.add(job, time.monotonic())
 
-    def _leave(self, ticket: _Ticket, reason: DropReason | None, error: BaseException) -> None:
+    def _leave(self, ticket: Ticket, reason: DropReason | None, error: BaseException) -> None:
         """Answers what is unanswered of a ticket with `error`, and drops the jobs that nobody else waits for."""
         self._tickets.discard(ticket)
         dropped = 0
@@ -323,26 +265,28 @@ class Batcher:
         if dropped and reason is not None and self._on_drop is not None:
             self._on_drop(dropped, reason)
 
-    def _finish(self, batch: _Batch, images: UInt8Array | None, error: Exception | None, seconds: float) -> None:
+    def _fail_all(self, message: str) -> None:
+        for ticket in list(self._tickets):
+            self._leave(ticket, None, GenerationFailedError(message))
+
+    def _finish(
+        self, batch: Batch, images: list[UInt8Array | None] | None, error: GenerationFailedError | None, seconds: float
+    ) -> None:
         """Answers for a batch with its images or with an error; with neither, if nobody wants it any more."""
         wanted = sum(1 for job in batch.jobs if job.waiters)
         waits = []
         for position, job in enumerate(batch.jobs):
+            image = images[position] if images is not None else None
+            if image is not None and self._on_made is not None and not self._closed:
+                try:
+                    self._on_made(job.row, image)
+                except Exception:  # whoever keeps the images must not take the answers with it
+                    log.exception("a variant was made but not kept")
             if not job.waiters:
                 continue
             del self._flights[job.row.name]
             waits.append(max(0.0, job.begun - job.waiters[0][0].arrived))
-            for order, (ticket, place) in enumerate(job.waiters):
-                if images is None:
-                    ticket.results[place] = error
-                else:
-                    wait = max(0.0, job.begun - ticket.arrived)
-                    ticket.results[place] = Made(images[position], 0.0 if order else seconds / wanted, order > 0, wait)
-                ticket.left -= 1
-                if ticket.left == 0:
-                    self._tickets.discard(ticket)
-                    if not ticket.answered.done():
-                        ticket.answered.set_result(None)
+            self._tickets.difference_update(job.answer(error if image is None else image, seconds / wanted))
         self._answered(len(batch.jobs))
         if self._on_batch is not None:
             self._on_batch(BatchReport(batch.bucket, wanted, seconds, waits, error is not None))
@@ -356,24 +300,30 @@ class Batcher:
 
     def _turn(self) -> None:
         """Runs one batch, then queues up for the next behind whatever else wants the device."""
-        with self._lock:
-            batch = self._current = self._again.popleft() if self._again else self._cut()
-            if batch is None:
-                self._awake = False
-                return
-        batch.started = time.monotonic()
-        for job in batch.jobs:
-            job.begun = job.begun or batch.started
-        outcome = self._compute(batch)
-        seconds = time.monotonic() - batch.started
-        if isinstance(outcome, np.ndarray) and all(batch.alive()):  # else it may have shrunk on the way
-            self._cost.observe(batch.jobs[0].key, batch.bucket, seconds)
+        batch, started = None, time.monotonic()
+        outcome: list[UInt8Array | None] | GenerationFailedError | Again | None
+        try:
+            with self._lock:
+                batch = self._current = self._again.popleft() if self._again else self._cut()
+                if batch is None:
+                    self._awake = False
+                    return
+            outcome = self._run(batch)
+        except BaseException:  # nobody reads this turn's future: what ended here would leave all rows without an answer
+            log.exception("the batcher failed")
+            outcome = GenerationFailedError("the server failed on this row; see its log")
+        seconds = time.monotonic() - started
         with self._lock:
             self._current = None
-            if isinstance(outcome, list):
-                self._again.extendleft(reversed(outcome))
+            # Without a batch to blame, the next turn might fail the same way at once: it waits for the next submitter.
+            self._awake = batch is not None
+            if isinstance(outcome, Again):
+                self._again.extendleft(reversed(outcome.parts))
         try:
-            if not isinstance(outcome, list):
+            if batch is None:
+                self._loop.call_soon_threadsafe(self._fail_all, "the server failed on this row; see its log")
+                return
+            if not isinstance(outcome, Again):
                 images, error = (None, outcome) if isinstance(outcome, GenerationFailedError) else (outcome, None)
                 self._loop.call_soon_threadsafe(self._finish, batch, images, error, seconds)
             elif self._on_batch is not None:
@@ -382,27 +332,34 @@ class Batcher:
         except RuntimeError:
             log.debug("the event loop or the device's thread has ended, and the batcher with it")
 
-    def _cut(self) -> _Batch | None:
+    def _run(self, batch: Batch) -> list[UInt8Array | None] | GenerationFailedError | Again | None:
+        batch.started = time.monotonic()
+        for job in batch.jobs:
+            job.begun = job.begun or batch.started
+        outcome = self._compute(batch)
+        if not isinstance(outcome, np.ndarray):
+            return outcome
+        if not batch.lost:  # else it may have shrunk on the way
+            self._cost.observe(batch.jobs[0].key, batch.bucket, time.monotonic() - batch.started)
+        return batch.own_images(outcome)
+
+    def _cut(self) -> Batch | None:
         """Takes the next batch out of the schedule; needs the lock."""
         key = self._schedule.next_key(time.monotonic())
         if key is None:
             return None
-        rows, bucket = self._cost.next_batch(key, self._schedule.waiting(key), self._buckets(key))
-        return _Batch(self._schedule.take(key, rows), bucket)
+        rows, bucket = self._cost.next_batch(key, self._schedule.waiting(key), self._limits.buckets(key))
+        return Batch(self._schedule.take(key, rows), bucket)
 
-    def _buckets(self, key: BatchKey) -> list[int]:
-        """Returns the buckets that a batch key may use. Memory depends on the key: its image size, its guidance."""
-        limit = self._limits.get(key)
-        if limit is None:
-            return self._engine.buckets
-        return [bucket for bucket in self._engine.buckets if bucket < limit] + [limit]
-
-    def _compute(self, batch: _Batch) -> UInt8Array | GenerationFailedError | list[_Batch] | None:
+    def _compute(self, batch: Batch) -> UInt8Array | GenerationFailedError | Again | None:
         """Returns the images, why there are none, or the parts in which to try again; None if nobody wants them."""
         try:
-            if not any(batch.alive()):
+            if not any(batch.wanted()):
                 return None
-            images, _ = self._engine.generate([job.row for job in batch.jobs], bucket=batch.bucket, alive=batch.alive)
+            sizes = [] if self._engine.deterministic else self._engine.buckets
+            images, _ = self._engine.generate(
+                [job.row for job in batch.jobs], bucket=batch.bucket, alive=lambda: batch.keep(sizes)
+            )
             if len(images) != len(batch.jobs):
                 raise RuntimeError(f"the generator made {len(images)} images of {len(batch.jobs)} rows")
             return images
@@ -414,11 +371,11 @@ class Batcher:
             log.exception("a batch of %d (%d rows) failed", batch.bucket, len(batch.jobs))
             if len(batch.jobs) > 1:
                 # Halves, not single rows: a bad row among 64 is found in 12 small batches.
-                return self._parts(batch, len(batch.jobs) // 2)
+                return batch.split(len(batch.jobs) // 2, self._limits.buckets(batch.jobs[0].key))
             return GenerationFailedError("the generator failed on this row; see the server's log")
         return self._shrink(batch)  # outside of the handlers: the exception held on to the device's memory
 
-    def _shrink(self, batch: _Batch) -> GenerationFailedError | list[_Batch]:
+    def _shrink(self, batch: Batch) -> GenerationFailedError | Again:
         """Halves the largest bucket of a batch's key after the device ran out of memory."""
         torch.cuda.empty_cache()
         if self._engine.deterministic:
@@ -429,15 +386,6 @@ class Batcher:
         if batch.bucket == 1:
             return GenerationFailedError("the device ran out of memory on this row alone; ask for a smaller image")
         key = batch.jobs[0].key
-        with self._lock:
-            # Of several parts that wait to be tried again, an older one may be larger than what was learnt since.
-            limit = self._limits[key] = min(batch.bucket // 2, self._limits.get(key, batch.bucket))
-            if len(self._limits) > KEYS:
-                self._limits.popitem(last=False)
+        limit = self._limits.halve(key, batch.bucket)
         log.warning("batches of this kind have at most %d rows from now on", limit)
-        return self._parts(batch, limit)
-
-    def _parts(self, batch: _Batch, most: int) -> list[_Batch]:
-        parts = [batch.jobs[start : start + most] for start in range(0, len(batch.jobs), most)]
-        buckets = self._buckets(batch.jobs[0].key)
-        return [_Batch(jobs, next(bucket for bucket in buckets if bucket >= len(jobs))) for jobs in parts]
+        return batch.split(limit, self._limits.buckets(key))

@@ -5,6 +5,8 @@ from __future__ import annotations
 # Bytes that protobuf fields take beside the pixels, a message and a variant, generously.
 MESSAGE_OVERHEAD, ROW_OVERHEAD = 2**16, 128
 
+CONCURRENT_CALLS = 64  # of one connection; further ones wait at the client
+
 SERVICE = "genssl.generation.v1.GenerationService"
 
 # The server's limit, which clients ask for and keep, is what counts; this one only bounds what a wrong server can send.
@@ -13,9 +15,12 @@ CLIENT_MESSAGE_BYTES = 256 * 2**20
 CLIENT_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", CLIENT_MESSAGE_BYTES),
     ("grpc.max_send_message_length", CLIENT_MESSAGE_BYTES),
-    # Slower than the server's minimum interval, so that it never answers GOAWAY too_many_pings.
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
+    # Slower than the server's minimum interval of 30 s, so that it never answers GOAWAY too_many_pings; together well
+    # under the default deadline of 60 s, so that a call at a stuck server is repeated at another one in time.
+    ("grpc.keepalive_time_ms", 35_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # By default only two pings watch a call under which no data comes; a slow generator's calls may last longer.
+    ("grpc.http2.max_pings_without_data", 0),
     # A restarted server should be found again within a second or two, not after the default two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
@@ -31,6 +36,8 @@ def server_options(max_message_bytes: int) -> list[tuple[str, int | str]]:
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
+        # Messages are received before anything can be refused, so their number is bounded as well as their size.
+        ("grpc.max_concurrent_streams", CONCURRENT_CALLS),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
         # A second server on the same port must fail, not share its connections.
         ("grpc.so_reuseport", 0),

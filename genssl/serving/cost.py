@@ -8,6 +8,7 @@ taken at its own running mean; the line, fitted to these means by least squares,
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from genssl.serving.schedule import BatchKey
 
 NEWEST_WEIGHT = 0.1  # of a new batch in the running mean, after the first ten
-OUTLIER = 4.0  # a batch that took more than this many times the mean counts as this many
+OUTLIER = 4.0  # a batch that took more than this many times what was expected counts as this many
 SPLIT_SAVES = 0.1  # of the time, at least; for less, one padded batch is better than several
 KEYS = 256  # clients choose parameters and with them keys, so there must be an end
 
@@ -31,6 +32,10 @@ class _Mean:
             # The first batch of a shape also pays for the choice of kernels.
             self.seconds = seconds
             return
+        if OUTLIER * seconds < self.seconds:
+            # Much can hold a batch up, nothing can make it faster than it is: the mean was of something else.
+            self.seconds, self.batches = OUTLIER * seconds, 1
+            return
         weight = max(1 / self.batches, NEWEST_WEIGHT)
         self.seconds += weight * (min(seconds, OUTLIER * self.seconds) - self.seconds)
 
@@ -41,6 +46,7 @@ class CostModel:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._means: OrderedDict[BatchKey, dict[int, _Mean]] = OrderedDict()
+        self._observed: dict[BatchKey | None, float] = {}
 
     @property
     def latest_key(self) -> BatchKey | None:
@@ -48,17 +54,29 @@ class CostModel:
         with self._lock:
             return next(reversed(self._means), None)
 
+    def age(self, key: BatchKey | None) -> float:
+        """Returns the seconds since a batch of this very key was observed; infinity if none was."""
+        with self._lock:
+            return time.monotonic() - self._observed.get(key, float("-inf"))
+
     def observe(self, key: BatchKey, bucket: int, seconds: float) -> None:
         """Learns that a batch of `bucket` rows, padding included, took `seconds`."""
         with self._lock:
             means = self._means.setdefault(key, {})
             self._means.move_to_end(key)
+            self._observed[key] = time.monotonic()
             if bucket in means:
                 means[bucket].add(seconds)
             else:
+                # The first batch of a shape also pays for the choice of kernels, and may stay the only one for long.
+                confirmed = {size: mean for size, mean in means.items() if mean.batches > 1}
+                if len(confirmed) > 1:
+                    slope, fixed = _line(confirmed)
+                    seconds = min(seconds, OUTLIER * (slope * bucket + fixed))
                 means[bucket] = _Mean(seconds)
             if len(self._means) > KEYS:
-                self._means.popitem(last=False)
+                forgotten, _ = self._means.popitem(last=False)
+                del self._observed[forgotten]
 
     def seconds(self, key: BatchKey, bucket: int) -> float | None:
         """Returns how long a batch of `bucket` rows takes; None before any batch of any key has been observed."""

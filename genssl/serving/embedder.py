@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from dataclasses import dataclass
+from heapq import nsmallest
+from itertools import count
+from typing import Literal
 
 import torch
 
 from genssl.data.base import UInt8Array
+from genssl.serving.jobs import GenerationFailedError
+from genssl.serving.schedule import Priority
 from genssl.variants.engine import EmbeddingCache, VariantEngine
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Source:
+    """One source to embed, and how many calls want it."""
+
+    source_id: bytes
+    image: UInt8Array
+    priority: Priority
+    number: int
+    answer: asyncio.Future[torch.Tensor | GenerationFailedError]
+    waiters: int = 0
+    seconds: float = 0.0
 
 
 class Embedder:
@@ -20,71 +43,171 @@ class Embedder:
         device: the one-thread executor that owns the device.
         capacity: how many embeddings are kept.
         on_embedded: told how many sources a batch had, and the device's seconds.
+
+    Attributes:
+        hits: how often an embedding was asked for that had been computed before, or was about to be for another call.
     """
 
     def __init__(
         self, engine: VariantEngine, device: Executor, capacity: int, on_embedded: Callable[[int, float], None]
     ) -> None:
+        self.hits = 0
         self._engine, self._device, self._on_embedded = engine, device, on_embedded
         self._cache = EmbeddingCache(capacity)
-        self._waiting: dict[bytes, tuple[UInt8Array, asyncio.Future[torch.Tensor]]] = {}
-        self._running: dict[bytes, asyncio.Future[torch.Tensor]] = {}
+        self._waiting: dict[bytes, _Source] = {}
+        self._taken: dict[bytes, _Source] = {}  # in the batch that runs, or in a part of one that failed
+        self._again: deque[list[_Source]] = deque()  # parts of batches that failed
+        self._numbers = count()
+        self._largest = engine.buckets[-1]  # less after the device ran out of memory
         self._worker: asyncio.Task[None] | None = None
-        self._seconds_each = 0.0
+        self._closed = False
 
     def get(self, source_id: bytes) -> torch.Tensor | None:
         """Returns the embedding float32 [D] if it is known."""
-        return self._cache.get(source_id)
+        known = self._cache.get(source_id)
+        self.hits += known is not None
+        return known
 
     async def embed(
-        self, images: Mapping[bytes, UInt8Array]
-    ) -> tuple[dict[bytes, torch.Tensor | BaseException], float]:
-        """Returns the embedding of each preprocessed source uint8 [3, S, S], or the conditioner's exception.
+        self, images: Mapping[bytes, UInt8Array], priority: Priority = Priority.TRAINING
+    ) -> tuple[dict[bytes, torch.Tensor | GenerationFailedError], float]:
+        """Embeds sources, the better class first and within a class in the order of arrival.
 
-        And the device's seconds for as many sources, at the rate of the last batch.
+        If the caller is cancelled, sources that nobody else waits for and that are not on the device yet are dropped.
+
+        Args:
+            images: preprocessed sources uint8 [3, S, S] by their ids.
+            priority: the class they wait in; a source wanted by several waits in the most urgent one's.
+
+        Returns:
+            Of each source its embedding float32 [D], or why there is none. And the share of the device's seconds of
+            those that this call was the first to ask for.
         """
-        futures: dict[bytes, asyncio.Future[torch.Tensor]] = {}
+        if self._closed:
+            return dict.fromkeys(images, GenerationFailedError("the server is stopping")), 0.0
+        found: dict[bytes, torch.Tensor | GenerationFailedError] = {}
+        sources: list[_Source] = []
+        own: list[_Source] = []
         for source_id, image in images.items():
-            under_way = self._waiting[source_id][1] if source_id in self._waiting else self._running.get(source_id)
-            if under_way is None:
-                under_way = asyncio.get_running_loop().create_future()
-                self._waiting[source_id] = (image, under_way)
-            futures[source_id] = under_way
+            known = self.get(source_id)  # it may have become known while the caller decoded its image
+            if known is not None:
+                found[source_id] = known
+                continue
+            source = self._waiting.get(source_id) or self._taken.get(source_id)
+            if source is None:
+                answer = asyncio.get_running_loop().create_future()
+                source = _Source(source_id, image, priority, next(self._numbers), answer)
+                self._waiting[source_id] = source
+                own.append(source)
+            else:
+                self.hits += 1
+            source.priority = min(source.priority, priority)
+            source.waiters += 1
+            sources.append(source)
         if self._waiting and self._worker is None:
             self._worker = asyncio.get_running_loop().create_task(self._work())
-        # Shielded, since other requests may wait for the same futures when this one is cancelled.
-        results = await asyncio.shield(asyncio.gather(*futures.values(), return_exceptions=True))
-        return dict(zip(futures, results, strict=True)), self._seconds_each * len(futures)
+        try:
+            if sources:
+                await asyncio.wait([source.answer for source in sources])  # which leaves them be when it is cancelled
+        finally:
+            for source in sources:
+                source.waiters -= 1
+                if source.waiters == 0 and self._waiting.get(source.source_id) is source:
+                    del self._waiting[source.source_id]
+        found.update((source.source_id, source.answer.result()) for source in sources)
+        return found, sum(source.seconds for source in own)
 
     async def close(self) -> None:
-        """Drops what waits."""
+        """Fails what waits."""
+        self._closed = True
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
-        for _, future in self._waiting.values():
-            future.cancel()
-        for future in self._running.values():
-            future.cancel()
+        self._fail([*self._waiting.values(), *self._taken.values()], "the server is stopping")
 
     async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
-            while self._waiting:
-                names = list(self._waiting)[: self._engine.buckets[-1]]
-                images = [self._waiting[name][0] for name in names]
-                self._running = {name: self._waiting.pop(name)[1] for name in names}
-                try:
-                    embeddings, seconds = await loop.run_in_executor(self._device, self._engine.embed, images)
-                except Exception as error:
-                    for future in self._running.values():
-                        future.set_exception(error)
-                        future.exception()  # read, so that nobody is told of it when every waiter has gone
-                else:
-                    self._on_embedded(len(names), seconds)
-                    self._seconds_each = seconds / len(names)
-                    for name, embedding in zip(names, embeddings, strict=True):
-                        self._cache.put(name, embedding)
-                        self._running[name].set_result(embedding)
-                self._running = {}
+            while batch := self._next():
+                await self._run(batch)
+        except Exception:  # nobody reads this task's result: what ended here would leave its sources without an answer
+            log.exception("the embedder failed")
+            self._again.clear()
+            message = "the server failed on this source; see its log"
+            self._fail([*self._waiting.values(), *self._taken.values()], message)
         finally:
             self._worker = None
+
+    def _next(self) -> list[_Source]:
+        """Takes out the sources that go next; none if nobody waits."""
+        while self._again:
+            part = self._again.popleft()
+            for source in part:
+                if not source.waiters:
+                    del self._taken[source.source_id]
+            if wanted := [source for source in part if source.waiters]:
+                return wanted
+        batch = nsmallest(self._largest, self._waiting.values(), key=lambda source: (source.priority, source.number))
+        for source in batch:
+            self._taken[source.source_id] = self._waiting.pop(source.source_id)
+        return batch
+
+    async def _run(self, batch: list[_Source]) -> None:
+        loop = asyncio.get_running_loop()
+        outcome = await loop.run_in_executor(self._device, self._compute, [source.image for source in batch])
+        if isinstance(outcome, tuple):
+            embeddings, seconds = outcome
+            for source, embedding in zip(batch, embeddings, strict=True):
+                del self._taken[source.source_id]
+                self._cache.put(source.source_id, embedding)
+                source.seconds = seconds / len(batch)
+                source.answer.set_result(embedding)
+            self._on_embedded(len(batch), seconds)
+        elif outcome == "memory":
+            self._shrink(batch)
+        elif len(batch) > 1:
+            # Halves, not single sources: a bad one among 64 is found in 12 small batches.
+            self._split(batch, (len(batch) + 1) // 2)
+        else:
+            self._fail(batch, "the conditioner failed on this source; see the server's log")
+
+    def _shrink(self, batch: list[_Source]) -> None:
+        """Lowers the largest bucket after the device ran out of memory."""
+        bucket = next(size for size in self._engine.buckets if size >= len(batch))
+        smaller = [size for size in self._engine.buckets if size < bucket]
+        if not smaller:
+            self._fail(
+                batch,
+                f"the device ran out of memory on {bucket} sources at once, and deterministic batching cannot take "
+                "fewer; lower the largest of `buckets` in the server's file"
+                if self._engine.deterministic
+                else f"the device ran out of memory on {bucket} sources at once, which is the least that it may take; "
+                "lower the smallest of `buckets` in the server's file",
+            )
+            return
+        self._largest = min(self._largest, smaller[-1])
+        log.warning("at most %d sources are embedded at once from now on", self._largest)
+        self._split(batch, self._largest)
+
+    def _split(self, batch: list[_Source], most: int) -> None:
+        self._again.extendleft(reversed([batch[start : start + most] for start in range(0, len(batch), most)]))
+
+    def _fail(self, sources: list[_Source], message: str) -> None:
+        for source in sources:
+            self._waiting.pop(source.source_id, None)
+            self._taken.pop(source.source_id, None)
+            source.answer.set_result(GenerationFailedError(message))
+
+    def _compute(self, images: list[UInt8Array]) -> tuple[list[torch.Tensor], float] | Literal["memory", "failed"]:
+        """Returns the embeddings and the device's seconds, or why there are none. On the device's thread."""
+        try:
+            embeddings, seconds = self._engine.embed(images)
+            if len(embeddings) != len(images):
+                raise RuntimeError(f"the conditioner made {len(embeddings)} embeddings of {len(images)} sources")
+            return embeddings, seconds
+        except torch.OutOfMemoryError as error:
+            log.warning("%d sources at once do not fit into memory: %s", len(images), error)
+        except Exception:
+            log.exception("embedding %d sources failed", len(images))
+            return "failed"
+        torch.cuda.empty_cache()  # outside of the handlers: the exception held on to the device's memory
+        return "memory"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ from genssl.config.server import ServerFile
 from genssl.data.base import UInt8Array
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.serving.batcher import Batcher, DeadlinePassedError, Made
+from genssl.serving.batcher import Batcher
 from genssl.serving.codec import Failure, Ready, decode_source
 from genssl.serving.embedder import Embedder
+from genssl.serving.jobs import DeadlinePassedError, Made
 from genssl.serving.schedule import Priority
 from genssl.serving.statistics import GeneratorCounters
 from genssl.serving.write_through import WriteThrough
@@ -24,8 +24,7 @@ from genssl.variants.engine import Row, Settings, VariantEngine
 from genssl.variants.key import VariantKey
 from genssl.variants.memory import MemoryCache
 
-log = logging.getLogger(__name__)
-
+SIZES = ("image_size", "output_size")  # parameters that say how many pixels are made
 KEPT_SETTINGS = 64  # parameter mappings whose digests are remembered; a run uses one or two
 
 
@@ -54,15 +53,22 @@ class Outcome:
 
 
 @dataclass(frozen=True, eq=False)
-class _Wanted:
-    """A specification that makes sense: the variant's name, and what its row will be made of."""
+class Wanted:
+    """A specification that makes sense: the variant's name, and what its row will be made of.
+
+    Attributes:
+        source: position in the request's sources.
+        name: 16 bytes, see `Row.name`.
+        seed: of the noise.
+        settings: of this variant.
+        key: None if the client chose the seed.
+    """
 
     source: int
-    key: VariantKey
     name: bytes
     seed: int
     settings: Settings
-    derived: bool
+    key: VariantKey | None
 
 
 class Hosted:
@@ -123,62 +129,100 @@ class Hosted:
         found = self._settings.get(name)
         if found is None:
             found = self.engine.complete(dict(parameters))
+            self._check_sizes(found)
             if len(self._settings) >= KEPT_SETTINGS:
                 self._settings.pop(next(iter(self._settings)))
             self._settings[name] = found
         return found
+
+    def _check_sizes(self, settings: Settings) -> None:
+        """Refuses images far larger than this generator's own: one of them could take all of the device's memory."""
+        factor = self._file.limits.max_size_factor
+        for name in SIZES:
+            own = self.engine.generator.spec.defaults.get(name)
+            if own is not None and settings.parameters[name] > factor * own:
+                raise RequestRefusedError(
+                    f"parameter {name}: {settings.parameters[name]} is more than this server makes; at most "
+                    f"{int(factor * own)} is allowed (limits.max_size_factor)"
+                )
 
     def variant_bytes(self, settings: Settings) -> int:
         """Returns the bytes of one variant's pixels."""
         side = int(settings.parameters.get("output_size", self.engine.generator.spec.image_size))
         return 3 * side * side
 
-    async def make(self, request: pb.GenerateVariantsRequest, settings: Settings, caller: Caller) -> Outcome:
-        """Finds or makes what an admitted request wants.
+    def read(self, request: pb.GenerateVariantsRequest, settings: Settings) -> list[Wanted | Failure]:
+        """Returns what each specification of a request wants; `settings` are those of the request's own parameters."""
+        return [self._wanted(request, spec, settings) for spec in request.variants]
 
-        Args:
-            request: whose generator this is.
-            settings: of the request's own parameters.
-            caller: who asks.
+    async def find(self, wanted: Sequence[Wanted | Failure]) -> dict[bytes, Ready]:
+        """Returns by name those of the wanted variants that were made before, from memory or the store."""
+        names = {item.name for item in wanted if isinstance(item, Wanted) and item.key is not None}
+        found = self._in_memory(names)
+        if self._store is not None and len(found) < len(names):
+            for name, image in (await self._store.get([name for name in names if name not in found])).items():
+                found[name] = Ready(image, pb.ORIGIN_STORE)
+                self._memory.put(name, image)
+        return found
+
+    async def make(
+        self,
+        request: pb.GenerateVariantsRequest,
+        wanted: Sequence[Wanted | Failure],
+        found: Mapping[bytes, Ready],
+        caller: Caller,
+    ) -> Outcome:
+        """Makes what an admitted request wants and `find` did not find.
+
+        Raises:
+            DeadlinePassedError: if a variant was not finished by the caller's deadline.
         """
-        wanted = [self._wanted(request, spec, settings) for spec in request.variants]
-        items: list[Ready | Failure | None] = [item if isinstance(item, Failure) else None for item in wanted]
-        found = await self._find({item.name for item in wanted if isinstance(item, _Wanted) and item.derived})
+        items: dict[int, Ready | Failure] = {}
         for position, item in enumerate(wanted):
-            if isinstance(item, _Wanted):
-                items[position] = found.get(item.name)
-        open_positions = [position for position, item in enumerate(items) if item is None]
-
-        needed = {item.source for position in open_positions if isinstance(item := wanted[position], _Wanted)}
-        embeddings, missing, device_seconds = await self._embed(request.sources, sorted(needed))
+            if isinstance(item, Failure):
+                items[position] = item
+            elif item.name in found:
+                items[position] = found[item.name]
+        left = {
+            position: item for position, item in enumerate(wanted) if position not in items and isinstance(item, Wanted)
+        }
+        if left and self._store is not None:
+            await self._store.room()
+        needed = sorted({item.source for item in left.values()})
+        embeddings, missing, device_seconds = await self._embed(request.sources, needed, caller.priority)
+        # While the sources were embedded, another request may have made the same variants.
+        meanwhile = self._in_memory({item.name for item in left.values() if item.key is not None})
         rows: dict[int, Row] = {}
-        for position in open_positions:
-            item = wanted[position]
-            assert isinstance(item, _Wanted)
+        for position, item in left.items():
             embedding = embeddings[item.source]
-            if isinstance(embedding, Failure):
+            if item.name in meanwhile:
+                items[position] = meanwhile[item.name]
+            elif isinstance(embedding, Failure):
                 items[position] = embedding
             else:
-                rows[position] = Row(item.name, embedding, item.seed, item.settings, item.derived)
-        if rows:
-            made = await self.batcher.submit(
-                list(rows.values()), priority=caller.priority, client=caller.client, deadline=caller.deadline
-            )
-            records: list[tuple[VariantKey, UInt8Array]] = []
-            for (position, row), one in zip(rows.items(), made, strict=True):
-                if not isinstance(one, Made):
-                    items[position] = self._failure(one)
-                    continue
+                rows[position] = Row(item.name, embedding, item.seed, item.settings, item.key)
+        made = await self.batcher.submit(
+            list(rows.values()), priority=caller.priority, client=caller.client, deadline=caller.deadline
+        )
+        for position, one in zip(rows, made, strict=True):
+            if isinstance(one, Made):
                 items[position] = Ready(one.image, pb.ORIGIN_GENERATED, one.shared)
                 device_seconds += one.seconds
-                if row.derived and not one.shared:
-                    self._memory.put(row.name, one.image)
-                    item = wanted[position]
-                    assert isinstance(item, _Wanted)
-                    records.append((item.key, one.image))
-            if self._store is not None and records:
-                await self._store.put(records)
-        return Outcome([item for item in items if item is not None], missing, device_seconds)
+            elif isinstance(one, DeadlinePassedError):
+                raise one
+            else:
+                items[position] = Failure(
+                    pb.ITEM_CODE_GENERATOR_FAILED, str(one) or "the generator failed; see the server's log"
+                )
+        return Outcome([items[position] for position in range(len(wanted))], missing, device_seconds)
+
+    def keep(self, row: Row, image: UInt8Array) -> None:
+        """Remembers a variant that was made, whether or not its client is still there."""
+        if row.key is None:
+            return
+        self._memory.put(row.name, image)
+        if self._store is not None:
+            self._store.put_soon([(row.key, image)])
 
     async def close(self) -> None:
         """Stops the queue and the conditioner."""
@@ -187,7 +231,7 @@ class Hosted:
 
     def _wanted(
         self, request: pb.GenerateVariantsRequest, spec: pb.VariantSpec, settings: Settings
-    ) -> _Wanted | Failure:
+    ) -> Wanted | Failure:
         if spec.source_index >= len(request.sources):
             return Failure(
                 pb.ITEM_CODE_BAD_SPEC,
@@ -205,24 +249,19 @@ class Hosted:
                 return Failure(pb.ITEM_CODE_BAD_SPEC, str(error))
         key = VariantKey(digest, self.engine.generator.spec.fingerprint, settings.digest, spec.variant_index)
         if spec.HasField("seed"):
-            return _Wanted(spec.source_index, key, key.digest_with_seed(spec.seed), spec.seed, settings, derived=False)
-        return _Wanted(spec.source_index, key, key.digest(), key.seed(), settings, derived=True)
+            return Wanted(spec.source_index, key.digest_with_seed(spec.seed), spec.seed, settings, None)
+        return Wanted(spec.source_index, key.digest(), key.seed(), settings, key)
 
-    async def _find(self, names: set[bytes]) -> dict[bytes, Ready]:
-        """Returns those of the named variants that were made before."""
-        found: dict[bytes, Ready] = {}
+    def _in_memory(self, names: set[bytes]) -> dict[bytes, Ready]:
+        found = {}
         for name in names:
             image = self._memory.get(name)
             if image is not None:
                 found[name] = Ready(image, pb.ORIGIN_MEMORY)
-        if self._store is not None and len(found) < len(names):
-            for name, image in (await self._store.get([name for name in names if name not in found])).items():
-                found[name] = Ready(image, pb.ORIGIN_STORE)
-                self._memory.put(name, image)
         return found
 
     async def _embed(
-        self, sources: Sequence[pb.SourceImage], needed: Sequence[int]
+        self, sources: Sequence[pb.SourceImage], needed: Sequence[int], priority: Priority
     ) -> tuple[dict[int, torch.Tensor | Failure], list[bytes], float]:
         """Returns each needed source's embedding or why there is none, digests to be sent with data, device seconds."""
         found: dict[int, torch.Tensor | Failure] = {}
@@ -239,6 +278,7 @@ class Hosted:
                 found[position] = Failure(
                     pb.ITEM_CODE_SOURCE_MISSING, "the server does not know this source; send its data"
                 )
+        self.counters.embeddings_reused = self._embedder.hits
         if not unknown:
             return found, missing, 0.0
         loop = asyncio.get_running_loop()
@@ -254,20 +294,14 @@ class Hosted:
                 found[position] = image
             else:
                 images[sources[position].digest] = image
-        embeddings, seconds = await self._embedder.embed(images)
+        embeddings, seconds = await self._embedder.embed(images, priority)
         for position in unknown:
             if position in found:
                 continue
             embedding = embeddings[sources[position].digest]
-            if isinstance(embedding, BaseException):
-                log.error("embedding failed", exc_info=embedding)
-                found[position] = Failure(pb.ITEM_CODE_GENERATOR_FAILED, "the conditioner failed; see the server's log")
-            else:
-                found[position] = embedding
+            found[position] = (
+                Failure(pb.ITEM_CODE_GENERATOR_FAILED, str(embedding))
+                if isinstance(embedding, BaseException)
+                else embedding
+            )
         return found, missing, seconds
-
-    @staticmethod
-    def _failure(error: BaseException) -> Failure:
-        if isinstance(error, DeadlinePassedError):
-            return Failure(pb.ITEM_CODE_GENERATOR_FAILED, "the deadline passed before the variant was made")
-        return Failure(pb.ITEM_CODE_GENERATOR_FAILED, str(error) or "the generator failed; see the server's log")

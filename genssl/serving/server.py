@@ -11,7 +11,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Literal
 
 import grpc
 import numpy as np
@@ -27,10 +26,11 @@ from genssl.registry import GENERATORS
 from genssl.runtime import pick_device, set_threads
 from genssl.serving.admission import Admission
 from genssl.serving.auth import TokenInterceptor, read_tokens, server_credentials
-from genssl.serving.batcher import Batcher, BatchReport
+from genssl.serving.batcher import Batcher
 from genssl.serving.channel import SERVICE, server_options
 from genssl.serving.embedder import Embedder
 from genssl.serving.hosted import Hosted
+from genssl.serving.jobs import BatchReport
 from genssl.serving.metrics import MetricsServer
 from genssl.serving.rejections import GuardInterceptor
 from genssl.serving.service import GenerationService
@@ -62,7 +62,9 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
         # Imports hold the interpreter's lock for seconds; done later, they would leave health checks unanswered.
         GENERATORS.get(config.name)
     admission = Admission(file.limits)
-    statistics = Statistics(str(device), queued_bytes=lambda: admission.num_bytes, queued_of=admission.variants_of)
+    statistics = Statistics(
+        str(device), queued_bytes=lambda: admission.num_bytes, queued_of=lambda client: service.queued[client]
+    )
     interceptors: list[grpc.aio.ServerInterceptor] = [GuardInterceptor(statistics)]
     if file.tokens:
         interceptors.append(
@@ -97,13 +99,9 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
         stack.push_async_callback(server.stop, None)
         await set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         address = _bind(server, file.address, credentials)
-        if address.startswith("unix:"):
-            stack.callback(Path(address.removeprefix("unix:")).unlink, missing_ok=True)
         await server.start()
         if address_file is not None:
-            partial = address_file.with_name(address_file.name + ".part")
-            partial.write_text(address + "\n")
-            os.replace(partial, address_file)
+            _write_address(address_file, address)
         log.info("listening on %s, loading %s", address, ", ".join(config.name for config in file.generators))
         watching = loop.create_task(statistics.watch_loop())
         stack.callback(watching.cancel)
@@ -124,6 +122,16 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
     log.info("stopped")
 
 
+def _write_address(path: Path, address: str) -> None:
+    """Writes the address atomically: who sees the file can read it."""
+    partial = path.with_name(path.name + ".part")
+    try:
+        partial.write_text(address + "\n")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"--address-file {path}: cannot be written ({error.strerror})") from None
+
+
 def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> str:
     """Binds the address and returns it with the port that was taken."""
     try:
@@ -135,6 +143,8 @@ def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredent
             port = server.add_secure_port(address, credentials)
     except RuntimeError:
         port = 0
+    if port == 0 and address.startswith("unix:") and not Path(address.removeprefix("unix:")).parent.is_dir():
+        raise UserError(f"address {address}: the folder of the socket does not exist; make it first")
     if port == 0:
         raise UserError(
             f"address {address}: cannot be bound; another server may be using it. "
@@ -186,8 +196,9 @@ class _Loader:
             engine,
             self._device_thread,
             ageing_seconds=self._file.ageing_seconds,
+            on_made=lambda row, image: hosted.keep(row, image),
             on_batch=lambda report: _count_batch(counters, report),
-            on_drop=lambda count, reason: _count_dropped(self._statistics, counters, count, reason),
+            on_drop=lambda count, reason: _count_dropped(counters, count),
         )
         counters = self._statistics.register(
             name,
@@ -210,7 +221,7 @@ class _Loader:
         log.info(
             "loaded %s (%s), fingerprint %s, %d px", name, spec.model, spec.fingerprint.hex()[:12], spec.image_size
         )
-        return Hosted(
+        hosted = Hosted(
             name,
             engine,
             batcher=batcher,
@@ -221,18 +232,15 @@ class _Loader:
             file=self._file,
             codec=self._service.codec,
         )
+        return hosted
 
 
 def _count_batch(counters: GeneratorCounters, report: BatchReport) -> None:
     counters.batch_computed(bucket=report.bucket, rows=report.rows, seconds=report.seconds, waits=report.queue_waits)
 
 
-def _count_dropped(
-    statistics: Statistics, counters: GeneratorCounters, count: int, reason: Literal["cancelled", "deadline"]
-) -> None:
+def _count_dropped(counters: GeneratorCounters, count: int) -> None:
     counters.dropped += count
-    if reason == "deadline":
-        statistics.rejected("deadline")
 
 
 def warm_up(engine: VariantEngine) -> list[tuple[int, float]]:

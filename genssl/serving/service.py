@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NoReturn
@@ -18,10 +19,11 @@ from genssl.errors import RequestRefusedError, suggest
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.serving.admission import Admission, Claim
-from genssl.serving.auth import current_token
+from genssl.serving.auth import Token, current_token
 from genssl.serving.channel import MESSAGE_OVERHEAD, ROW_OVERHEAD
 from genssl.serving.codec import OUTPUT_ENCODINGS, Failure, Ready, encode_variants
-from genssl.serving.hosted import Caller, Hosted
+from genssl.serving.hosted import Caller, Hosted, Wanted
+from genssl.serving.jobs import DeadlinePassedError
 from genssl.serving.rejections import refuse
 from genssl.serving.schedule import Priority
 from genssl.serving.statistics import CLIENT_ID_CHARACTERS, Origin, Reason, Statistics
@@ -62,6 +64,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         self._file, self._limits = file, file.limits
         self._device_name, self._threads, self._statistics = device_name, threads, statistics
         self._admission = admission
+        self.queued: Counter[str] = Counter()
         self._instance_id = secrets.token_hex(8)
 
     async def GetServerInfo(
@@ -105,16 +108,20 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         started = time.perf_counter()
         hosted = await self._hosted(request, context)
         settings = await self._check(request, hosted, context)
-        client, claim = await self._admit(request, hosted, settings, context)
-        remaining = context.time_remaining()
-        caller = Caller(
-            client=client,
-            priority=Priority(request.priority or pb.PRIORITY_TRAINING),
-            deadline=None if remaining is None else asyncio.get_running_loop().time() + remaining,
-        )
+        wanted = hosted.read(request, settings)
+        token = current_token()
+        client = "/".join(filter(None, (token.name if token else "", request.client_id))) or context.peer()
+        client = client[:CLIENT_ID_CHARACTERS]
+        claim = await self._admit(request, hosted, wanted, client, context)
+        counters, charged = self._statistics.client(client), 0
+        self.queued[client] += claim.variants
         try:
             with self._admission.hold(claim):
-                outcome = await hosted.make(request, settings, caller)
+                found = await hosted.find(wanted)
+                left = [item for item in wanted if isinstance(item, Wanted) and item.name not in found]
+                caller = await self._in_time(request, hosted, left, client, context)
+                charged = await self._charge(token, len(left), context)
+                outcome = await hosted.make(request, wanted, found, caller)
                 encoded = time.perf_counter()
                 encoding = request.output.encoding or pb.IMAGE_ENCODING_RAW
                 if encoding == pb.IMAGE_ENCODING_RAW and claim.num_bytes < ENCODED_IN_PLACE_BYTES:
@@ -123,17 +130,24 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
                     variants = await asyncio.get_running_loop().run_in_executor(
                         self.codec, encode_variants, outcome.items, encoding
                     )
+        except DeadlinePassedError as error:
+            await self._refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "deadline", str(error))
         except asyncio.CancelledError:
-            self._statistics.rejected("cancelled")
+            remaining = context.time_remaining()
+            self._statistics.rejected("cancelled" if remaining is None or remaining > 0 else "deadline")
             raise
+        finally:
+            self.queued[client] -= claim.variants
+            if not self.queued[client]:
+                del self.queued[client]
         ended = time.perf_counter()
-        self._count(hosted, client, outcome.items, ended - encoded)
+        made = sum(isinstance(item, Ready) and item.origin == pb.ORIGIN_GENERATED for item in outcome.items)
+        if token is not None and token.rate is not None:
+            token.rate.give_back(charged - made)  # a source that had to be sent, or a bad image, costs nothing
+        counters.variants += self._count(hosted, outcome.items, ended - encoded)
         queue_seconds = max(0.0, encoded - started - outcome.device_seconds)
         log.debug(
-            "request %s of %s: %d variants",
-            request.request_id or "-",
-            client,
-            len(variants),
+            "served",
             extra={
                 "request_id": request.request_id,
                 "client": client,
@@ -188,7 +202,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
     async def _check(
         self, request: pb.GenerateVariantsRequest, hosted: Hosted, context: grpc.aio.ServicerContext
     ) -> Settings:
-        """Refuses what no server takes, before any work is done for it; returns the request's settings."""
+        """Refuses what this server never takes, before any work is done; returns the request's settings."""
         limits = self._limits
         count, most = len(request.variants), limits.max_variants_per_request
 
@@ -207,40 +221,44 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             settings = hosted.settings(request.parameters)
         except RequestRefusedError as error:
             await refuse_as("invalid", str(error))
-        answer = count * (hosted.variant_bytes(settings) + ROW_OVERHEAD) + MESSAGE_OVERHEAD
-        if answer > limits.max_message_bytes:
-            fitting = (limits.max_message_bytes - MESSAGE_OVERHEAD) // (hosted.variant_bytes(settings) + ROW_OVERHEAD)
-            await refuse_as(
-                "too_large",
-                f"{count} variants of {hosted.variant_bytes(settings):,} bytes would exceed a message's "
-                f"{limits.max_message_bytes:,} bytes; ask for at most {max(0, fitting)} at once",
-            )
         return settings
 
     async def _admit(
         self,
         request: pb.GenerateVariantsRequest,
         hosted: Hosted,
-        settings: Settings,
+        wanted: Sequence[Wanted | Failure],
+        client: str,
         context: grpc.aio.ServicerContext,
-    ) -> tuple[str, Claim]:
-        """Refuses what would have to wait too long or take too much; returns the client's name and its claim."""
+    ) -> Claim:
+        """Refuses what would take more than there is room for; returns what the request holds from now on."""
         token = current_token()
-        client = "/".join(filter(None, (token.name if token else "", request.client_id))) or context.peer()
-        client = client[:CLIENT_ID_CHARACTERS]
-        count = len(request.variants)
-        claim = Claim(client, count, request.ByteSize() + count * hosted.variant_bytes(settings))
-        token_most = token.max_queued_variants if token else None
-        if count > self._admission.most(token_most):
+        sizes = [hosted.variant_bytes(item.settings) for item in wanted if isinstance(item, Wanted)]
+        answer = sum(sizes) + len(wanted) * ROW_OVERHEAD + MESSAGE_OVERHEAD
+        if answer > self._limits.max_message_bytes:
+            room = self._limits.max_message_bytes - MESSAGE_OVERHEAD
             await self._refuse(
                 context,
                 grpc.StatusCode.INVALID_ARGUMENT,
                 "too_large",
-                f"the request asks for {count} variants; {self._admission.most(token_most)} may be queued at once",
+                f"{len(wanted)} variants of up to {max(sizes):,} bytes would exceed a message's "
+                f"{self._limits.max_message_bytes:,} bytes; "
+                f"ask for at most {room // (max(sizes) + ROW_OVERHEAD)} at once",
+            )
+        claim = Claim(token.name if token else client, len(wanted), request.ByteSize() + answer)
+        token_most = token.max_queued_variants if token else None
+        most = self._admission.most(token_most)
+        if len(wanted) > most:
+            await self._refuse(
+                context,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "too_large",
+                f"the request asks for {len(wanted)} variants; {most} may be queued at once",
             )
         full = self._admission.refuses(claim, token_most)
         if full is not None:
-            seconds = hosted.batcher.cost.predict(settings.batch_key, full.excess, hosted.engine.buckets)
+            key = next((item.settings.batch_key for item in wanted if isinstance(item, Wanted)), None)
+            seconds = hosted.batcher.cost.predict(key, full.excess, hosted.engine.buckets)
             await self._refuse(
                 context,
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -248,18 +266,41 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
                 full.message,
                 retry_after=FIRST_RETRY if seconds is None else max(LEAST_RETRY, seconds),
             )
+        return claim
+
+    async def _in_time(
+        self,
+        request: pb.GenerateVariantsRequest,
+        hosted: Hosted,
+        left: Sequence[Wanted],
+        client: str,
+        context: grpc.aio.ServicerContext,
+    ) -> Caller:
+        """Refuses at once what has to be made and would be late; returns who asks, and until when."""
         remaining = context.time_remaining()
         priority = Priority(request.priority or pb.PRIORITY_TRAINING)
-        wait = hosted.batcher.predicted_wait(count, priority, client=client, key=settings.batch_key)
-        if remaining is not None and wait is not None and wait > remaining:
+        if remaining is None:
+            return Caller(client, priority, None)
+        waits = [
+            hosted.batcher.predicted_wait(rows, priority, client=client, key=key) or 0.0
+            for key, rows in Counter(item.settings.batch_key for item in left).items()
+        ]
+        if max(waits, default=0.0) > remaining:
             await self._refuse(
                 context,
                 grpc.StatusCode.DEADLINE_EXCEEDED,
                 "deadline",
-                f"these variants would be ready in {wait:.2f} s, after the deadline in {remaining:.2f} s",
-                retry_after=wait - remaining,
+                f"these variants would be ready in {max(waits):.2f} s, after the deadline in {remaining:.2f} s",
+                retry_after=max(waits) - remaining,
             )
-        if token is not None and token.rate is not None and (pause := token.rate.take(count)) > 0:
+        return Caller(client, priority, asyncio.get_running_loop().time() + remaining)
+
+    async def _charge(self, token: Token | None, variants: int, context: grpc.aio.ServicerContext) -> int:
+        """Takes variants that may have to be made from the token's rate, or refuses; returns how many it took."""
+        if token is None or token.rate is None:
+            return 0
+        pause = token.rate.take(variants)
+        if pause > 0:
             await self._refuse(
                 context,
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -267,9 +308,10 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
                 f"the token {token.name!r} may take {token.rate.per_second:g} variants a second",
                 retry_after=pause,
             )
-        return client, claim
+        return variants
 
-    def _count(self, hosted: Hosted, client: str, items: Sequence[Ready | Failure], encode_seconds: float) -> None:
+    def _count(self, hosted: Hosted, items: Sequence[Ready | Failure], encode_seconds: float) -> int:
+        """Enters what became of a request's items; returns how many got a variant."""
         counters = hosted.counters
         counters.encode.observe(encode_seconds)
         made = 0
@@ -283,7 +325,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
                 self._statistics.rejected("invalid")
             elif item.code == pb.ITEM_CODE_GENERATOR_FAILED:
                 counters.failed += 1
-        self._statistics.client(client).variants += made
+        return made
 
     async def _refuse(
         self,

@@ -13,12 +13,12 @@ from genssl.variants.store import VariantStore
 
 log = logging.getLogger(__name__)
 
-# What may wait to be written. Beyond it requests wait for the disk, so that memory stays bounded and nothing is lost.
+# What may wait to be written. Beyond it new requests wait for the disk: memory stays bounded, and nothing is lost.
 BACKLOG_BYTES = 64 * 2**20
 
 
 class WriteThrough:
-    """A store behind a server. Lives on one event loop; the disk is touched by a thread of its own.
+    """A store behind a server. Lives on one event loop; the disk is touched by two threads of its own.
 
     Args:
         store: open for writing; closed by `close`.
@@ -26,38 +26,47 @@ class WriteThrough:
 
     def __init__(self, store: VariantStore) -> None:
         self._store = store
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="genssl-store")
+        # A read must not wait for a commit, which waits for the disk.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="genssl-store-reader")
+        self._writer_thread = ThreadPoolExecutor(1, thread_name_prefix="genssl-store-writer")
         self._backlog: list[tuple[VariantKey, UInt8Array]] = []
         self._backlog_bytes = 0
+        self._room = asyncio.Event()
+        self._room.set()
         self._writer: asyncio.Task[None] | None = None
 
     async def describe(self, fingerprint: bytes, *, name: str, model: str, licence: str) -> None:
         """Enters a generator in the store's manifest."""
         await asyncio.get_running_loop().run_in_executor(
-            self._thread,
+            self._writer_thread,
             lambda: self._store.describe_generator(fingerprint, name=name, model=model, licence=licence),
         )
 
     async def get(self, names: Sequence[bytes]) -> dict[bytes, UInt8Array]:
         """Returns those of the named variants that are stored, uint8 [3, h, w]."""
-        images = await asyncio.get_running_loop().run_in_executor(self._thread, self._store.get_many, names)
+        images = await asyncio.get_running_loop().run_in_executor(self._reader, self._store.get_many, names)
         return {name: image for name, image in zip(names, images, strict=True) if image is not None}
 
-    async def put(self, items: Sequence[tuple[VariantKey, UInt8Array]]) -> None:
-        """Takes variants to be written; returns at once unless the disk is far behind."""
+    def put_soon(self, items: Sequence[tuple[VariantKey, UInt8Array]]) -> None:
+        """Takes variants to be written, and returns at once; see `room`."""
         self._backlog += items
         self._backlog_bytes += sum(image.nbytes for _, image in items)
+        if self._backlog_bytes > BACKLOG_BYTES:
+            self._room.clear()
         if self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(self._write())
-        if self._backlog_bytes > BACKLOG_BYTES:
-            await asyncio.shield(self._writer)
+
+    async def room(self) -> None:
+        """Returns once the disk is not far behind; whoever wants more to be made waits here first."""
+        await self._room.wait()
 
     async def close(self) -> None:
         """Writes what waits, and closes the store."""
         if self._writer is not None:
             await self._writer
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._store.close)
-        self._thread.shutdown()
+        await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._store.close)
+        self._reader.shutdown()
+        self._writer_thread.shutdown()
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
@@ -65,8 +74,11 @@ class WriteThrough:
             while self._backlog:
                 items, self._backlog, self._backlog_bytes = self._backlog, [], 0
                 try:
-                    await loop.run_in_executor(self._thread, self._store.put_many, items)
+                    await loop.run_in_executor(self._writer_thread, self._store.put_many, items)
                 except Exception:  # a store that fails must not take the server with it
                     log.exception("%d variants were not stored", len(items))
+                if self._backlog_bytes <= BACKLOG_BYTES:
+                    self._room.set()
         finally:
             self._writer = None
+            self._room.set()

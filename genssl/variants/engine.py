@@ -44,15 +44,15 @@ class Row:
         embedding: of the source, float32 [D].
         seed: of the noise.
         settings: parameters of this row.
-        derived: whether the seed follows from the variant's key, so that `name` is the key's digest and the image may
-            be stored under it. A seed that a client chose makes an image that no key names.
+        key: of the variant, whose digest is `name`; None if a client chose the seed, which makes an image that no key
+            names and no store may keep.
     """
 
     name: bytes
     embedding: torch.Tensor
     seed: int
     settings: Settings
-    derived: bool = True
+    key: VariantKey | None = None
 
 
 class VariantEngine:
@@ -92,7 +92,7 @@ class VariantEngine:
                 raise RequestRefusedError(
                     f"{self.generator.spec.name}: parameter {name} is a whole number, not {value!r}"
                 )
-            complete[name] = kind(value)
+            complete[name] = kind(value) + 0  # -0.0 becomes 0.0: equal parameters must have equal names
         self.generator.check(complete)
         return Settings(complete, parameters_digest(complete), self.generator.batch_key(complete))
 
@@ -102,8 +102,8 @@ class VariantEngine:
         """Returns the row of variant `index` of a source; `seed` replaces the derived one."""
         key = VariantKey(source_id, self.generator.spec.fingerprint, settings.digest, index)
         if seed is None:
-            return Row(key.digest(), embedding, key.seed(), settings)
-        return Row(key.digest_with_seed(seed), embedding, seed, settings, derived=False)
+            return Row(key.digest(), embedding, key.seed(), settings, key)
+        return Row(key.digest_with_seed(seed), embedding, seed, settings)
 
     def embed(self, images: Sequence[UInt8Array]) -> tuple[list[torch.Tensor], float]:
         """Embeds preprocessed sources uint8 [3, S, S]; returns float32 [D] each (CPU), and the device's seconds."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 
 def parameters_digest(parameters: Mapping[str, float]) -> bytes:
-    """Returns 16 bytes for a complete parameter mapping, whatever the order of its keys; an int is its equal float."""
+    """Returns 16 bytes for a complete parameter mapping: equal numbers, equal bytes, in whatever order and type."""
     canonical = json.dumps(
-        {key: float(value) for key, value in parameters.items()}, sort_keys=True, separators=(",", ":")
+        {key: float(value) + 0.0 for key, value in parameters.items()}, sort_keys=True, separators=(",", ":")
     )
     return hashlib.blake2b(canonical.encode(), digest_size=16).digest()
 

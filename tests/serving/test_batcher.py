@@ -16,9 +16,11 @@ import torch
 
 from genssl.data.base import UInt8Array
 from genssl.generators.base import Alive, GeneratorSpec, Parameters, keep_living
-from genssl.serving.batcher import Batcher, BatchReport, DeadlinePassedError, GenerationFailedError, Made
+from genssl.serving.batcher import Batcher
+from genssl.serving.jobs import BatchReport, DeadlinePassedError, GenerationFailedError, Made
 from genssl.serving.schedule import Priority
 from genssl.variants.engine import Row, VariantEngine
+from genssl.variants.key import VariantKey
 
 BUCKETS = [1, 4, 16]
 BAD_SEED = 666
@@ -64,9 +66,10 @@ class Painter:
         sizes: Sequence[int] = (),
     ) -> torch.Tensor:
         self.batches.append(list(seeds))
+        rows = list(range(len(seeds)))
         for _ in range(self.steps):
-            if alive is not None:
-                keep_living(alive(), range(len(seeds)), sizes)
+            if alive is not None and (kept := keep_living(alive(), rows, sizes)) is not None:
+                rows = [rows[position] for position in kept]
             self.steps_begun += 1
             self.entered.set()
             assert self.gate.wait(20)
@@ -75,28 +78,34 @@ class Painter:
             raise torch.OutOfMemoryError("tried to allocate more than there is")
         if BAD_SEED in seeds:
             raise ValueError("cannot paint this one")
-        return torch.tensor([[[[seed % 251] * 2] * 2] * 3 for seed in seeds], dtype=torch.uint8)
+        grey = [seed % 251 if row in rows else 0 for row, seed in enumerate(seeds)]  # black where it was given up
+        return torch.tensor([[[[value] * 2] * 2] * 3 for value in grey], dtype=torch.uint8)
 
 
 class Bench:
     """A batcher with its generator, and what it reported."""
 
-    def __init__(self, painter: Painter, deterministic: bool = False, **settings: Any) -> None:
+    def __init__(
+        self, painter: Painter, deterministic: bool = False, buckets: Sequence[int] = BUCKETS, **settings: Any
+    ) -> None:
         self.painter, self.device = painter, ThreadPoolExecutor(1)
-        self.engine = VariantEngine(painter, BUCKETS, deterministic=deterministic)
+        self.engine = VariantEngine(painter, buckets, deterministic=deterministic)
         self.reports: list[BatchReport] = []
         self.drops: list[tuple[int, str]] = []
+        self.made: list[tuple[Row, UInt8Array]] = []
         self.batcher = Batcher(
             self.engine,
             self.device,
             on_batch=self.reports.append,
             on_drop=lambda count, reason: self.drops.append((count, reason)),
+            on_made=lambda row, image: self.made.append((row, image)),
             **settings,
         )
 
     def row(self, seed: int, kind: int = 0) -> Row:
         name = blake2b(f"{seed} {kind}".encode(), digest_size=16).digest()
-        return Row(name, torch.zeros(4), seed, self.engine.complete({"kind": kind}))
+        settings = self.engine.complete({"kind": kind})
+        return Row(name, torch.zeros(4), seed, settings, VariantKey(bytes(16), bytes(16), settings.digest, seed))
 
     def submit(self, seeds: Sequence[int], kind: int = 0, **settings: Any) -> asyncio.Task[list[Made | BaseException]]:
         return asyncio.ensure_future(self.batcher.submit([self.row(seed, kind) for seed in seeds], **settings))
@@ -104,6 +113,7 @@ class Bench:
     async def hold(self) -> asyncio.Task[list[Made | BaseException]]:
         """Occupies the device with one row until the gate is opened."""
         self.painter.gate.clear()
+        self.painter.entered.clear()
         held = self.submit([250])
         while not self.painter.entered.is_set():
             await asyncio.sleep(0.001)
@@ -285,6 +295,76 @@ def test_a_running_batch_stops_between_steps_when_nobody_wants_it():
     assert [(report.rows, report.failed) for report in on.reports] == [(0, False), (1, False)]
 
 
+def test_what_was_computed_is_handed_over_even_if_its_requester_has_left():
+    async def test(on: Bench) -> None:
+        held = await on.hold()
+        gone, stays = on.submit([1, 2]), on.submit([3, 4])
+        on.painter.gate.set()
+        await held
+        on.painter.gate.clear()
+        await on.begun(2)
+        gone.cancel()
+        await asyncio.sleep(0.01)
+        on.painter.gate.set()
+        assert greys(await stays) == [3, 4]
+
+    on = bench(test, Painter(steps=2))
+    made = {row.seed: (row, image) for row, image in on.made}
+    assert sorted(made) == [1, 2, 3, 4, 250]
+    for seed, (row, image) in made.items():
+        assert image[0, 0, 0] == seed
+        assert row.key is not None
+        assert row.key.index == seed
+
+
+def test_what_a_shrunk_batch_gave_up_or_what_failed_is_not_handed_over():
+    async def test(on: Bench) -> None:
+        await on.hold()
+        gone, stays = on.submit([1, 2, 3]), on.submit([4])
+        on.painter.gate.set()
+        await on.begun(2)
+        on.painter.gate.clear()
+        gone.cancel()
+        await asyncio.sleep(0.01)
+        on.painter.gate.set()
+        assert greys(await stays) == [4]
+        assert isinstance((await on.submit([BAD_SEED]))[0], GenerationFailedError)
+
+    on = bench(test, Painter(steps=3, fixed_seconds=0.02))
+    assert [row.seed for row, _ in on.made] == [250, 4]
+
+
+def test_an_image_is_one_read_only_copy_that_holds_nothing_else():
+    async def test(on: Bench) -> None:
+        await on.hold()
+        first, second = on.submit([1, 2]), on.submit([2])
+        await asyncio.sleep(0)
+        on.painter.gate.set()
+        images = [result.image for result in await first] + [result.image for result in await second]
+        handed_over = {row.seed: image for row, image in on.made}
+        assert images[1] is images[2] is handed_over[2]
+        for image in images:
+            assert image.base is None
+            assert not image.flags.writeable
+
+    bench(test)
+
+
+def test_who_keeps_images_and_fails_does_not_take_the_answers_with_it(caplog):
+    def full(row: Row, image: UInt8Array) -> None:
+        raise OSError("no space left")
+
+    async def run() -> None:
+        with ThreadPoolExecutor(1) as device:
+            engine = VariantEngine(Painter(), BUCKETS)
+            row = Row(bytes(16), torch.zeros(4), 7, engine.complete({}))
+            batcher = Batcher(engine, device, on_made=full)
+            assert greys(await asyncio.wait_for(batcher.submit([row]), 5)) == [7]
+
+    asyncio.run(run())
+    assert "no space left" in caplog.text
+
+
 def test_rows_whose_deadline_passed_say_so_and_the_others_go_on():
     async def test(on: Bench) -> None:
         await on.hold()
@@ -349,6 +429,61 @@ def test_a_bad_row_fails_alone(deterministic):
     on = bench(test, deterministic=deterministic)
     assert len(on.painter.batches) == 1 + 2 * 4 + 1, "two halves at each of four levels, and the row after it"
     assert sum(report.rows for report in on.reports if report.failed) == 1
+
+
+class TwiceTroubled(Painter):
+    """Has memory for two of the seeds below 9; fails on batches with a larger seed, unless they have two rows."""
+
+    def generate(self, embeddings, seeds, parameters, *, alive=None, sizes=()):
+        self.batches.append(list(seeds))
+        if len(seeds) > 2:
+            raise ValueError("not today") if max(seeds) > 8 else torch.OutOfMemoryError("no room")
+        return torch.tensor([[[[seed] * 2] * 2] * 3 for seed in seeds], dtype=torch.uint8)
+
+
+def test_parts_of_a_failed_batch_respect_what_was_learnt_since():
+    async def test(on: Bench) -> None:
+        assert greys(await on.submit(range(1, 17))) == list(range(1, 17))
+        assert on.batcher.largest_bucket == 2
+
+    on = bench(test, TwiceTroubled())
+    second_half = [len(batch) for batch in on.painter.batches if batch[0] == 9]
+    assert second_half == [16, 2], "its halves would have had four rows, but by then only two fit"
+
+
+@pytest.mark.parametrize("where", ["observe", "next_batch"])
+def test_an_error_of_the_batcher_itself_fails_what_waits_and_no_more(where, monkeypatch, caplog):
+    async def test(on: Bench) -> None:
+        def broken(*_: object) -> None:
+            raise ZeroDivisionError("a bug")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(on.batcher.cost, where, broken)
+            for error in await asyncio.wait_for(on.submit([1, 2]), 5):
+                assert isinstance(error, GenerationFailedError)
+        assert greys(await asyncio.wait_for(on.submit([3]), 5)) == [3]
+
+    bench(test)
+    assert "ZeroDivisionError: a bug" in caplog.text
+
+
+def test_an_idle_device_predicts_from_what_it_measured_lately(monkeypatch):
+    async def test(on: Bench) -> None:
+        for bucket in BUCKETS:
+            on.batcher.cost.observe((0,), bucket, 300.0)
+        assert on.batcher.predicted_wait(1) == pytest.approx(300)
+        monkeypatch.setattr("genssl.serving.batcher.TRUSTED_SECONDS", -1.0)
+        assert on.batcher.predicted_wait(1) is None, "or an estimate that is too high would never be corrected"
+        await on.hold()
+        assert on.batcher.predicted_wait(1) > 300
+        on.painter.gate.set()
+        await on.batcher.idle()
+        await on.submit([1])
+        await on.hold()
+        assert on.batcher.predicted_wait(1) < 60, "few batches correct an estimate that is far too high"
+        on.painter.gate.set()
+
+    bench(test)
 
 
 def test_predictions_come_true():

@@ -62,6 +62,20 @@ def test_neither_a_slow_first_batch_nor_a_stall_spoils_the_mean():
     assert cost.seconds(KEY, 16) < 0.15
 
 
+def test_an_estimate_that_is_far_too_high_falls_at_once():
+    cost = learnt(0.0, 1.0, (16,))
+    cost.observe(KEY, 16, 0.1)
+    assert cost.seconds(KEY, 16) <= 0.4
+    cost.observe(KEY, 16, 0.1)
+    assert cost.seconds(KEY, 16) == pytest.approx(0.1)
+
+
+def test_a_first_batch_does_not_outweigh_what_others_say():
+    cost = learnt(0.010, 0.002)
+    cost.observe(KEY, 64, 300.0)
+    assert cost.seconds(KEY, 64) < 1
+
+
 def test_a_lasting_change_is_learnt():
     cost = learnt(0.010, 0.002)
     for _ in range(50):

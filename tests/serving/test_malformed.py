@@ -180,8 +180,14 @@ KINDS: dict[str, Callable[[Draws], Bad]] = {
     "another fingerprint": lambda d: Bad(
         good(d, expected_fingerprint=d.bytes(16)), Code.FAILED_PRECONDITION, "fingerprint"
     ),
-    "answer too large": lambda d: Bad(
-        good(d, variants=MOST_VARIANTS, parameters={"output_size": 2048.0}), Code.INVALID_ARGUMENT, "ask for at most"
+    "variants of absurd size": lambda d: Bad(
+        good(
+            d,
+            variants=MOST_VARIANTS,
+            specs=[pb.VariantSpec(parameters={str(d.choice(["output_size", "image_size"])): 2048.0})],
+        ),
+        Item.ITEM_CODE_BAD_SPEC,
+        "at most 32 is allowed",
     ),
     "oversized message": lambda d: Bad(
         good(d, request_id="x" * (32 * 2**20 + int(d.integers(99)))), Code.RESOURCE_EXHAUSTED, "larger than max"

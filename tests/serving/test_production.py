@@ -120,6 +120,29 @@ def test_refusals_say_when_to_come_back(start_server, tmp_path, digits_test):
         assert "8 may be queued at once" in never.value.details()
 
 
+def test_an_answer_that_exceeds_a_message_is_refused_before_it_is_made(start_server, tmp_path, digits_test):
+    with (
+        start_server(tmp_path, "limits.max_message_bytes=100000") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        server.wait_until_serving()
+        stub = pb_grpc.GenerationServiceStub(channel)
+        large = {"output_size": 32.0}
+        specs = [pb.VariantSpec(variant_index=index, parameters=large) for index in range(20)]
+        with pytest.raises(grpc.RpcError) as caught:
+            ask(stub, digits_test.stored(0), [], variants=specs)
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        most = int(re.search(r"ask for at most (\d+) at once", caught.value.details())[1])
+        assert 0 < most < 20
+        assert origins(ask(stub, digits_test.stored(0), [], variants=specs[:most])) == [pb.ORIGIN_GENERATED] * most
+        # Equal parameters have equal names, however their zeros are signed.
+        zero, minus = {"guidance_scale": 0.0}, {"guidance_scale": -0.0}
+        first = ask(stub, digits_test.stored(0), [50], parameters=minus)
+        again = ask(stub, digits_test.stored(0), [50], parameters=zero)
+        assert origins(again) == [pb.ORIGIN_MEMORY]
+        assert again.variants[0].data == first.variants[0].data
+
+
 def test_what_would_be_late_is_refused_at_once(start_server, tmp_path, digits_test):
     with start_server(tmp_path) as server, grpc.insecure_channel(server.address) as channel:
         server.wait_until_serving()

@@ -32,5 +32,6 @@ def test_every_part_of_the_key_changes_seed_and_name():
 
 def test_parameters_are_equal_however_they_are_written():
     assert parameters_digest({"a": 1, "b": 2.5}) == parameters_digest({"b": 2.5, "a": 1.0})
+    assert parameters_digest({"a": 0.0}) == parameters_digest({"a": -0.0})
     assert parameters_digest({"a": 1}) != parameters_digest({"a": 1.0000001})
     assert parameters_digest({"a": 1}) != parameters_digest({"b": 1})
