@@ -31,7 +31,13 @@ class GeneratorError(UserError):
 
 
 class ServerUnavailableError(UserError):
-    """The generation server cannot be reached, or stopped answering while a run needed it."""
+    """The generation server cannot be reached, or stopped answering while a run needed it.
+
+    Attributes:
+        retries: calls that had been repeated for the request that failed.
+    """
+
+    retries: int = 0
 
 
 class RequestRefusedError(UserError):

@@ -6,78 +6,53 @@ Imports no torch: it serves trainers that know nothing else of genssl.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from genssl.data.base import StoredImage, UInt8Array
+from genssl.data.base import StoredImage
 from genssl.errors import ServerUnavailableError, UserError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.serving.images import Wanted, wanted_variants
-from genssl.serving.messages import Priority, build_request, check_priority, cut_uploads, read_variant
+from genssl.serving.messages import (
+    Answer,
+    Priority,
+    Received,
+    VariantBatch,
+    build_request,
+    check_priority,
+    cut_uploads,
+    read_variant,
+)
 from genssl.serving.target_pool import OversizedError, Tally, TargetPool
-from genssl.serving.targets import ClientTLS
-from genssl.variants.ledger import Origin
+from genssl.serving.targets import CLIENT_ADVICE, Advice, ClientTLS, Target
+from genssl.variants.background import refuse_after_fork
 from genssl.variants.source import VariantRequest
 
 __all__ = ["Answer", "AsyncVariantClient", "GenerationClient", "VariantBatch"]
-
-Received = tuple[UInt8Array, Origin]
-
-
-@dataclass
-class Answer:
-    """What a request brought, and what it cost.
-
-    Attributes:
-        images: uint8 [3, h, w], read-only, with their origins, in the order of the request.
-        generator_seconds: device time that the servers spent on it.
-        bytes_received: of variants.
-        calls: that were answered.
-        retries: calls repeated, because a server was away, full or late.
-        refusals: those of them where it was full.
-        seconds: from the request to the last image.
-    """
-
-    images: list[Received] = field(default_factory=list)
-    generator_seconds: float = 0.0
-    bytes_received: int = 0
-    calls: int = 0
-    retries: int = 0
-    refusals: int = 0
-    seconds: float = 0.0
-
-
-@dataclass
-class VariantBatch:
-    """Variants as a trainer wants them.
-
-    Attributes:
-        images: uint8 [N, 3, h, w], one for each image asked for, in their order.
-        origins: N of "generated" (computed for this call) or "store" (the server had it already).
-        source_ids: N times 16 bytes that name the sources.
-        seconds: that the call took.
-        retries: calls repeated, because a server was away, full or late.
-    """
-
-    images: UInt8Array
-    origins: list[Origin]
-    source_ids: list[bytes]
-    seconds: float
-    retries: int
 
 
 class _Job:
     """One `generate` under way: what is wanted and what has come."""
 
-    def __init__(self, wanted: Sequence[VariantRequest], load: Callable[[int], StoredImage], build: Any) -> None:
-        self.wanted, self.load, self.build = wanted, load, build
+    def __init__(
+        self,
+        wanted: Sequence[VariantRequest],
+        load: Callable[[int], StoredImage],
+        build: Any,
+        *,
+        name: Callable[[int], str] | None,
+        ends: float | None,
+        tally: Tally,
+    ) -> None:
+        self.wanted, self.load, self.build, self.ends, self.tally = wanted, load, build, ends, tally
+        self.name = name or (lambda item: f"the image in row {wanted[item].row}")
         self.images: dict[int, Received] = {}
-        self.answer, self.tally = Answer(), Tally()
+        self.answer = Answer()
 
 
 class AsyncVariantClient:
@@ -92,9 +67,11 @@ class AsyncVariantClient:
         tls: the files of a secure channel; None: unencrypted.
         max_in_flight: requests in flight at each server; fewer while it says that it is full.
         priority: of its requests, unless they say otherwise.
+        allow_fork: works in forked children all the same; gRPC may crash or hang there.
+        advice: what its errors tell users to do.
 
     Raises:
-        UserError: if an address or a file is wrong.
+        UserError: if an address or a file is wrong; in a forked child of a process with a live client.
     """
 
     def __init__(
@@ -106,12 +83,15 @@ class AsyncVariantClient:
         tls: ClientTLS | None = None,
         max_in_flight: int = 8,
         priority: Priority = "training",
+        allow_fork: bool = False,
+        advice: Advice = CLIENT_ADVICE,
     ) -> None:
+        refuse_after_fork(allow_fork=allow_fork)
         addresses = list(dict.fromkeys([targets] if isinstance(targets, str) else targets))
         if not addresses:
             raise UserError("targets: the list is empty; give the address of at least one generation server")
         self._client_id, self._priority = client_id, check_priority(priority)
-        self._pool = TargetPool(addresses, tls=tls, token=token, max_in_flight=max_in_flight)
+        self._pool = TargetPool(addresses, tls=tls, token=token, max_in_flight=max_in_flight, advice=advice)
 
     async def close(self) -> None:
         """Closes the channels."""
@@ -174,6 +154,28 @@ class AsyncVariantClient:
             RequestRefusedError: if a server refuses the request or one of its items.
             ServerUnavailableError: at the deadline.
         """
+        tally, started = Tally(), time.monotonic()
+        ends = None if deadline is None else started + deadline
+        async with self._until(deadline, ends, tally):
+            answer = await self._generate(
+                generator, wanted, load, parameters, priority=priority, ends=ends, seeds=seeds, tally=tally
+            )
+        answer.seconds = time.monotonic() - started
+        return answer
+
+    async def _generate(
+        self,
+        generator: pb.GeneratorInfo,
+        wanted: Sequence[VariantRequest],
+        load: Callable[[int], StoredImage],
+        parameters: Mapping[str, float],
+        *,
+        priority: Priority | None,
+        ends: float | None,
+        seeds: Sequence[int | None] | None,
+        tally: Tally,
+        name: Callable[[int], str] | None = None,
+    ) -> Answer:
         chosen = check_priority(priority or self._priority)
         own = list(seeds) if seeds is not None else [None] * len(wanted)
 
@@ -188,17 +190,13 @@ class AsyncVariantClient:
                 client_id=self._client_id,
             )
 
-        started = time.monotonic()
-        ends = None if deadline is None else started + deadline
-        job = _Job(wanted, load, build)
+        job = _Job(wanted, load, build, name=name, ends=ends, tally=tally)
         rows = self.most_rows(int(parameters.get("output_size", generator.image_size)))
         pieces = [list(range(start, min(start + rows, len(wanted)))) for start in range(0, len(wanted), rows)]
-        async with self._until(deadline):
-            await _all(self._piece(job, piece, ends) for piece in pieces)
+        await _all(self._piece(job, piece) for piece in pieces)
         answer = job.answer
         answer.images = [job.images[item] for item in range(len(wanted))]
-        answer.retries, answer.refusals = job.tally.retries, job.tally.refusals
-        answer.seconds = time.monotonic() - started
+        answer.retries, answer.refusals = tally.retries, tally.refusals
         return answer
 
     async def variants(
@@ -217,18 +215,20 @@ class AsyncVariantClient:
         wanted = (
             images if isinstance(images, Wanted) else await asyncio.to_thread(wanted_variants, images, indices, seeds)
         )
-        async with self._until(deadline):
+        tally, ends = Tally(), None if deadline is None else started + deadline
+        async with self._until(deadline, ends, tally):
             await self.connect()
             info = await self.find_generator(generator)
-            left = None if deadline is None else max(0.001, deadline - (time.monotonic() - started))
-            answer = await self.generate(
+            answer = await self._generate(
                 info,
                 wanted.requests,
                 lambda row: wanted.images[row],
                 parameters or {},
                 priority=priority,
-                deadline=left,
+                ends=ends,
                 seeds=wanted.seeds,
+                tally=tally,
+                name=wanted.name,
             )
         chosen = [answer.images[position] for position in wanted.positions]
         empty = np.zeros((0, 3, info.image_size, info.image_size), np.uint8)
@@ -264,29 +264,36 @@ class AsyncVariantClient:
         return {target.address: target.window.smallest_seen for target in self._pool.targets}
 
     @asynccontextmanager
-    async def _until(self, seconds: float | None) -> AsyncIterator[None]:
+    async def _until(self, seconds: float | None, ends: float | None, tally: Tally) -> AsyncIterator[None]:
+        """Ends what is within at `ends`, on time.monotonic's clock, with an error that says it took `seconds`."""
+        timer = asyncio.timeout(None if ends is None else max(0.0, ends - time.monotonic()))
         try:
-            async with asyncio.timeout(seconds):
+            async with timer:
                 yield
         except TimeoutError:
-            raise ServerUnavailableError(f"after {seconds:g} s {self.state()}") from None
+            if not timer.expired():
+                raise  # the user's own, from reading an image
+            error = ServerUnavailableError(f"after {seconds:g} s {self.state()}")
+            error.retries = tally.retries
+            raise error from None
 
-    async def _piece(self, job: _Job, items: list[int], ends: float | None) -> None:
-        """Fetches a piece by digest, then uploads the sources that the server lacks."""
-        unknown = await self._call(job, items, {}, ends)
-        if unknown:
-            met = [target for target in self._pool.targets if target.met]
-            messages = await asyncio.to_thread(cut_uploads, job.wanted, unknown, job.load, met)
-            await _all(self._call(job, part, data, ends) for part, data in messages)
+    async def _piece(self, job: _Job, items: list[int]) -> None:
+        """Fetches a piece by digest, then uploads the sources that a server lacks to that server."""
+        met = [target for target in self._pool.targets if target.met]
+        for target, unknown in await self._call(job, items, {}):
+            messages = await asyncio.to_thread(cut_uploads, job.wanted, unknown, job.load, met, job.name)
+            await _all(self._call(job, part, data, target) for part, data in messages)
 
-    async def _call(self, job: _Job, items: list[int], data: dict[bytes, StoredImage], ends: float | None) -> list[int]:
-        """Makes one call for `items`, files its images, and returns the items whose source is unknown."""
+    async def _call(
+        self, job: _Job, items: list[int], data: dict[bytes, StoredImage], prefer: Target | None = None
+    ) -> list[tuple[Target, list[int]]]:
+        """Makes one call for `items`, files its images, and returns the items whose source a server does not know."""
         try:
-            response, target = await self._pool.generate(job.build(items, data), job.tally, ends)
+            response, target = await self._pool.generate(job.build(items, data), job.tally, job.ends, prefer)
         except OversizedError:  # the servers were started anew with smaller limits, or another one has these
             half = len(items) // 2
-            parts = await _all(self._call(job, part, data, ends) for part in (items[:half], items[half:]))
-            return [item for part in parts for item in part]
+            parts = await _all(self._call(job, part, data, prefer) for part in (items[:half], items[half:]))
+            return [lack for part in parts for lack in part]
         job.answer.calls += 1
         job.answer.generator_seconds += response.timings.generate_seconds
         unknown = []
@@ -294,9 +301,11 @@ class AsyncVariantClient:
             if variant.status.code == pb.ITEM_CODE_SOURCE_MISSING and not data:
                 unknown.append(item)
                 continue
-            job.images[item] = read_variant(job.wanted[item], variant, target.address)
+            job.images[item] = read_variant(
+                job.wanted[item], variant, address=target.address, name=functools.partial(job.name, item)
+            )
             job.answer.bytes_received += len(variant.data)
-        return unknown
+        return [(target, unknown)] if unknown else []
 
 
 async def _all(works: Any) -> list[Any]:

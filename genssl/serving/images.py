@@ -22,7 +22,7 @@ ALLOWED = (
 )
 
 
-def stored_image(image: Any, position: int = 0) -> StoredImage:
+def stored_image(image: Any, where: str = "image 0") -> StoredImage:
     """Returns an image in its stored form, which names it and is what a generator conditions on.
 
     Files are sent as they are, so that one image has one name whoever sends it. Pixels are sent raw; the pixels of a
@@ -30,14 +30,13 @@ def stored_image(image: Any, position: int = 0) -> StoredImage:
 
     Args:
         image: see the message of the TypeError; an array [3, H, 3] is taken as [channels, height, width].
-        position: of the image in its batch, for error messages.
+        where: what error messages call it.
 
     Raises:
         TypeError: if it is none of these, or an array that is not uint8.
         ValueError: if the array has another shape.
         DataError: if its file cannot be read.
     """
-    where = f"image {position}"
     if isinstance(image, StoredImage):
         return image
     if isinstance(image, bytes | bytearray | memoryview):
@@ -83,6 +82,7 @@ class Wanted:
         seeds: of each request; None leaves it to the server.
         positions: for each variant of the call its position in `requests`.
         source_ids: 16 bytes for each variant of the call.
+        names: what error messages call the image of each variant of the call.
     """
 
     images: list[StoredImage] = field(default_factory=list)
@@ -90,6 +90,13 @@ class Wanted:
     seeds: list[int | None] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     source_ids: list[bytes] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+    def name(self, item: int) -> str:
+        """Returns what the caller knows the image of `requests[item]` by: several names if it was given repeatedly."""
+        found = [name for name, position in zip(self.names, self.positions, strict=True) if position == item]
+        found = list(dict.fromkeys(found))
+        return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
 
 
 def _numbers(values: int | Sequence[int] | None, count: int, name: str) -> list[int] | list[None]:
@@ -107,9 +114,16 @@ def _numbers(values: int | Sequence[int] | None, count: int, name: str) -> list[
 
 
 def wanted_variants(
-    images: Sequence[Any], indices: int | Sequence[int], seeds: int | Sequence[int] | None = None
+    images: Sequence[Any],
+    indices: int | Sequence[int],
+    seeds: int | Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Wanted:
     """Reads the arguments of a call for variants; an image asked for under one index twice is wanted once.
+
+    Args:
+        images, indices, seeds: see `VariantClient.variants`.
+        names: what error messages call each image; None: "image 0" and so on.
 
     Raises:
         TypeError, ValueError, DataError: if an image is not one, or the numbers do not fit; see `stored_image`.
@@ -117,8 +131,9 @@ def wanted_variants(
     single = isinstance(images, str | bytes | os.PathLike | Image.Image | StoredImage)
     if single or getattr(images, "ndim", 4) != 4:
         raise ValueError("`images` is one image; put it into a list: a sequence of images is expected")
-    stored = [stored_image(image, position) for position, image in enumerate(images)]
-    wanted = Wanted(source_ids=[image.source_id for image in stored])
+    names = [f"image {position}" for position in range(len(images))] if names is None else list(names)
+    stored = [stored_image(image, name) for image, name in zip(images, names, strict=True)]
+    wanted = Wanted(source_ids=[image.source_id for image in stored], names=names)
     rows: dict[bytes, int] = {}
     known: dict[tuple[bytes, int, int | None], int] = {}
     numbers = _numbers(indices, len(stored), "indices")

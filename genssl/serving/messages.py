@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from genssl.serving.targets import Target
 from genssl.variants.ledger import Origin
 from genssl.variants.source import VariantRequest
 
+Received = tuple[UInt8Array, Origin]
 Priority = Literal["interactive", "training", "bulk"]
 PRIORITIES: dict[str, pb.Priority] = {
     "interactive": pb.PRIORITY_INTERACTIVE,
@@ -26,6 +28,48 @@ ORIGINS: dict[int, Origin] = {
     pb.ORIGIN_STORE: "store",
     pb.ORIGIN_MEMORY: "store",
 }
+
+
+@dataclass
+class Answer:
+    """What a request brought, and what it cost.
+
+    Attributes:
+        images: uint8 [3, h, w], read-only, with their origins, in the order of the request.
+        generator_seconds: device time that the servers spent on it.
+        bytes_received: of variants.
+        calls: that were answered.
+        retries: calls repeated, because a server was away, full or late.
+        refusals: those of them where it was full.
+        seconds: from the request to the last image.
+    """
+
+    images: list[Received] = field(default_factory=list)
+    generator_seconds: float = 0.0
+    bytes_received: int = 0
+    calls: int = 0
+    retries: int = 0
+    refusals: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class VariantBatch:
+    """Variants as a trainer wants them.
+
+    Attributes:
+        images: uint8 [N, 3, h, w], one for each image asked for, in their order.
+        origins: N of "generated" (computed for this call) or "store" (the server had it already).
+        source_ids: N times 16 bytes that name the sources.
+        seconds: that the call took.
+        retries: calls repeated, because a server was away, full or late.
+    """
+
+    images: UInt8Array
+    origins: list[Origin]
+    source_ids: list[bytes]
+    seconds: float
+    retries: int
 
 
 def check_priority(priority: str) -> Priority:
@@ -83,10 +127,12 @@ def cut_uploads(
     items: Sequence[int],
     load: Callable[[int], StoredImage],
     targets: Sequence[Target],
+    name: Callable[[int], str],
 ) -> list[tuple[list[int], dict[bytes, StoredImage]]]:
     """Reads the sources of `items` and cuts the items so that no message exceeds the limit of any server.
 
-    Reads files; call it in a thread, since a slow disk must not hold up the calls under way.
+    Reads files; call it in a thread, since a slow disk must not hold up the calls under way. `name` says what the user
+    calls the image of an item.
 
     Returns:
         For each message the positions in `wanted` and the sources by their names.
@@ -106,7 +152,7 @@ def cut_uploads(
         stored = load(request.row)
         if len(stored.data) > most:
             raise RequestRefusedError(
-                f"the image in row {request.row} has {len(stored.data):,} bytes; the generation server at "
+                f"{name(item)} has {len(stored.data):,} bytes; the generation server at "
                 f"{strictest.address} takes at most {most:,} (limits.max_image_bytes)"
             )
         if not messages or len(stored.data) > room:
@@ -118,8 +164,8 @@ def cut_uploads(
     return messages
 
 
-def read_variant(wanted: VariantRequest, variant: pb.Variant, address: str) -> tuple[UInt8Array, Origin]:
-    """Returns a delivered variant uint8 [3, h, w], read-only, and its origin.
+def read_variant(wanted: VariantRequest, variant: pb.Variant, *, address: str, name: Callable[[], str]) -> Received:
+    """Returns a delivered variant uint8 [3, h, w], read-only, and its origin; `name` is the image's in messages.
 
     Raises:
         RequestRefusedError: if the server could not make it.
@@ -127,8 +173,8 @@ def read_variant(wanted: VariantRequest, variant: pb.Variant, address: str) -> t
     if variant.status.code != pb.ITEM_CODE_OK:
         code = pb.ItemCode.Name(variant.status.code).removeprefix("ITEM_CODE_")
         raise RequestRefusedError(
-            f"the generation server at {address} could not make variant {wanted.index} of the image "
-            f"in row {wanted.row}: {code}: {variant.status.message}"
+            f"the generation server at {address} could not make variant {wanted.index} of {name()}: {code}: "
+            f"{variant.status.message}"
         )
     pixels = np.frombuffer(variant.data, np.uint8).reshape(variant.channels, variant.height, variant.width)
     return pixels, ORIGINS[variant.origin]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable, Sequence
 
@@ -13,10 +14,11 @@ from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.base import Parameters
 from genssl.serving.client import AsyncVariantClient
 from genssl.serving.messages import Priority
+from genssl.serving.targets import RECIPE_ADVICE
 from genssl.variants.ledger import Ledger, Origin
 from genssl.variants.plan import REAL
 from genssl.variants.pool import VariantPool
-from genssl.variants.prefetch import BULK_IN_FLIGHT, Image, PrefetchQueue
+from genssl.variants.prefetch import BULK_IN_FLIGHT, Image, Key, PrefetchQueue
 from genssl.variants.source import Delivery, VariantRequest
 
 NO_STEP = sys.maxsize  # what is taken without a step is announced for a time that never passes
@@ -36,10 +38,20 @@ class RemoteSource:
         token: the bearer token that the servers want.
         tls: how the servers are checked.
         check: raises when the server is known to be gone for good.
+        client_id: names this source in the servers' logs and fair shares.
+        priority: of what is planned.
+
+    Attributes:
+        generator: as the servers describe it.
+        image_size: side of its variants in pixels.
+        announced: the last step that was planned; -1 before the first.
+        received: called in a thread with requests and images before they are handed on; what it raises ends them.
+        lacking: returns those of some requests that are worth generating ahead of the plan.
 
     Raises:
         ServerUnavailableError: if no server can be reached.
         RequestRefusedError: if they do not have the generator.
+        PoolError: if the pool does not hold even one variant.
     """
 
     def __init__(
@@ -55,8 +67,13 @@ class RemoteSource:
         token: str | None = None,
         tls: ClientTLSConfig | None = None,
         check: Callable[[], None] = lambda: None,
+        client_id: str = "genssl run",
+        priority: Priority = "training",
     ) -> None:
         self._targets, self._generator_id, self._parameters = list(targets), generator_id, parameters
+        self._client_id, self._priority = client_id, priority
+        self.received: Callable[[Sequence[VariantRequest], Sequence[Image]], object] | None = None
+        self.lacking: Callable[[Sequence[VariantRequest]], list[VariantRequest]] | None = None
         self._dataset, self._config, self._ledger, self._pool = dataset, config, ledger, pool
         self._token, self._tls = token, tls
         self._client: AsyncVariantClient | None = None
@@ -64,6 +81,7 @@ class RemoteSource:
         self.image_size = 0
         self.announced = -1
         self._step = 0
+        self._relied: dict[Key, tuple[int, VariantRequest]] = {}  # left to the pool, and the last step that wants it
         self._queue = PrefetchQueue(
             self._fetch,
             rows_per_request=config.rows_per_request,
@@ -78,6 +96,8 @@ class RemoteSource:
         )
         try:
             self._queue.run_first(self._connect())
+            if pool is not None:
+                pool.check(3 * self.image_size**2)
         except BaseException:
             self.close()
             raise
@@ -86,7 +106,7 @@ class RemoteSource:
         """Starts asking for the variants of a coming step that the pool does not have."""
         if step is not None:
             self.announced = step
-            requests = self._not_in_pool(requests)
+            requests = self._rely_on_pool(requests, step)
         self._queue.plan(requests, NO_STEP if step is None else step)
 
     def take(self, requests: Sequence[VariantRequest], step: int | None = None) -> Delivery:
@@ -101,10 +121,20 @@ class RemoteSource:
                 [(request.index, image, origin) for request, (image, origin) in zip(requests, images, strict=True)]
             )
         self._step = step
+        self._ask_for_lost()
         ready = self._queue.take_ready(requests, step)
-        return self._delivery(
-            [self._slot(request, image, step) for request, image in zip(requests, ready, strict=True)]
-        )
+        slots = [self._slot(request, image, step) for request, image in zip(requests, ready, strict=True)]
+        for request in requests:
+            key = (request.source_id, request.index)
+            if key in self._relied and self._relied[key][0] <= step:
+                del self._relied[key]
+        return self._delivery(slots)
+
+    @property
+    def parameters(self) -> Parameters:
+        """Every parameter of the variants that this source asks for."""
+        assert self.generator is not None
+        return dict(self.generator.default_parameters) | self._parameters
 
     @property
     def wants_refresh(self) -> bool:
@@ -114,6 +144,8 @@ class RemoteSource:
     def refresh(self, requests: Sequence[VariantRequest]) -> list[VariantRequest]:
         """Asks, at low priority, for those variants that the pool does not have; returns them."""
         wanted = self._not_in_pool(requests)
+        if self.lacking is not None:
+            wanted = self.lacking(wanted)
         self._queue.refresh(wanted)
         return wanted
 
@@ -143,6 +175,23 @@ class RemoteSource:
             indices=[index for index, _, _ in slots],
         )
 
+    def _rely_on_pool(self, requests: Sequence[VariantRequest], step: int) -> list[VariantRequest]:
+        """Returns what the pool does not hold; what it does becomes its newest, to be there when the step comes."""
+        if self._pool is None:
+            return list(requests)
+        held = self._pool.keep([(request.source_id, request.index) for request in requests])
+        for request, is_held in zip(requests, held, strict=True):
+            if is_held:
+                self._relied[request.source_id, request.index] = (step, request)
+        return [request for request, is_held in zip(requests, held, strict=True) if not is_held]
+
+    def _ask_for_lost(self) -> None:
+        """Asks for what a coming step left to the pool and the pool, too small for all of them, has dropped."""
+        for key in self._pool.lost() if self._pool is not None else []:
+            step, request = self._relied.pop(key, (self._step, None))
+            if request is not None and step > self._step:
+                self._queue.plan([request], step)
+
     def _not_in_pool(self, requests: Sequence[VariantRequest]) -> list[VariantRequest]:
         if self._pool is None:
             return list(requests)
@@ -160,10 +209,11 @@ class RemoteSource:
     async def _connect(self) -> None:
         self._client = AsyncVariantClient(
             self._targets,
-            client_id="genssl run",
+            client_id=self._client_id,
             token=self._token,
             tls=self._tls,
             max_in_flight=self._config.max_in_flight + BULK_IN_FLIGHT,
+            advice=RECIPE_ADVICE,
         )
         await self._client.connect()
         self.generator = await self._client.find_generator(self._generator_id)
@@ -177,11 +227,11 @@ class RemoteSource:
         if self._client is not None:
             await self._client.close()
 
-    async def _fetch(self, requests: Sequence[VariantRequest], priority: Priority = "training") -> list[Image]:
+    async def _fetch(self, requests: Sequence[VariantRequest], priority: Priority | None = None) -> list[Image]:
         assert self._client is not None
         assert self.generator is not None
         answer = await self._client.generate(
-            self.generator, requests, self._dataset.stored, self._parameters, priority=priority
+            self.generator, requests, self._dataset.stored, self._parameters, priority=priority or self._priority
         )
         self._ledger.calls += answer.calls
         self._ledger.retries += answer.retries
@@ -191,6 +241,8 @@ class RemoteSource:
             self._ledger.retries_by_kind["away"] += answer.retries - answer.refusals
         self._ledger.bytes_received += answer.bytes_received
         self._ledger.generator_seconds += answer.generator_seconds
+        if self.received is not None:
+            await asyncio.to_thread(self.received, requests, answer.images)
         return answer.images
 
     async def _fetch_bulk(self, requests: Sequence[VariantRequest]) -> list[Image]:

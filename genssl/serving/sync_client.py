@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
-from genssl.errors import UserError
+from genssl.errors import ServerUnavailableError, UserError
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.serving.client import AsyncVariantClient, VariantBatch
+from genssl.serving.client import AsyncVariantClient
 from genssl.serving.images import Wanted, wanted_variants
-from genssl.serving.messages import Priority, check_priority
+from genssl.serving.messages import Priority, VariantBatch, check_priority
 from genssl.serving.targets import ClientTLS, check_target
 from genssl.variants.background import Tasks, Work, background_loop
 
@@ -145,6 +145,11 @@ class VariantClient:
         """The addresses of the servers."""
         return list(self._settings["targets"])
 
+    @property
+    def allow_fork(self) -> bool:
+        """Whether it works in forked children all the same."""
+        return self._allow_fork
+
     def with_deadline(self, seconds: float) -> VariantClient:
         """Returns another client of the same servers, with another `deadline_seconds` and connections of its own."""
         return VariantClient(**{**self.__getstate__(), "deadline_seconds": seconds})
@@ -167,8 +172,8 @@ class VariantClient:
 
     def variants(
         self,
-        images: Sequence[Any],
-        indices: int | Sequence[int],
+        images: Sequence[Any] | Wanted,
+        indices: int | Sequence[int] = 0,
         *,
         generator: str | None = None,
         parameters: Mapping[str, float] | None = None,
@@ -179,7 +184,7 @@ class VariantClient:
 
         Args:
             images: N of: the bytes or the path of an image file, a PIL image, a uint8 array or torch tensor [3, H, W],
-                [1, H, W], [H, W, 3] or [H, W], or a genssl StoredImage.
+                [1, H, W], [H, W, 3] or [H, W], or a genssl StoredImage. Or all of it as `wanted_variants` returns it.
             indices: number of the variant wanted, for each image or one for all: a variant is a function of image,
                 generator, parameters and index.
             generator: its id on the server; None: the only one there is.
@@ -198,14 +203,22 @@ class VariantClient:
         )
         try:
             return future.result(self._deadline + SLACK_SECONDS)
+        except TimeoutError:
+            if future.done():
+                raise
+            future.cancel()
+            raise ServerUnavailableError(
+                f"after {self._deadline + SLACK_SECONDS:g} s the thread that talks to {', '.join(self.targets)} has "
+                "not ended the call at its deadline: this process is short of processor time or memory, or stopped"
+            ) from None
         except BaseException:
             future.cancel()  # Ctrl-C; without effect on what has ended
             raise
 
     def submit(
         self,
-        images: Sequence[Any],
-        indices: int | Sequence[int],
+        images: Sequence[Any] | Wanted,
+        indices: int | Sequence[int] = 0,
         *,
         generator: str | None = None,
         parameters: Mapping[str, float] | None = None,
@@ -220,7 +233,12 @@ class VariantClient:
             check_priority(priority)
         background_loop(allow_fork=self._allow_fork)  # a forked worker should be told before it reads images
         return self._start(
-            self._fetch(wanted_variants(images, indices, seeds), generator, dict(parameters or {}), priority)
+            self._fetch(
+                images if isinstance(images, Wanted) else wanted_variants(images, indices, seeds),
+                generator,
+                dict(parameters or {}),
+                priority,
+            )
         )
 
     def close(self) -> None:
@@ -239,7 +257,7 @@ class VariantClient:
 
     def _connected(self) -> AsyncVariantClient:
         if self._client is None:
-            self._client = AsyncVariantClient(**self._settings)
+            self._client = AsyncVariantClient(**self._settings, allow_fork=self._allow_fork)
         return self._client
 
     async def _fetch(

@@ -13,7 +13,7 @@ import grpc
 from genssl.errors import RequestRefusedError, ServerUnavailableError, suggest
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.serving.rejections import read_refusal
-from genssl.serving.targets import LOADING_POLL_SECONDS, ClientTLS, Target, refusal
+from genssl.serving.targets import CLIENT_ADVICE, LOADING_POLL_SECONDS, Advice, ClientTLS, Target, state_of
 
 log = logging.getLogger(__name__)
 
@@ -44,23 +44,33 @@ class OversizedError(Exception):
 class TargetPool:
     """Sends each call to the server with the least of this client's work that is well and has room.
 
-    A server that fails is probed in the background until it is back, with its limits read anew; calls never wait for
-    one server while another has room. A source is not tied to a server that has seen it: what a server lacks it asks
-    for, an upload and an embedding cost little beside a variant, and ties would unbalance the work.
+    A server that fails, or lets a deadline pass in silence, is probed in the background until it is back, with its
+    limits read anew; calls never wait for one server while another has room. A source is not tied to a server that has
+    seen it: what a server lacks it asks for, an upload and an embedding cost little beside a variant, and ties would
+    unbalance the work.
 
     Args:
         addresses: of the servers.
-        tls, token: see `AsyncVariantClient`.
+        tls, token, advice: see `AsyncVariantClient`.
         max_in_flight: requests in flight at each server.
     """
 
     def __init__(
-        self, addresses: Sequence[str], *, tls: ClientTLS | None, token: str | None, max_in_flight: int
+        self,
+        addresses: Sequence[str],
+        *,
+        tls: ClientTLS | None,
+        token: str | None,
+        max_in_flight: int,
+        advice: Advice = CLIENT_ADVICE,
     ) -> None:
-        self.targets = [Target(address, tls=tls, token=token, max_in_flight=max_in_flight) for address in addresses]
+        self.targets = [
+            Target(address, tls=tls, token=token, max_in_flight=max_in_flight, advice=advice) for address in addresses
+        ]
         self._changed = asyncio.Event()
         self._probes: dict[str, asyncio.Task[None]] = {}
         self._expected: dict[str, tuple[bytes, str]] = {}
+        self._connected = False
 
     async def close(self) -> None:
         """Ends the probing and closes the channels."""
@@ -70,7 +80,7 @@ class TargetPool:
         await asyncio.gather(*(target.channel.close() for target in self.targets))
 
     async def connect(self) -> None:
-        """Waits until a server has told its limits, and a second for the others.
+        """Waits until a server has told its limits, and, the first time, a second for the others.
 
         Raises:
             ServerUnavailableError: if none does within 15 s.
@@ -81,7 +91,8 @@ class TargetPool:
         started = time.monotonic()
         if not await self._until(lambda: any(target.met for target in self.targets), CONNECT_SECONDS):
             raise ServerUnavailableError(f"after {time.monotonic() - started:.0f} s {self.state()}")
-        if not await self._until(lambda: all(target.met for target in self.targets), OTHERS_SECONDS):
+        first, self._connected = not self._connected, True
+        if first and not await self._until(lambda: all(target.met for target in self.targets), OTHERS_SECONDS):
             for target in self.targets:
                 if not target.met:
                     log.warning("going on without the generation server at %s: %s", target.address, target.trouble)
@@ -131,7 +142,11 @@ class TargetPool:
         return info
 
     async def generate(
-        self, request: pb.GenerateVariantsRequest, tally: Tally, ends: float | None
+        self,
+        request: pb.GenerateVariantsRequest,
+        tally: Tally,
+        ends: float | None,
+        prefer: Target | None = None,
     ) -> tuple[pb.GenerateVariantsResponse, Target]:
         """Makes one call, repeating it, at another server if there is one, for as long as that may help.
 
@@ -139,6 +154,7 @@ class TargetPool:
             request: what the call asks for.
             tally: gets repeats and refusals.
             ends: when the answer is of no more use, on time.monotonic's clock; the caller ends the wait then.
+            prefer: a server that has asked for what the call brings; another gets it if this one has no room.
 
         Returns:
             The answer, and the server that gave it.
@@ -149,11 +165,11 @@ class TargetPool:
         """
         rows = len(request.variants)
         while True:
-            target = await self._acquire()
+            target = await self._acquire(prefer)
             if 0 < target.info.max_variants_per_request < rows:
                 raise OversizedError
-            target.in_flight, target.outstanding = target.in_flight + 1, target.outstanding + rows
-            sent = target.used = time.monotonic()
+            call = target.begin(rows)
+            sent = target.used
             timeout = None if ends is None else max(0.001, ends - sent)
             try:
                 response = await target.stub.GenerateVariants(request, timeout=timeout, metadata=target.metadata)
@@ -161,14 +177,26 @@ class TargetPool:
                 return response, target
             except grpc.aio.AioRpcError as error:
                 self._failed(target, error, sent, tally)
+                if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED and ends is not None:
+                    self._note_silence(target, sent, ends)
+            except asyncio.CancelledError:
+                # The caller's timer fires together with gRPC's, mostly ahead of it.
+                if ends is not None and time.monotonic() >= ends:
+                    target.late(sent, f"no answer in {time.monotonic() - sent:.3g} s")
+                    self._note_silence(target, sent, ends)
+                raise
             finally:
-                target.in_flight, target.outstanding = target.in_flight - 1, target.outstanding - rows
+                target.end(call, rows)
                 self._changed.set()
 
     def state(self) -> str:
         """Says, for an error message, how the servers are doing and what to do about it."""
-        troubled = [target for target in self.targets if target.trouble]
-        return "; ".join(target.state() for target in troubled or self.targets[:1])
+        return state_of(self.targets)
+
+    def _note_silence(self, target: Target, sent: float, ends: float) -> None:
+        """Asks nothing of a server that has let a deadline pass in silence, unless it answers a probe."""
+        if time.monotonic() >= ends and target.silent(sent):
+            self._probe(target)
 
     def _failed(self, target: Target, error: grpc.aio.AioRpcError, sent: float, tally: Tally) -> None:
         """Notes what a failed call says of its server; raises if the call need not be repeated."""
@@ -185,19 +213,25 @@ class TargetPool:
             target.strike(sent)
             self._probe(target)
         else:
-            raise refusal(target.address, said.code, said.message)
+            raise target.refusal(said.code, said.message)
         tally.retries += 1
 
-    async def _acquire(self) -> Target:
-        """Waits for a server that is well and has room in its window; returns the one with the fewest variants."""
+    async def _acquire(self, prefer: Target | None = None) -> Target:
+        """Waits for a server that is well and has room in its window; returns the one with the fewest variants.
+
+        The preferred one if it is among them. The fewest variants do not tell a stuck server when calls come one by
+        one, therefore doubtful ones come last.
+        """
         while True:
             if fault := next((target.fault for target in self.targets if target.fault), ""):
                 raise RequestRefusedError(fault)
             now = time.monotonic()
             ready = [target for target in self.targets if target.ready]
             free = [target for target in ready if target.not_before <= now and target.in_flight < target.window.size]
+            if prefer is not None and prefer in free:
+                return prefer
             if free:
-                return min(free, key=lambda target: (target.outstanding, target.used))
+                return min(free, key=lambda target: (target.doubtful(now), target.outstanding, target.used))
             waits = [target.not_before - now for target in ready if target.not_before > now]
             await self._change(min(waits, default=None))
 
@@ -240,7 +274,7 @@ class TargetPool:
                 target.strike(asked)
                 target.fault = ""
                 if error.code() in UNWELCOME:
-                    target.fault = str(refusal(target.address, error.code(), error.details() or ""))
+                    target.fault = str(target.refusal(error.code(), error.details() or ""))
                 pause = target.pause()
             else:
                 target.fault = self._disagreement(target) if target.generators else ""

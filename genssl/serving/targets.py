@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -16,13 +18,44 @@ from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.serving.channel import CLIENT_OPTIONS, MESSAGE_OVERHEAD, ROW_OVERHEAD
 from genssl.serving.window import Window
+from genssl.variants.background import note_channel
 
 log = logging.getLogger(__name__)
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 2.0
 LOADING_POLL_SECONDS = 0.2
 PROBE_SECONDS = 5.0
+SILENT_SECONDS = 10.0  # an unanswered call of this age, and no other answer since, make one suspect a stuck server
+FIRST_AVOIDANCE, LONGEST_AVOIDANCE = 30.0, 480.0  # each trial of a slow server may cost its caller a whole deadline
 _warned: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What an error tells users to do, in the words in which they gave the settings.
+
+    Attributes:
+        slow: when a server does not keep up.
+        away: when there is no server at the address, after "Start it again with ...".
+        token: when the server wants another token.
+    """
+
+    slow: str
+    away: str
+    token: str
+
+
+CLIENT_ADVICE = Advice(
+    slow="raise the deadline (deadline_seconds), ask for fewer variants, add a server, or use a faster generator",
+    away="or correct its address",
+    token="give the token that the server file names (token=)",
+)
+RECIPE_ADVICE = Advice(
+    slow="raise variants.deadline_seconds, ask for fewer variants (views.probability, variants.per_image), add a "
+    "server, or use a faster generator",
+    away="correct variants.server, or set variants.server=embedded",
+    token="give the token that the server file names (variants.token_file)",
+)
 
 
 class ClientTLS(Protocol):
@@ -89,23 +122,36 @@ class Target:
         fault: why nothing can be asked of it until someone puts it right; empty if there is no reason.
         outstanding: variants under way.
         window: requests that may be in flight.
+        heard: when it last answered a request or a probe, on time.monotonic's clock.
 
     Raises:
         UserError: if the address or a file of `tls` is wrong.
     """
 
-    def __init__(self, address: str, *, tls: ClientTLS | None, token: str | None, max_in_flight: int) -> None:
-        self.address = check_target(address)
+    def __init__(
+        self,
+        address: str,
+        *,
+        tls: ClientTLS | None,
+        token: str | None,
+        max_in_flight: int,
+        advice: Advice = CLIENT_ADVICE,
+    ) -> None:
+        self.address, self._advice = check_target(address), advice
         self.channel = _open_channel(address, tls, token)
+        note_channel(self.channel)
         self.stub = pb_grpc.GenerationServiceStub(self.channel)  # type: ignore[no-untyped-call]
         self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self.info = pb.GetServerInfoResponse()
         self.generators: dict[str, pb.GeneratorInfo] = {}
         self.met = self.ready = False
         self.trouble = self.fault = ""
-        self.outstanding = self.in_flight = 0
-        self.used = 0.0
+        self.outstanding = 0
+        self.used = self.heard = 0.0
         self.not_before = 0.0
+        self._unanswered: dict[int, float] = {}  # when each call under way was sent; by a number of its own
+        self._calls = self._times_avoided = 0
+        self._avoided_until = 0.0
         self.window = Window(max_in_flight)
         self._strikes, self._struck_at = 0, float("-inf")
         self._jitter = random.Random()
@@ -117,6 +163,7 @@ class Target:
             grpc.aio.AioRpcError: if it does not answer within 5 s.
         """
         info = await self.stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=PROBE_SECONDS, metadata=self.metadata)
+        self.heard = time.monotonic()
         if self.met and info.instance_id != self.info.instance_id:
             log.info("the generation server at %s was started anew", self.address)
         self.info, self.met = info, True
@@ -155,6 +202,32 @@ class Target:
         )
         return max(1, min([fitting, *(limit for limit in limits if limit)]))
 
+    @property
+    def in_flight(self) -> int:
+        """Requests under way."""
+        return len(self._unanswered)
+
+    @property
+    def waiting_since(self) -> float:
+        """When the oldest call under way was sent; infinite if there is none."""
+        return min(self._unanswered.values(), default=float("inf"))
+
+    def doubtful(self, now: float) -> bool:
+        """Says whether others should be asked first: it let a deadline pass in silence, or seems about to."""
+        return now < self._avoided_until or now - max(self.waiting_since, self.heard) > SILENT_SECONDS
+
+    def begin(self, rows: int) -> int:
+        """Counts a call for so many variants as under way; returns its number, for `end`."""
+        self._calls += 1
+        self.outstanding += rows
+        self._unanswered[self._calls] = self.used = time.monotonic()
+        return self._calls
+
+    def end(self, call: int, rows: int) -> None:
+        """Counts a call as under way no more, however it ended."""
+        del self._unanswered[call]
+        self.outstanding -= rows
+
     def pause(self) -> float:
         """Returns seconds to wait after the latest strikes, half to all of the back-off.
 
@@ -171,11 +244,12 @@ class Target:
     def succeeded(self) -> None:
         """Counts a request that was served."""
         self.trouble, self._strikes = "", 0
+        self._times_avoided, self._avoided_until, self.heard = 0, 0.0, time.monotonic()
         self.window.succeeded()
 
     def refused(self, sent: float, retry_after: float | None, details: str) -> None:
         """Notes that the server is full: fewer requests at once, and none before it wants them."""
-        self.trouble = f"RESOURCE_EXHAUSTED: {details}"
+        self.trouble, self.heard = f"RESOURCE_EXHAUSTED: {details}", time.monotonic()
         self.window.refused(sent, time.monotonic())
         self.strike(sent)
         delay = self.pause() if retry_after is None else retry_after * (1 + self._jitter.random() / 4)
@@ -187,28 +261,44 @@ class Target:
         self.strike(sent)
         self.not_before = max(self.not_before, time.monotonic() + self.pause())
 
+    def silent(self, sent: float) -> bool:
+        """Says whether nothing was heard since; if so others are asked first for a while, longer each time."""
+        if self.heard >= sent:
+            return False
+        if self._avoided_until <= sent:  # once for all calls that were in flight together
+            seconds = min(LONGEST_AVOIDANCE, FIRST_AVOIDANCE * 2.0 ** min(self._times_avoided, 10))
+            self._times_avoided, self._avoided_until = self._times_avoided + 1, time.monotonic() + seconds
+        return True
+
     def state(self) -> str:
         """Says, for an error message, how the server is doing and what to do about it."""
         if self.trouble.startswith(("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")) or not self.trouble:
             return (
                 f"the generation server at {self.address} is too slow for what is asked, or stuck"
-                f"{f' ({self.trouble})' if self.trouble else ''}: raise variants.deadline_seconds, ask for fewer "
-                "variants (views.probability, variants.per_image), add a server, or use a faster generator"
+                f"{f' ({self.trouble})' if self.trouble else ''}: {self._advice.slow}"
             )
         hint = ""
         if "handshake" in self.trouble.lower() or "CERTIFICATE" in self.trouble:
             hint = " Its certificate must be signed by tls.ca and name this host."
         return (
             f"the generation server at {self.address} gives no answer ({self.trouble}).{hint} Start it again with "
-            "`genssl serve-generator FILE`, correct variants.server, or set variants.server=embedded"
+            f"`genssl serve-generator FILE`, {self._advice.away}"
         )
 
+    def refusal(self, code: grpc.StatusCode, details: str) -> RequestRefusedError:
+        """Returns the error for a request that will not succeed by being repeated."""
+        advice = {
+            grpc.StatusCode.UNAUTHENTICATED: f"; {self._advice.token}",
+            grpc.StatusCode.FAILED_PRECONDITION: "; connect anew to use the generator it has now",
+            grpc.StatusCode.UNIMPLEMENTED: "; is this the address of a genssl server of this version?",
+        }.get(code, "")
+        return RequestRefusedError(f"the generation server at {self.address} refused: {code.name}: {details}{advice}")
 
-def refusal(address: str, code: grpc.StatusCode, details: str) -> RequestRefusedError:
-    """Returns the error for a request that will not succeed by being repeated."""
-    advice = {
-        grpc.StatusCode.UNAUTHENTICATED: "; give the token that the server file names (variants.token_file, or token=)",
-        grpc.StatusCode.FAILED_PRECONDITION: "; connect anew to use the generator it has now",
-        grpc.StatusCode.UNIMPLEMENTED: "; is this the address of a genssl server of this version?",
-    }.get(code, "")
-    return RequestRefusedError(f"the generation server at {address} refused: {code.name}: {details}{advice}")
+
+def state_of(targets: Iterable[Target]) -> str:
+    """Says, for an error message, how servers are doing: those in trouble, and the one that is silent the longest."""
+    waiting = sorted(targets, key=lambda target: (target.waiting_since, target.heard))
+    named = [target for target in waiting if target.trouble]
+    if waiting[0] not in named and waiting[0].heard < waiting[0].waiting_since < float("inf"):
+        named.insert(0, waiting[0])
+    return "; ".join(target.state() for target in named or waiting[:1])

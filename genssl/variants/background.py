@@ -12,6 +12,7 @@ import atexit
 import concurrent.futures
 import os
 import threading
+import weakref
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -39,6 +40,9 @@ class _Running:
 
 _lock = threading.Lock()
 _loops: dict[int, _Running] = {}  # by process id; a forked child finds only its parent's, which it must not touch
+_channels: weakref.WeakSet[Any] = weakref.WeakSet()  # of gRPC's asyncio stack, on whatever loop
+_channel_opened = False  # closing them all does not take gRPC's threads back
+_inherited: list[Any] = []  # a forked child must not even free its parent's channels
 _forked = False
 
 
@@ -46,15 +50,29 @@ def _mark_forked() -> None:
     """Runs in every forked child, which has none of its parent's threads."""
     global _forked, _lock
     _lock = threading.Lock()  # another thread may have held it at the moment of the fork
-    _forked = _forked or bool(_loops)
+    _inherited.extend(_channels)
+    _forked = _forked or bool(_loops) or _channel_opened
 
 
 os.register_at_fork(after_in_child=_mark_forked)
 
 
+def note_channel(channel: Any) -> None:
+    """Notes that this process has a channel of gRPC's asyncio stack, on whatever loop, which no fork survives."""
+    global _channel_opened
+    _channel_opened = True
+    _channels.add(channel)
+
+
 def was_forked_from_live() -> bool:
-    """Says whether this process was forked from one whose loop was live, so that gRPC must not be used here."""
+    """Says whether this process was forked from one with a live loop or channel, so that gRPC must not be used here."""
     return _forked
+
+
+def refuse_after_fork(*, allow_fork: bool = False) -> None:
+    """Raises UserError in a process that was forked from one with a live loop or channel, unless that is allowed."""
+    if _forked and not allow_fork:
+        raise UserError(FORK_ADVICE)
 
 
 def background_loop(*, allow_fork: bool = False) -> asyncio.AbstractEventLoop:
@@ -67,8 +85,7 @@ def background_loop(*, allow_fork: bool = False) -> asyncio.AbstractEventLoop:
         UserError: in a process that was forked from one where the loop was live. Children by `forkserver` and `spawn`
             get a loop of their own.
     """
-    if _forked and not allow_fork:
-        raise UserError(FORK_ADVICE)
+    refuse_after_fork(allow_fork=allow_fork)
     with _lock:
         running = _loops.get(os.getpid())
         if running is None:

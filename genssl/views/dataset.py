@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,16 +12,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from genssl.data.base import UInt8Array
 from genssl.errors import ServerUnavailableError, UserError
+from genssl.serving.images import wanted_variants
 from genssl.serving.sync_client import VariantClient
 from genssl.variants.background import FORK_ADVICE, was_forked_from_live
 from genssl.variants.ledger import Ledger, Origin
 from genssl.variants.plan import REAL, VIEWS, draw_indices
+from genssl.views.counts import SharedCounts
 
 log = logging.getLogger(__name__)
+
+ORIGINS: tuple[Origin, ...] = ("generated", "store", "real")
 
 Source = Callable[[Sequence[Any], Sequence[int]], UInt8Array]
 Transform = Callable[[Image.Image], Any]
@@ -32,7 +37,8 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
     Which views are variants, and of which index, is a pure function of seed, epoch and row, the one that `genssl run`
     uses. Call `set_epoch` before each epoch, or every epoch has the variants of the first. A DataLoader asks for a
     batch at a time, so a batch costs one call of the source. Workers must be started with
-    `multiprocessing_context="forkserver"` once the client has been used in the main process.
+    `multiprocessing_context="forkserver"` once the client has been used in the main process. `origins` and `retries`
+    count over all workers.
 
     A variant has the size that its generator makes, and the real view that of the image: give a `transform` that crops
     or resizes, unless the two are equal.
@@ -61,7 +67,7 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
         deadline_seconds: for the variants of a batch; None: 60, or what the given client has. Not for functions.
 
     Attributes:
-        ledger: the counts of this process; each worker has its own.
+        ledger: the counts of this process alone; each worker has its own, which ends with it.
 
     Raises:
         UserError: if an address is wrong, or a setting that only servers know is given with a function.
@@ -104,7 +110,9 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
                 )
             self._source = source
         else:
-            self._source = VariantClient(source, deadline_seconds=deadline_seconds or 60.0)
+            self._source = VariantClient(
+                source, deadline_seconds=60.0 if deadline_seconds is None else deadline_seconds
+            )
         self._dataset, self._transform = dataset, transform or _to_tensor
         self._draw: dict[str, Any] = {
             "seed": seed,
@@ -118,6 +126,7 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._indices: tuple[int, npt.NDArray[np.int64]] | None = None
         self.ledger = Ledger()
+        self._counts = SharedCounts([*ORIGINS, "retries"])
 
     def set_epoch(self, epoch: int) -> None:
         """Says which epoch (from 0) the coming items belong to; reaches the workers of a DataLoader too."""
@@ -127,6 +136,20 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
     def epoch(self) -> int:
         """The epoch of the coming items."""
         return int(self._epoch)
+
+    @property
+    def origins(self) -> dict[Origin, int]:
+        """Views delivered in place of variants, by origin: the sums over this process and all workers, past ones too.
+
+        "generated" by the server for this call (or by the function), "store": it had them already, "real": the images
+        themselves, since the variants were late.
+        """
+        return {origin: self._counts[origin] for origin in ORIGINS}
+
+    @property
+    def retries(self) -> int:
+        """Calls repeated, because a server was away, full or late: the sum over this process and all workers."""
+        return self._counts["retries"]
 
     def __len__(self) -> int:
         return int(self._draw["num_sources"])
@@ -143,14 +166,15 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
             UserError: in a worker that was forked from a process with a live client.
         """
         indices = self._indices_of_epoch()
-        # Before the images are read: a worker that cannot work should say so at once.
-        if was_forked_from_live() and get_worker_info() is not None and isinstance(self._source, VariantClient):
-            raise UserError(f"GenerativeViews: {FORK_ADVICE}")
         rows = [range(len(self))[row] for row in rows]  # rows from the end become what they are
-        items = [item if isinstance(item, tuple | list) else (item,) for item in self._read(rows)]
         slots = [
             (position, view) for position, row in enumerate(rows) for view in range(VIEWS) if indices[row, view] != REAL
         ]
+        # Before the images are read: a worker that cannot work should say so at once.
+        refused = isinstance(self._source, VariantClient) and not self._source.allow_fork and was_forked_from_live()
+        if slots and refused:
+            raise UserError(f"GenerativeViews: {FORK_ADVICE}")
+        items = [item if isinstance(item, tuple | list) else (item,) for item in self._read(rows)]
         variants = self._fetch(
             [items[position][0] for position, _ in slots],
             [rows[position] for position, _ in slots],
@@ -184,25 +208,31 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
         started = time.monotonic()
         names = [row.to_bytes(8, "little") for row in rows]
         origins: list[Origin]
+        retries = 0
         try:
             if isinstance(self._source, VariantClient):
-                batch = self._source.variants(images, indices, generator=self._generator, parameters=self._parameters)
+                wanted = wanted_variants(images, indices, names=[f"row {row} of the data set" for row in rows])
+                batch = self._source.variants(wanted, generator=self._generator, parameters=self._parameters)
                 variants, origins, names = batch.images, batch.origins, batch.source_ids
-                self.ledger.retries += batch.retries
+                retries = batch.retries
             else:
                 variants = _checked(self._source(images, indices), len(images))
                 origins = ["generated"] * len(images)
         except ServerUnavailableError as error:
+            retries = error.retries
             if self._late == "block":
                 raise
             if not self.ledger.origins["real"]:
-                log.warning("real images stand in for late variants (counted in `ledger.origins`): %s", error)
+                log.warning("real images stand in for late variants (counted in `origins`): %s", error)
             variants, origins = None, ["real"] * len(images)
         finally:
             self.ledger.calls += 1
             self.ledger.stall_seconds += time.monotonic() - started
+            self.ledger.retries += retries
+            self._counts.add({"retries": retries})
         for name, index, origin in zip(names, indices, origins, strict=True):
             self.ledger.deliver(name, index, origin)
+        self._counts.add(Counter(origins))
         return variants
 
 

@@ -37,7 +37,7 @@ class Bare(pb_grpc.GenerationServiceServicer):
         return pb.GetServerInfoResponse(
             max_variants_per_request=self.settings.get("max_variants", 64),
             max_message_bytes=2**20,
-            max_image_bytes=2**20,
+            max_image_bytes=self.settings.get("max_image_bytes", 2**20),
             instance_id=str(os.getpid()),
         )
 
@@ -54,6 +54,7 @@ class Bare(pb_grpc.GenerationServiceServicer):
         self.seen.append(
             {
                 "at": time.time(),
+                "pid": os.getpid(),
                 "rows": len(request.variants),
                 "uploads": sum(bool(source.data) for source in request.sources),
                 "priority": pb.Priority.Name(request.priority),
@@ -80,6 +81,10 @@ class Bare(pb_grpc.GenerationServiceServicer):
             if digest not in self.known:
                 missing = pb.ItemStatus(code=pb.ITEM_CODE_SOURCE_MISSING)
                 response.variants.add(spec_index=position, status=missing)
+                continue
+            if self.known[digest] == self.settings.get("bad"):
+                bad = pb.ItemStatus(code=pb.ITEM_CODE_BAD_IMAGE, message="not to its taste")
+                response.variants.add(spec_index=position, status=bad)
                 continue
             response.variants.add(
                 spec_index=position,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,22 +29,8 @@ from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
 from genssl.variants.source import VariantRequest
 
-BARE = Path(__file__).with_name("bare_server.py")
-GREY = [np.full((1, 4, 4), level, np.uint8) for level in range(200)]
-
-
-@contextmanager
-def bare_server(folder: Path, **settings):
-    log = folder / f"calls-{time.monotonic_ns()}.json"
-    log.write_text("[]")
-    command = [sys.executable, str(BARE), json.dumps({**settings, "log": str(log)})]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        yield process.stdout.readline().strip(), lambda: json.loads(log.read_text())
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+sys.path.insert(0, str(Path(__file__).parent))
+from bare import GREY, bare_server
 
 
 @pytest.fixture(scope="module")

@@ -78,6 +78,42 @@ print(code, np.array(there).shape)
     assert run(tmp_path, server.address, body) == "0 (3, 3, 8, 8)"
 
 
+@pytest.mark.parametrize(
+    ("parent", "child"), [("VariantClient", "Async"), ("Async", "VariantClient"), ("Async", "Async")]
+)
+def test_clients_of_either_kind_are_refused_in_a_child_forked_from_either_kind(server, tmp_path, parent, child):
+    """All of these would end in a crash of the child inside gRPC."""
+    body = f"""
+import asyncio, os
+from genssl import AsyncVariantClient
+
+async def hold():
+    other = AsyncVariantClient(sys.argv[1])
+    await other.variants(IMAGES, 0, deadline=30)
+    return other
+
+def use(kind):
+    if kind == "VariantClient":
+        return client.variants(IMAGES, 0)
+    loop = asyncio.new_event_loop()
+    return loop, loop.run_until_complete(hold())
+
+kept = use({parent!r})
+sys.stdout.flush()
+pid = os.fork()
+if not pid:
+    try:
+        use({child!r})
+    except UserError as error:
+        print(str(error)[:29], flush=True)
+        os._exit(0)
+    os._exit(1)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+os._exit(0)  # the loop that holds the asynchronous client is not tidied up
+"""
+    assert run(tmp_path, server.address, body).splitlines() == ["gRPC does not survive fork: t", "0"]
+
+
 def test_the_loop_of_a_forked_child_is_refused_unless_allowed(server, tmp_path):
     body = """
 import os, asyncio

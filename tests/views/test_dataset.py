@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import pickle
 import subprocess
 import sys
 import time
@@ -15,11 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from genssl import GenerativeViews, VariantClient
 from genssl.errors import ServerUnavailableError, UserError
+from genssl.serving.messages import VariantBatch
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
 from genssl.variants.plan import REAL, ViewPlan
 from genssl.variants.source import VariantRequest
+from genssl.views.counts import SharedCounts
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = 40
@@ -175,6 +179,96 @@ def test_a_worker_forked_from_a_live_client_is_refused_with_what_to_do(address, 
     views.close()
 
 
+class ProcessOnly(VariantClient):
+    """A client that makes its variants itself, without a server, and says that it had to repeat calls."""
+
+    def variants(self, images, indices=0, **settings):
+        count = len(images.positions)
+        if images.requests[0].row % 2 == 0 and images.names[0].startswith("row 0 "):
+            error = ServerUnavailableError("late")
+            error.retries = 7
+            raise error
+        return VariantBatch(np.zeros((count, 3, 8, 8), np.uint8), ["store"] * count, images.source_ids, 0.1, 2)
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_origins_and_retries_are_counted_over_all_workers(pictures, method):
+    views = GenerativeViews(pictures, ProcessOnly("localhost:1", allow_fork=True), policy="both", late="real")
+    for _ in range(2):  # the workers of the first epoch have ended by the second
+        for _ in DataLoader(views, batch_size=4, num_workers=2, multiprocessing_context=method, timeout=60):
+            pass
+    views.__getitems__([1, 2])
+    assert views.origins == {"generated": 0, "store": 2 * 2 * 36 + 4, "real": 2 * 2 * 4}
+    assert views.retries == 2 * (9 * 2 + 7) + 2
+    assert views.ledger.origins == {"store": 4}, "of this process alone"
+
+
+def _add_many(counts: SharedCounts) -> None:
+    for _ in range(2000):
+        counts.add({"real": 1, "store": 2})
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_no_count_is_lost_when_processes_add_at_once(method):
+    counts = SharedCounts(["generated", "store", "real"])
+    children = [multiprocessing.get_context(method).Process(target=_add_many, args=(counts,)) for _ in range(3)]
+    for child in children:
+        child.start()
+    _add_many(counts)
+    for child in children:
+        child.join(60)
+    assert [counts["generated"], counts["store"], counts["real"]] == [0, 16000, 8000]
+
+
+def test_an_addition_waits_for_another_one():
+    counts = SharedCounts(["real"])
+    child = multiprocessing.get_context("fork").Process(target=counts.add, args=({"real": 1},))
+    with counts._lock:
+        child.start()
+        child.join(1)
+        assert counts["real"] == 0
+    child.join(60)
+    assert counts["real"] == 1
+
+
+def test_views_can_be_pickled_outside_of_a_start_of_children(pictures):
+    views = GenerativeViews(list(pictures), "localhost:1", policy="none")
+    copy = pickle.loads(pickle.dumps(views))
+    assert torch.equal(copy[3][0], views[3][0])
+
+
+def test_forked_workers_may_use_a_client_that_allows_it_or_need_none(address, pictures):
+    """In a process of its own: gRPC may crash in what is forked from this one, which has live clients."""
+    code = f"""
+import sys
+from torch.utils.data import DataLoader
+from PIL import Image
+from genssl import GenerativeViews, VariantClient
+from genssl.variants import background
+images = [Image.new("L", (8, 8), row) for row in range(4)]
+background.background_loop()  # live, but without a channel that gRPC might trip over
+settings = dict(num_workers=1, multiprocessing_context="fork", timeout=60)
+allowed = GenerativeViews(images, VariantClient({address!r}, allow_fork=True))
+without = GenerativeViews(images, {address!r}, policy="none")
+for views in (allowed, without):
+    print(next(iter(DataLoader(views, 4, **settings)))[1].shape[0], sum(views.origins.values()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.split() == ["4", "4", "4", "0"], done.stderr
+
+
+def test_a_deadline_of_nothing_is_told(pictures):
+    with pytest.raises(ValueError, match="deadline_seconds is 0; it must be above 0"):
+        GenerativeViews(pictures, "localhost:1", deadline_seconds=0)
+
+
+def test_an_image_that_is_wrong_is_named_by_its_row_in_the_data_set(pictures):
+    arrays = [pixels.copy() for pixels in pictures.pixels]
+    arrays[17] = arrays[17].astype(np.float32)
+    with pytest.raises(TypeError, match="row 17 of the data set has the dtype float32"):
+        GenerativeViews(arrays, "localhost:1").__getitems__([4, 17])
+
+
 def test_late_variants_are_replaced_and_counted_or_end_the_training(address, tmp_path, pictures):
     nobody = f"unix:{tmp_path}/nobody.sock"
     strict = GenerativeViews(pictures, VariantClient(nobody, deadline_seconds=30), deadline_seconds=0.5)
@@ -185,6 +279,7 @@ def test_late_variants_are_replaced_and_counted_or_end_the_training(address, tmp
         assert torch.equal(view1, view2)
     assert tolerant.ledger.origins == {"real": 3}
     assert tolerant.ledger.stall_seconds >= 0.5
+    assert tolerant.origins == {"generated": 0, "store": 0, "real": 3}
     in_time = GenerativeViews(pictures, address, late="real", seed=77)
     in_time.__getitems__([1, 2, 3])
     assert in_time.ledger.origins == {"generated": 3}

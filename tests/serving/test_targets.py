@@ -1,0 +1,202 @@
+"""Several servers of one client, and what its errors say of them, against servers that can be stopped at will."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from genssl import AsyncVariantClient, VariantClient
+from genssl.data.base import raw_image
+from genssl.errors import RequestRefusedError, ServerUnavailableError
+from genssl.serving import sync_client
+from genssl.serving.channel import CLIENT_OPTIONS, server_options
+from genssl.serving.targets import FIRST_AVOIDANCE, RECIPE_ADVICE, SILENT_SECONDS, Target, state_of
+from genssl.variants import background
+from genssl.variants.source import VariantRequest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from bare import GREY, bare_server
+
+
+@contextmanager
+def two_servers(folder):
+    with bare_server(folder) as first, bare_server(folder) as second:
+        yield dict([first, second])
+
+
+@contextmanager
+def stopped(calls):
+    pid = calls()[-1]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def used_both(client: VariantClient, servers) -> None:
+    for index in range(2):
+        client.variants(GREY[:3], index)
+    assert all(calls() for calls in servers.values())
+
+
+def test_calls_one_by_one_are_shared_and_each_server_gets_a_source_once(tmp_path):
+    with two_servers(tmp_path) as servers, VariantClient(list(servers)) as client:
+        for index in range(10):
+            assert client.variants(GREY[:3], index).images[:, 0, 0, 0].tolist() == [index, index + 1, index + 2]
+        seen = [calls() for calls in servers.values()]
+    assert [sum(call["uploads"] for call in calls) for calls in seen] == [3, 3]
+    assert [len(calls) for calls in seen] == [6, 6]
+
+
+def test_a_stuck_server_fails_one_call_by_name_and_is_asked_again_when_it_is_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("genssl.serving.targets.FIRST_AVOIDANCE", 1.0)
+    with two_servers(tmp_path) as servers, VariantClient(list(servers), deadline_seconds=1.5) as client:
+        used_both(client, servers)
+        (healthy, _), (stuck, stuck_calls) = servers.items()
+        with stopped(stuck_calls):
+            failures = []
+            for index in range(6):
+                try:
+                    client.variants(GREY[:3], index)
+                except ServerUnavailableError as error:
+                    failures.append(str(error))
+        before, ends = len(stuck_calls()), time.monotonic() + 30
+        while len(stuck_calls()) < before + 3:
+            assert time.monotonic() < ends, "it is asked again"
+            client.variants(GREY[:3], 0)
+    assert len(failures) == 1
+    assert stuck in failures[0]
+    assert "no answer in 1.5 s" in failures[0]
+    assert healthy not in failures[0]
+
+
+def test_the_server_with_the_oldest_unanswered_call_is_named_while_it_waits(tmp_path):
+    with two_servers(tmp_path) as servers:
+        (_, first_calls), (second, second_calls) = servers.items()
+
+        async def ask() -> str:
+            client = AsyncVariantClient(list(servers))
+            try:
+                for index in range(2):
+                    await client.variants(GREY[:3], index)
+                with stopped(second_calls):
+                    waiting = asyncio.gather(*(client.variants(GREY[:3], index) for index in range(2)))
+                    await asyncio.sleep(0.5)
+                    assert not waiting.done()
+                    said = client.state()
+                await waiting
+                return said
+            finally:
+                await client.close()
+
+        said = background.run(ask(), 60)
+        assert first_calls()
+    assert second in said
+    assert said.count("the generation server at") == 1
+
+
+def test_a_server_that_is_silent_for_long_is_doubted_until_it_answers(monkeypatch):
+    async def check() -> None:
+        target = Target("localhost:1", tls=None, token=None, max_in_flight=2)
+        try:
+            call = target.begin(4)
+            now = time.monotonic()
+            assert not target.doubtful(now + SILENT_SECONDS - 1)
+            assert target.doubtful(now + SILENT_SECONDS + 1)
+            target.end(call, 4)
+            assert (target.in_flight, target.outstanding) == (0, 0)
+            assert not target.doubtful(now + SILENT_SECONDS + 1)
+            assert target.silent(now)
+            assert target.silent(now), "in flight together"
+            assert target.doubtful(time.monotonic() + FIRST_AVOIDANCE - 1)
+            assert not target.doubtful(time.monotonic() + FIRST_AVOIDANCE + 1)
+            target.succeeded()
+            assert not target.doubtful(time.monotonic())
+            assert not target.silent(now), "it has answered since"
+        finally:
+            await target.channel.close()
+
+    background.run(check(), 20)
+
+
+def test_advice_is_in_the_words_of_whoever_gave_the_settings():
+    async def said(**settings) -> list[str]:
+        target = Target("localhost:1", tls=None, token=None, max_in_flight=2, **settings)
+        try:
+            target.late(0.0, "no answer in 9 s")
+            slow = state_of([target])
+            target.trouble = "UNAVAILABLE: gone"
+            return [slow, state_of([target])]
+        finally:
+            await target.channel.close()
+
+    for text in background.run(said(), 20):
+        assert "variants." not in text
+        assert "embedded" not in text
+    slow, away = background.run(said(advice=RECIPE_ADVICE), 20)
+    assert "raise variants.deadline_seconds" in slow
+    assert "variants.server=embedded" in away
+
+
+def test_images_are_named_by_their_places_in_the_call(tmp_path):
+    images = [GREY[0], GREY[1], GREY[0], GREY[7], GREY[1], GREY[7]]
+    told = pytest.raises(RequestRefusedError, match="variant 2 of image 3, image 5: BAD_IMAGE: not to its taste")
+    with bare_server(tmp_path, bad=7) as (address, _), VariantClient(address) as client, told:
+        client.variants(images, 2)
+    large = np.zeros((1, 40, 40), np.uint8)
+    told = pytest.raises(RequestRefusedError, match=r"image 2 has 1,600 bytes")
+    with bare_server(tmp_path, max_image_bytes=1000) as (address, _), VariantClient(address) as client, told:
+        client.variants([GREY[0], GREY[0], large], 0)
+
+
+@pytest.mark.parametrize("deadline", [None, 30])
+def test_a_timeout_of_the_users_own_storage_is_left_as_it_is(tmp_path, deadline):
+    def load(row: int):
+        raise TimeoutError("the disk does not answer")
+
+    with bare_server(tmp_path) as (address, _):
+
+        async def ask() -> None:
+            client = AsyncVariantClient(address)
+            try:
+                await client.connect()
+                wanted = [VariantRequest(0, raw_image(GREY[0]).source_id, 0)]
+                await client.generate(await client.find_generator(), wanted, load, {}, deadline=deadline)
+            finally:
+                await client.close()
+
+        with pytest.raises(TimeoutError, match="the disk does not answer"):
+            background.run(ask(), 60)
+
+
+def test_a_loop_that_does_not_come_to_a_call_is_a_clear_error(monkeypatch):
+    monkeypatch.setattr(sync_client, "SLACK_SECONDS", 0.1)
+    background.background_loop().call_soon_threadsafe(time.sleep, 1.5)
+    told = pytest.raises(ServerUnavailableError, match=r"thread that talks to localhost:1 has not ended the call")
+    with VariantClient("localhost:1", deadline_seconds=0.2) as client, told:
+        client.variants(GREY[:1], 0)
+
+
+def test_a_call_that_fails_says_how_often_it_was_repeated(tmp_path):
+    with (
+        bare_server(tmp_path, refusals=1000, retry_after=0.1) as (address, _),
+        VariantClient(address, deadline_seconds=1) as client,
+        pytest.raises(ServerUnavailableError) as caught,
+    ):
+        client.variants(GREY[:1], 0)
+    assert caught.value.retries >= 2
+
+
+def test_a_stuck_connection_is_noticed_within_the_default_deadline_and_without_offending_servers():
+    client, server = dict(CLIENT_OPTIONS), dict(server_options(2**20))
+    assert client["grpc.keepalive_time_ms"] > server["grpc.http2.min_recv_ping_interval_without_data_ms"]
+    assert client["grpc.keepalive_time_ms"] + client["grpc.keepalive_timeout_ms"] < 50_000
