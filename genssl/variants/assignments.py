@@ -56,6 +56,8 @@ class AssignmentLog:
 class Replay:
     """A view plan whose variants are those that an earlier run of the same plan got.
 
+    The log is read once to check it, and again a step at a time: parsed, that of a long run does not fit in memory.
+
     Args:
         plan: of this run, without the log.
         path: of the log.
@@ -69,8 +71,7 @@ class Replay:
     def __init__(self, plan: ViewPlan, path: Path, header: Mapping[str, Any], steps: int) -> None:
         self._plan, self._path = plan, path
         self.steps_per_epoch = plan.steps_per_epoch
-        lines = _read(path)
-        logged = lines[0]
+        logged, self._offsets = _read(path, steps)
         differing = [name for name, value in header.items() if logged.get(name) != value]
         if differing:
             said = ", ".join(f"{name} {logged.get(name)!r} (this recipe: {header[name]!r})" for name in differing)
@@ -79,10 +80,9 @@ class Replay:
                 "that it was written under; make them agree, or remove variants.replay"
             )
         self._rows: dict[int, npt.NDArray[np.int64]] = {}
-        self._steps = {line["step"]: (line["origins"], tuple(line["indices"])) for line in lines[1:]}
-        if (missing := next((step for step in range(steps) if step not in self._steps), None)) is not None:
+        if (missing := np.flatnonzero(self._offsets < 0)).size:
             raise UserError(
-                f"variants.replay: {path} ends before step {missing}, but this recipe has {steps} steps; "
+                f"variants.replay: {path} ends before step {missing[0]}, but this recipe has {steps} steps; "
                 "lower train.epochs to what the log covers, or replay the log of a run that was not cut short"
             )
 
@@ -93,7 +93,7 @@ class Replay:
             UserError: if the log has another number of slots in this step.
         """
         planned = self._plan.step(epoch, step)
-        _, logged = self._steps[epoch * self.steps_per_epoch + step]
+        _, logged = self._logged(epoch * self.steps_per_epoch + step)
         slots = planned.indices != REAL
         if slots.sum() != len(logged):
             raise UserError(
@@ -118,45 +118,83 @@ class Replay:
             step: number of the step within the run.
             delivery: of the slots that are variants in the log.
         """
-        letters, indices = self._steps[step]
+        letters, indices = self._logged(step)
         made = iter(delivery.origins if delivery is not None else [])
         origins: list[Origin] = []
         for letter in letters:
             logged = ORIGINS[letter]
             delivered: Origin = "real" if logged == "real" else next(made)
             origins.append(logged if logged in ("reused", "real") else delivered)
-        return origins, list(indices)
+        return origins, indices
+
+    def _logged(self, step: int) -> tuple[str, list[int]]:
+        """Reads a step's letters and indices from the file."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offsets[step])
+                entry = _entry(file.readline())
+            if entry["step"] != step:
+                raise ValueError
+        except (OSError, ValueError):
+            raise UserError(
+                f"variants.replay: {self._path} has changed since the run began, at step {step}; "
+                "leave it alone until the run is done"
+            ) from None
+        return entry["origins"], entry["indices"]
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path, steps: int) -> tuple[dict[str, Any], npt.NDArray[np.int64]]:
+    """Checks every line of a log.
+
+    Returns:
+        The first line, and int64 [steps], where in the file each step's line begins; -1 for a step that has none.
+    """
+    offsets = np.full(steps, -1, np.int64)
+    header: dict[str, Any] | None = None
     try:
-        lines = path.read_text().splitlines()
+        with path.open("rb") as file:
+            start = 0
+            for number, line in enumerate(file, start=1):
+                try:
+                    if number == 1:
+                        header = _header(line)
+                    elif (step := _entry(line)["step"]) < steps:
+                        offsets[step] = start
+                except UnicodeDecodeError:
+                    raise
+                except ValueError:
+                    if number > 1 and not file.readline():  # a run that was killed may leave half a line
+                        break
+                    raise UserError(
+                        f"variants.replay: {path}:{number} is no line of an assignment log ({FORMAT}); "
+                        "give the assignments.jsonl of a run directory"
+                    ) from None
+                start += len(line)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UserError(
             f"variants.replay: {path} cannot be read ({reason}); give the assignments.jsonl of a run directory"
         ) from None
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            content = json.loads(line)
-            wanted = {"format"} if number == 1 else {"step", "origins", "indices"}
-            if not isinstance(content, dict) or not wanted <= content.keys():
-                raise ValueError
-            if number == 1 and content["format"] != FORMAT:
-                raise ValueError
-            if number > 1 and (
-                len(content["origins"]) != len(content["indices"]) or set(content["origins"]) - set(ORIGINS)
-            ):
-                raise ValueError
-        except ValueError:
-            if number == len(lines) > 1:  # a run that was killed may leave half a line
-                break
-            raise UserError(
-                f"variants.replay: {path}:{number} is no line of an assignment log ({FORMAT}); "
-                "give the assignments.jsonl of a run directory"
-            ) from None
-        found.append(content)
-    if not found:
+    if header is None:
         raise UserError(f"variants.replay: {path} is empty; give the assignments.jsonl of a run directory")
-    return found
+    return header, offsets
+
+
+def _header(line: bytes) -> dict[str, Any]:
+    content = json.loads(line.decode())
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError
+    return content
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    """Parses a step's line; raises ValueError if it is none."""
+    content = json.loads(line.decode())
+    if not isinstance(content, dict) or not {"step", "origins", "indices"} <= content.keys():
+        raise ValueError
+    step, origins, indices = content["step"], content["origins"], content["indices"]
+    if type(step) is not int or step < 0 or not isinstance(origins, str) or set(origins) - set(ORIGINS):
+        raise ValueError
+    if not isinstance(indices, list) or len(indices) != len(origins) or any(type(one) is not int for one in indices):
+        raise ValueError
+    return content

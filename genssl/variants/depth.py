@@ -19,7 +19,7 @@ STEP_TIMES = 50
 
 
 class PrefetchDepth:
-    """The number of steps, fixed, or worked out by Little's law from what was measured.
+    """The number of steps, given, or worked out by Little's law from what was measured; never more than D_max.
 
     "auto" is min(D_max, ceil(p95 of fetch latency / median step time) + 2). It is recomputed after 5, 10, 20, 30
     and 40 steps and then every 50, and grows at most fourfold each time, so that the first answer of a server that is
@@ -31,7 +31,12 @@ class PrefetchDepth:
         bytes_per_step: of the variants of one step.
         max_bytes: of variants under way or waiting to be taken.
         ledger: has the latencies; gets the depth.
-        first: the depth under "auto" before anything was measured, and the smallest there is.
+        first: the depth under "auto" before anything was measured; what is measured may be less.
+
+    Attributes:
+        steps: the depth now.
+        most: D_max.
+        note: says, for the user, that a given number was cut to D_max and what to do; empty if it was not.
     """
 
     def __init__(
@@ -46,10 +51,22 @@ class PrefetchDepth:
         self._auto = setting == "auto"
         self._ledger = ledger
         self.most = max(1, min(DEEPEST, int(max_bytes // max(1.0, bytes_per_step))))
-        self.steps = min(first, self.most) if setting == "auto" else setting
+        self.steps = min(first if setting == "auto" else setting, self.most)
+        self.note = ""
+        if setting != "auto" and setting > self.most:
+            self.note = (
+                f"variants.prefetch_steps is {setting}, but variants.prefetch_bytes ({max_bytes:,}) holds no more than "
+                f"the variants of {self.most} steps, so {self.most} are asked for ahead; raise prefetch_bytes to "
+                f"{math.ceil(setting * bytes_per_step):,} or lower prefetch_steps"
+            )
         self._seconds: deque[float] = deque(maxlen=STEP_TIMES)
         self._done = 0
         ledger.prefetch_depth = self.steps
+
+    @property
+    def cut(self) -> bool:
+        """Says whether fewer steps are asked for ahead than were given."""
+        return bool(self.note)
 
     def step_done(self, seconds: float) -> None:
         """Counts a step that took so many seconds, waiting for variants left out."""

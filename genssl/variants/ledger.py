@@ -8,6 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+from genssl.variants.usage import VariantUsage
+
 Origin = Literal["generated", "store", "reused", "real"]
 LATENCIES = 512  # of the latest fetches, which percentiles are taken of
 
@@ -18,8 +20,7 @@ class Ledger:
 
     Attributes:
         origins: views delivered in place of variants, by origin.
-        distinct: hashes of (source_id, index) of the variants used; numbers take a third of the memory of the names.
-        stand_ins: how often each variant, by the same hashes, stood in for one that was late.
+        usage: which variants were used, and how often each stood in for one that was late.
         stall_seconds: time the training waited for variants.
         generator_seconds: device time that the generator spent on this run's variants, as the server reports it.
         trainer_seconds: wall time of the training loop without stalls.
@@ -34,8 +35,7 @@ class Ledger:
     """
 
     origins: Counter[Origin] = field(default_factory=Counter)
-    distinct: set[int] = field(default_factory=set)
-    stand_ins: Counter[int] = field(default_factory=Counter)
+    usage: VariantUsage = field(default_factory=VariantUsage, compare=False)
     stall_seconds: float = 0.0
     generator_seconds: float = 0.0
     trainer_seconds: float = 0.0
@@ -51,12 +51,8 @@ class Ledger:
     def deliver(self, source_id: bytes, index: int, origin: Origin) -> None:
         """Counts one view that the plan wanted to be a variant; `index` is of the variant delivered."""
         self.origins[origin] += 1
-        if origin == "real":
-            return
-        name = hash((source_id, index))
-        self.distinct.add(name)
-        if origin == "reused":
-            self.stand_ins[name] += 1
+        if origin != "real":
+            self.usage.add(source_id, index, stands_in=origin == "reused")
 
     @property
     def wanted(self) -> int:
@@ -76,15 +72,16 @@ class Ledger:
 
     def summary(self) -> dict[str, float | int]:
         """Returns the ledger as results.json holds it."""
+        stand_ins = self.usage.stand_ins
         return {
             "variants_generated": self.origins["generated"],
             "variants_from_store": self.origins["store"],
             "variants_reused": self.origins["reused"],
             "fallbacks_to_real": self.origins["real"],
-            "distinct_variants": len(self.distinct),
+            "distinct_variants": self.usage.distinct,
             "fresh_fraction": round(self.fresh_fraction, 6),
-            "reuse_mean": round(self.origins["reused"] / len(self.stand_ins), 3) if self.stand_ins else 0.0,
-            "reuse_max": max(self.stand_ins.values(), default=0),
+            "reuse_mean": round(self.origins["reused"] / stand_ins, 3) if stand_ins else 0.0,
+            "reuse_max": self.usage.most_stand_ins,
             "variants_dropped": self.variants_dropped,
             "variants_refreshed": self.variants_refreshed,
             "stall_seconds": round(self.stall_seconds, 3),

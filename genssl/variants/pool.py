@@ -4,7 +4,8 @@ All variants of a run have one size, so the images lie in a file of equal slots,
 with the process however it ends. Against LMDB, dropping the oldest is the reuse of a slot and needs no compaction; and
 `pread` and `pwrite` report a full disk as an error, where writing to a mapped file would kill the process.
 
-The index is a hash table with chains, in flat arrays beside the slots: 57 bytes an entry.
+The index is a hash table with chains, newest first, in flat arrays beside the slots: 57 bytes an entry. A look-up walks
+all entries of its source, so their number is bounded.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from genssl.errors import UserError
 log = logging.getLogger(__name__)
 
 SourceId = bytes  # the class has a property of the name `bytes`
+Name = tuple[SourceId, int]  # source and index
+MOST_PER_SOURCE = 32  # stand-ins enough for any max_reuse, and few to walk: 256 choices take 4 ms
+FRESH, KEPT = 1, 2  # bits of an entry's marks
 NONE = 0  # slots are numbered from 1, so that zeroed memory is an empty table, which costs nothing until it is touched
 
 
@@ -33,7 +37,7 @@ class PoolError(UserError):
 
 
 class VariantPool:
-    """Received variants by source, bounded in bytes, the oldest dropped first. Thread-safe.
+    """Received variants by source, bounded in bytes and a source, the oldest dropped first. Thread-safe.
 
     What `choose` returns depends only on the order of the calls and their arguments.
 
@@ -42,7 +46,8 @@ class VariantPool:
         max_bytes: of pixels held at once.
         max_reuse: how often one variant may stand in for others.
         max_age_steps: a variant received more steps ago stands in for nothing; None: no bound.
-        max_per_source: variants of one source held at once; None: no bound.
+        max_per_source: variants of one source held at once; a plan of K variants an image gains from a pool that holds
+            K. None: no bound, and look-ups that slow down as the pool fills.
 
     Attributes:
         reuses: stand-ins given so far.
@@ -57,7 +62,7 @@ class VariantPool:
         max_bytes: int,
         max_reuse: int,
         max_age_steps: int | None = None,
-        max_per_source: int | None = None,
+        max_per_source: int | None = MOST_PER_SOURCE,
     ) -> None:
         assert max_per_source is None or max_per_source >= 1, "a source has at least one variant"
         self.reuses = self.max_reuse_seen = self.refused = 0
@@ -68,6 +73,7 @@ class VariantPool:
         self._shape: tuple[int, ...] = ()
         self._capacity = self._slot_bytes = self._count = self._touched = 0
         self._free: list[int] = []  # slots whose write failed
+        self._lost: list[Name] = []
         self._closed = False
         try:
             if folder is not None:
@@ -80,6 +86,14 @@ class VariantPool:
             ) from None
         self._descriptor = self._file.fileno()
 
+    def check(self, image_bytes: int) -> None:
+        """Raises PoolError if `max_bytes` does not hold even one variant of so many bytes."""
+        if self._max_bytes < image_bytes:
+            raise PoolError(
+                f"variants.pool_bytes is {self._max_bytes} but one variant has {image_bytes} bytes; "
+                f"raise it to a multiple of that, at least {image_bytes}"
+            )
+
     def add(self, source_id: SourceId, index: int, image: UInt8Array, step: int) -> None:
         """Keeps variant `index` of a source, uint8 [3, h, w], received at training step `step`.
 
@@ -90,7 +104,7 @@ class VariantPool:
         """
         self.add_many([(source_id, index)], [image], step)
 
-    def add_many(self, names: Sequence[tuple[SourceId, int]], images: Sequence[UInt8Array], step: int) -> None:
+    def add_many(self, names: Sequence[Name], images: Sequence[UInt8Array], step: int) -> None:
         """Keeps several variants, `names` being (source id, index) of each; see `add`."""
         for (source_id, index), image in zip(names, images, strict=True):
             with self._lock:  # one at a time, so that the training thread never waits for a whole batch
@@ -123,7 +137,7 @@ class VariantPool:
                 reuses = self._uses[slot]
                 if reuses >= self._max_reuse or (self._max_age is not None and step - received > self._max_age):
                     continue
-                rank = (reuses + self._fresh[slot], received, index)
+                rank = (reuses + (self._marks[slot] & FRESH), received, index)
                 if best == NONE or rank < best_rank:
                     best, best_rank = slot, rank
             if best == NONE:
@@ -135,7 +149,7 @@ class VariantPool:
                 self._free.append(best)
                 return None
             if exact:
-                self._fresh[best] = 1
+                self._marks[best] |= FRESH
             else:
                 self._count_reuse(best)
             return self._index[best], image
@@ -145,12 +159,31 @@ class VariantPool:
         with self._lock:
             return self._find(source_id, index) != NONE
 
+    def keep(self, names: Sequence[Name]) -> list[bool]:
+        """Says of each variant whether it is held, and makes those that are the newest, so that coming steps find them.
+
+        The step of their receipt, which `max_age_steps` counts from, stays. Those dropped all the same are in `lost`.
+        """
+        with self._lock:
+            slots = [self._find(*name) for name in names]
+            for slot in slots:
+                if slot != NONE:
+                    self._renew(slot)
+                    self._marks[slot] |= KEPT
+            return [slot != NONE for slot in slots]
+
+    def lost(self) -> list[Name]:
+        """Returns what was once kept and has been dropped since the last call."""
+        with self._lock:
+            lost, self._lost = self._lost, []
+            return lost
+
     def used_fresh(self, source_id: SourceId, index: int) -> None:
         """Marks the use of a variant where it was planned, if it is held; later choices prefer less used ones."""
         with self._lock:
             slot = self._find(source_id, index)
             if slot != NONE:
-                self._fresh[slot] = 1
+                self._marks[slot] |= FRESH
 
     @property
     def mean_reuse(self) -> float:
@@ -179,13 +212,9 @@ class VariantPool:
                 self._file.close()
 
     def _allocate(self, image: UInt8Array) -> None:
+        self.check(image.nbytes)
         self._shape, self._slot_bytes = image.shape, image.nbytes
         self._capacity = min(self._max_bytes // image.nbytes, 2**31 - 2)
-        if self._capacity == 0:
-            raise PoolError(
-                f"variants.pool_bytes is {self._max_bytes} but one variant has {image.nbytes} bytes; "
-                f"raise it to a multiple of that, at least {image.nbytes}"
-            )
         self._buckets = 1 << self._capacity.bit_length()
         self._arrays: list[Any] = []
 
@@ -199,7 +228,7 @@ class VariantPool:
         self._older, self._newer = column("I"), column("I")  # order of receipt; slot 0 is both ends
         self._source_low, self._source_high = column("Q"), column("Q")
         self._index, self._step = column("Q"), column("q")
-        self._uses, self._fresh = column("I"), column("B")
+        self._uses, self._marks = column("I"), column("B")
 
     def _add(self, source_id: SourceId, index: int, image: UInt8Array, step: int) -> None:
         if not self._shape:
@@ -208,8 +237,7 @@ class VariantPool:
         slot = self._find(source_id, index)
         if slot != NONE:
             self._step[slot] = step
-            self._unlink(slot)
-            self._append(slot)
+            self._renew(slot)
             return
         slot = self._slot_for(source_id)
         try:
@@ -226,10 +254,8 @@ class VariantPool:
         low, high = _words(source_id)
         self._source_low[slot], self._source_high[slot] = low, high
         self._index[slot], self._step[slot] = index, step
-        self._uses[slot] = self._fresh[slot] = 0
-        bucket = low & (self._buckets - 1)
-        self._next[slot], self._heads[bucket] = self._heads[bucket], slot
-        self._append(slot)
+        self._uses[slot] = self._marks[slot] = 0
+        self._link(slot)
         self._count += 1
 
     def _slot_for(self, source_id: SourceId) -> int:
@@ -238,7 +264,7 @@ class VariantPool:
         if self._max_per_source is not None:
             held = list(self._chain(source_id))
             if len(held) >= self._max_per_source:
-                oldest = min(held, key=lambda slot: (self._step[slot], self._index[slot]))
+                oldest = held[-1]
         if oldest == NONE and self._free:
             return self._free.pop()
         if oldest == NONE and self._touched < self._capacity:
@@ -246,11 +272,14 @@ class VariantPool:
             return self._touched
         if oldest == NONE:
             oldest = self._newer[0]
+        if self._marks[oldest] & KEPT:
+            source = self._source_low[oldest].to_bytes(8, "little") + self._source_high[oldest].to_bytes(8, "little")
+            self._lost.append((source, self._index[oldest]))
         self._drop(oldest)
         return oldest
 
     def _chain(self, source_id: SourceId) -> list[int]:
-        """Returns the slots of a source."""
+        """Returns the slots of a source, the newest first."""
         if not self._capacity:
             return []
         low, high = _words(source_id)
@@ -267,6 +296,23 @@ class VariantPool:
 
     def _drop(self, slot: int) -> None:
         """Takes an entry out of the index."""
+        self._unlink(slot)
+        self._count -= 1
+
+    def _renew(self, slot: int) -> None:
+        """Makes an entry that is held the newest."""
+        self._unlink(slot)
+        self._link(slot)
+
+    def _link(self, slot: int) -> None:
+        """Makes an entry the newest of its chain and of all."""
+        bucket = self._source_low[slot] & (self._buckets - 1)
+        self._next[slot], self._heads[bucket] = self._heads[bucket], slot
+        last = self._older[0]
+        self._older[slot], self._newer[slot] = last, 0
+        self._newer[last] = self._older[0] = slot
+
+    def _unlink(self, slot: int) -> None:
         bucket = self._source_low[slot] & (self._buckets - 1)
         before = self._heads[bucket]
         if before == slot:
@@ -275,16 +321,6 @@ class VariantPool:
             while self._next[before] != slot:
                 before = self._next[before]
             self._next[before] = self._next[slot]
-        self._unlink(slot)
-        self._count -= 1
-
-    def _append(self, slot: int) -> None:
-        """Makes an entry the newest."""
-        last = self._older[0]
-        self._older[slot], self._newer[slot] = last, 0
-        self._newer[last] = self._older[0] = slot
-
-    def _unlink(self, slot: int) -> None:
         older, newer = self._older[slot], self._newer[slot]
         self._newer[older], self._older[newer] = newer, older
 

@@ -36,6 +36,11 @@ class _Slot:
         self.wanted = 0
         self.last_step = 0
 
+    @property
+    def arrived(self) -> bool:
+        """Says whether the variant is there, neither under way nor failed."""
+        return self.future.done() and not self.future.cancelled() and self.future.exception() is None
+
 
 class PrefetchQueue:
     """Keeps requests under way, bounded in number, and joins their results when a step takes them.
@@ -133,7 +138,8 @@ class PrefetchQueue:
             ServerUnavailableError: if they are not there after `deadline_seconds`, or `check` says they never will be.
         """
         self.plan([request for request in requests if not self._is_announced(request)], step)
-        slots = [self._slots[(request.source_id, request.index)] for request in requests]
+        with self._lock:
+            slots = [self._slots[(request.source_id, request.index)] for request in requests]
         self._wait([slot.future for slot in slots])
         images = [slot.future.result() for slot in slots]
         with self._lock:
@@ -154,16 +160,16 @@ class PrefetchQueue:
             RequestRefusedError: if the generator refused a request.
         """
         self._check()
-        slots = [self._slots.get((request.source_id, request.index)) for request in requests]
-        found = [slot.future if slot is not None and slot.future.done() else None for slot in slots]
         with self._lock:
+            slots = [self._slots.get((request.source_id, request.index)) for request in requests]
+            found = [slot.future if slot is not None and slot.arrived else None for slot in slots]
             self._forget(requests)
             self._drop_passed(step)
             hungry = time.monotonic() - self._hungry_since if self._hungry_since is not None else 0.0
         self._send()
         if self._failure is not None:
             raise self._failure
-        images = [future.result() if future is not None and future.exception() is None else None for future in found]
+        images = [future.result() if future is not None else None for future in found]
         if None in images and hungry > self._deadline:
             raise ServerUnavailableError(f"no variant at all has come for {hungry:.0f} s: {self._describe()}")
         return images
@@ -174,7 +180,7 @@ class PrefetchQueue:
         self._tasks.close(teardown, timeout=CLOSE_SECONDS)
 
     def _is_announced(self, request: VariantRequest) -> bool:
-        slot = self._slots.get((request.source_id, request.index))
+        slot = self._slots.get((request.source_id, request.index))  # one look-up, which needs no lock
         return slot is not None and slot.wanted > 0  # what is under way ahead of the plan is nobody's yet
 
     def _wait(self, futures: Sequence[concurrent.futures.Future[Image]]) -> None:
@@ -239,8 +245,9 @@ class PrefetchQueue:
             del self._unsent[step]
         if self._hungry_since is None:
             self._hungry_since = time.monotonic()
-        # A step may come to want what is under way ahead of the plan, so that has slots too.
-        slots = [self._slots.setdefault((request.source_id, request.index), _Slot()) for request in piece]
+        if bulk:  # a step may come to want what is under way ahead of the plan, so that has slots too
+            self._slots.update({(request.source_id, request.index): _Slot() for request in piece})
+        slots = [self._slots[(request.source_id, request.index)] for request in piece]
         return piece, slots, bulk
 
     def _arrived(self, piece: Sequence[VariantRequest], slots: Sequence[_Slot], bulk: bool, seconds: float) -> None:
@@ -253,8 +260,10 @@ class PrefetchQueue:
 
     def _forget_unwanted(self, piece: Sequence[VariantRequest], slots: Sequence[_Slot]) -> None:
         for request, slot in zip(piece, slots, strict=True):
-            if slot.wanted <= 0:
-                self._slots.pop((request.source_id, request.index), None)
+            key = (request.source_id, request.index)
+            # The step that took this slot has forgotten it; by now another may have announced the same variant anew.
+            if slot.wanted <= 0 and self._slots.get(key) is slot:
+                del self._slots[key]
 
     # ---- Sending and receiving ----
 
@@ -273,9 +282,11 @@ class PrefetchQueue:
         started = time.monotonic()
         try:
             images = await (self._fetch_bulk if bulk else self._fetch)(piece)
-            for slot, image in zip(slots, images, strict=True):
-                slot.future.set_result(image)
-            with self._lock:
+            if len(images) != len(piece):
+                raise RuntimeError(f"{len(piece)} variants were fetched and {len(images)} came")
+            with self._lock:  # no step may see a variant between its arrival and what is noted of it
+                for slot, image in zip(slots, images, strict=True):
+                    slot.future.set_result(image)
                 self._arrived(piece, slots, bulk, time.monotonic() - started)
             if self._received is not None:
                 await asyncio.to_thread(self._received, piece, images)
@@ -286,21 +297,18 @@ class PrefetchQueue:
         except BaseException as error:
             with self._lock:
                 if not isinstance(error, ServerUnavailableError):
-                    self._failure = error  # a later step hears of it, if its own step has passed
+                    # A later step hears of it, if its own has passed; of several the first, which may cause the others.
+                    self._failure = self._failure or error
+                for slot in slots:
+                    if not slot.future.done():
+                        slot.future.set_exception(error)
                 self._forget_unwanted(piece, slots)
-            for slot in slots:
-                if not slot.future.done():
-                    slot.future.set_exception(error)
         finally:
             with self._lock:
                 if bulk:
                     self._bulk_in_flight -= 1
                 else:
                     self._in_flight -= 1
-                if self._in_flight + self._bulk_in_flight == 0 and all(slot.future.done() for slot in slots):
-                    self._hungry_since = self._hungry_since if self._failed(slots) else None
+                if self._in_flight + self._bulk_in_flight == 0 and all(slot.arrived for slot in slots):
+                    self._hungry_since = None
             self._send()
-
-    @staticmethod
-    def _failed(slots: Sequence[_Slot]) -> bool:
-        return any(slot.future.cancelled() or slot.future.exception() is not None for slot in slots)

@@ -158,7 +158,7 @@ def test_a_server_four_times_too_slow_costs_no_time_and_reuses_within_bounds(tmp
             "variants.prefetch_steps=auto",
             "variants.max_reuse=10",
             "variants.max_age_steps=60",
-            "generator.num_inference_steps=64",
+            "generator.num_inference_steps=40",
         ],
     )
     ledger = quietly(recipe, tmp_path / "slow")["ledger"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -108,12 +110,61 @@ def test_another_number_of_slots_is_refused(path):
             r"log:2 is no",
         ),
         ('{"format": "genssl-assignments/1"}\n{"step": 0, "origins": "z", "indices": [1]}\n{"x": 1}\n', r"log:2 is no"),
+        (
+            '{"format": "genssl-assignments/1"}\n{"step": "0", "origins": "g", "indices": [1]}\n{"x": 1}\n',
+            r"log:2 is no",
+        ),
+        (
+            '{"format": "genssl-assignments/1"}\n{"step": 0, "origins": "g", "indices": ["1"]}\n{"x": 1}\n',
+            r"log:2 is no",
+        ),
+        ("genssl-assignments/1 \N{LATIN SMALL LETTER E WITH ACUTE}\n", r"cannot be read \(it is no text\)"),
     ],
 )
 def test_what_is_no_log_is_refused_with_its_line(tmp_path, text, said):
-    (tmp_path / "log").write_text(text)
+    (tmp_path / "log").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=said):
         Replay(view_plan(), tmp_path / "log", {}, 1)
+
+
+def test_a_log_takes_eight_bytes_of_memory_a_step(tmp_path):
+    steps, slots = 300, 1000
+    with AssignmentLog(tmp_path / "log", HEADER) as log:
+        for number in range(steps):
+            log.write(number, ["generated"] * slots, range(number * slots, (number + 1) * slots))
+    tracemalloc.start()
+    try:
+        replay = Replay(view_plan(), tmp_path / "log", HEADER, steps)
+        held, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 50_000
+    assert most < 1_000_000, "the check reads a line at a time"
+    assert replay.relabelled(299, Delivery(np.zeros(0, np.uint8), ["store"] * slots, []))[1][-1] == steps * slots - 1
+
+
+def test_steps_are_found_in_any_order_and_later_ones_are_not_needed(path):
+    header, *lines = path.read_text().splitlines(keepends=True)
+    expected = {number: indices for number, _, indices in deliveries(view_plan())}
+    path.write_text(header + "".join(reversed(lines)))
+    replay = Replay(view_plan(), path, HEADER, 4)
+    for number in (2, 0, 3, 1):
+        planned = replay.step(*divmod(number, 3))
+        rows = replay.slots(number)
+        assert planned.indices[rows].max(axis=1).size == len(expected[number])
+        slots = view_plan().step(*divmod(number, 3)).indices != REAL
+        assert planned.indices[slots].tolist() == expected[number]
+
+
+def test_a_log_that_changes_under_the_run_is_told(path):
+    replay = Replay(view_plan(), path, HEADER, 6)
+    replay.step(0, 0)
+    path.write_text(path.read_text().replace('{"step":1,', '{"step":10,'))
+    with pytest.raises(UserError, match="has changed since the run began, at step 1"):
+        replay.step(0, 1)
+    path.unlink()
+    with pytest.raises(UserError, match="has changed since the run began, at step 0"):
+        replay.step(0, 0)
 
 
 def test_a_missing_log_is_told(tmp_path):

@@ -15,11 +15,26 @@ def depth(setting="auto", *, latency: float | None = None, max_bytes: int = 2**2
     return PrefetchDepth(setting, bytes_per_step=per_step, max_bytes=max_bytes, ledger=ledger), ledger
 
 
-def test_a_number_stays_as_it_is():
-    fixed, ledger = depth(33, latency=60.0, max_bytes=2000)
+def test_a_number_that_fits_stays_as_it_is():
+    fixed, ledger = depth(33, latency=60.0, max_bytes=33_000)
     for _ in range(120):
         fixed.step_done(0.01)
     assert fixed.steps == ledger.prefetch_depth == 33
+    assert not fixed.cut
+    assert fixed.note == ""
+
+
+def test_a_number_is_cut_to_what_fits_the_bytes_and_says_so():
+    fixed, ledger = depth(1024, latency=60.0, per_step=28e6)
+    for _ in range(120):
+        fixed.step_done(0.01)
+    assert fixed.steps == ledger.prefetch_depth == 9
+    assert fixed.cut
+    assert "prefetch_steps is 1024, but variants.prefetch_bytes (268,435,456) holds no more than" in fixed.note
+    assert fixed.note.endswith(
+        "so 9 are asked for ahead; raise prefetch_bytes to 28,672,000,000 or lower prefetch_steps"
+    )
+    assert not depth(latency=60.0, max_bytes=10)[0].cut, "auto was given no number"
 
 
 def test_auto_is_latency_over_step_time_and_two_more():

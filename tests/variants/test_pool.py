@@ -125,6 +125,40 @@ def test_a_source_keeps_its_newest(make_pool):
     assert len(pool) == 3
 
 
+def test_a_source_has_a_bound_unless_told_otherwise(make_pool):
+    pool, unbounded = make_pool(slots=200), make_pool(slots=200, max_per_source=None)
+    for one in (pool, unbounded):
+        fill(one, A, range(100))
+    assert (len(pool), len(unbounded)) == (32, 100)
+    assert [index for index in range(100) if pool.holds(A, index)] == list(range(68, 100))
+
+
+def test_what_is_kept_outlives_what_came_before_it_and_after(make_pool):
+    pool = make_pool(slots=6, max_per_source=3)
+    fill(pool, A, [0, 1, 2], step=1)
+    fill(pool, B, [0, 1, 2], step=2)
+    assert pool.keep([(A, 0), (A, 7), (B, 0)]) == [True, False, True]
+    fill(pool, A, [3, 4], step=3)
+    fill(pool, b"c" * 16, [0], step=3)
+    held = [(source, index) for source in (A, B) for index in range(5) if pool.holds(source, index)]
+    assert held == [(A, 0), (A, 3), (A, 4), (B, 0), (B, 2)]
+    assert pool.lost() == []
+    fill(pool, A, [5], step=4)
+    assert not pool.holds(A, 0)
+    assert pool.lost() == [(A, 0)]
+    assert pool.lost() == [], "each is told once"
+    fill(pool, A, [0], step=5)
+    fill(pool, A, [6, 7, 8], step=5)
+    assert pool.lost() == [], "what came anew was not kept"
+
+
+def test_keeping_makes_nothing_younger(make_pool):
+    pool = make_pool(max_age_steps=5)
+    fill(pool, A, [0], step=10)
+    pool.keep([(A, 0)])
+    assert pool.choose(A, 99, 16) is None
+
+
 def test_it_agrees_with_a_plain_model_of_its_rules(make_pool):
     random = np.random.default_rng(0)
     slots, max_reuse, max_age, per_source = 40, 3, 30, 6
@@ -133,7 +167,7 @@ def test_it_agrees_with_a_plain_model_of_its_rules(make_pool):
     model: dict[tuple[int, int], list[int]] = {}  # insertion order is order of receipt; [step, reuses, fresh]
     given = 0
     for step in range(3000):
-        source, index, action = int(random.integers(12)), int(random.integers(20)), int(random.integers(5))
+        source, index, action = int(random.integers(12)), int(random.integers(20)), int(random.integers(6))
         if action <= 1:
             pool.add(sources[source], index, image(source * 20 + index), step)
             if (source, index) in model:
@@ -145,6 +179,10 @@ def test_it_agrees_with_a_plain_model_of_its_rules(make_pool):
                 elif len(model) == slots:
                     del model[next(iter(model))]
                 model[source, index] = [step, 0, 0]
+        elif action == 5:
+            assert pool.keep([(sources[source], index)]) == [(source, index) in model]
+            if (source, index) in model:
+                model[source, index] = model.pop((source, index))
         elif action == 2:
             pool.used_fresh(sources[source], index)
             if (source, index) in model:
@@ -199,8 +237,13 @@ def test_two_threads_get_whole_images_of_the_right_source(make_pool):
 
 def test_a_pool_too_small_for_one_variant_says_what_to_raise(make_pool):
     pool = VariantPool(None, max_bytes=SLOT - 1, max_reuse=1)
-    with pytest.raises(PoolError, match=rf"pool_bytes is {SLOT - 1} but one variant has {SLOT} bytes; raise it"):
-        fill(pool, A, [0])
+    said = rf"pool_bytes is {SLOT - 1} but one variant has {SLOT} bytes; raise it"
+    for _ in range(2):  # the next piece that comes must not end the run with something else
+        with pytest.raises(PoolError, match=said):
+            fill(pool, A, [0])
+    with pytest.raises(PoolError, match=said):
+        pool.check(SLOT)
+    pool.check(SLOT - 1)
     pool.close()
 
 

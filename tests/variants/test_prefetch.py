@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import numpy as np
@@ -281,6 +282,66 @@ def test_a_refusal_is_told_even_when_the_step_that_asked_has_passed(queue_of):
     wait_for(lambda: queue._failure is not None)
     with pytest.raises(RequestRefusedError, match="no such parameter"):
         queue.take_ready(requests([2]), 1)
+
+
+class HeldUpLock:
+    """A lock that holds up the loop's thread once before it gets it, as a scheduler may."""
+
+    def __init__(self) -> None:
+        self.lock, self.armed, self.trainer = threading.Lock(), threading.Event(), threading.current_thread()
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not self.trainer and self.armed.is_set():
+            self.armed.clear()
+            time.sleep(0.2)
+        self.lock.acquire()
+
+    def __exit__(self, *_) -> None:
+        self.lock.release()
+
+
+def test_a_variant_announced_anew_as_it_arrives_is_not_forgotten(gated):
+    queue, gate, _, received = gated()
+    queue._lock = lock = HeldUpLock()
+    queue.plan(requests([1]), 0)
+    arriving = queue._slots[bytes([1] * 16), 1].future
+    wait_for(lambda: len(gate.pieces) == 1)
+    lock.armed.set()
+    gate.released.add(0)
+    arriving.result(timeout=5)
+    assert rows_in(queue.take_ready(requests([1]), 0)) == [1]
+    queue.plan(requests([2]), 3)
+    queue.plan(requests([1]), 2)
+    wait_for(lambda: not lock.armed.is_set() and received == [1])
+    gate.released.update({1, 2})
+    wait_for(lambda: received in ([1, 2, 1], [1, 1, 2]))
+    assert rows_in(queue.take_ready(requests([1]), 2)) == [1]
+    assert rows_in(queue.take_ready(requests([2]), 3)) == [2]
+    assert queue._slots == {}
+
+
+def test_the_first_failure_is_told_not_those_that_follow_from_it(queue_of):
+    failures = iter([RequestRefusedError("the cause"), AttributeError("what follows")])
+
+    def refuse(piece, images):
+        raise next(failures)
+
+    queue = queue_of(Fetcher(), newest_first=True, received=refuse)
+    for step in (0, 1):
+        queue.plan(requests([step]), step)
+        wait_for(lambda: queue._in_flight == 0 and not queue._unsent)
+    assert next(failures, None) is None
+    with pytest.raises(RequestRefusedError, match="the cause"):
+        queue.take_ready(requests([0]), 0)
+
+
+def test_a_fetch_that_brings_too_few_fails_the_step(queue_of):
+    async def fetch(piece):
+        return [(np.zeros((3, 2, 2), np.uint8), "generated")]
+
+    queue = queue_of(fetch)
+    with pytest.raises(RuntimeError, match="2 variants were fetched and 1 came"):
+        queue.take(requests([1, 2]))
 
 
 def test_refreshing_waits_for_the_plan_and_is_counted(queue_of):
