@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,7 @@ from genssl.variants.store_manifest import (
     update_manifest,
 )
 from genssl.variants.store_record import Encoding, Record, decode, decode_image, encode
+from genssl.variants.store_scan import link_key, link_of
 from genssl.variants.store_writers import WRITERS, network_filesystem, take_writer, writer_names
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,9 @@ class VariantStore:
 
     Reading and writing never raise for what a disk does: what cannot be read is absent, what cannot be written is not
     stored; both are counted and logged. Not usable across fork.
+
+    A record's checksum is computed when this process reads it for the first time, which takes twice as long as the rest
+    of a read; `store_verify.verify` computes it always.
 
     Args:
         folder: of the store; made if it is absent or empty, unless `readonly`.
@@ -156,28 +161,32 @@ class VariantStore:
                 links.update(environment.links(source_id))
             except lmdb.Error as error:
                 self._count_damage(f"{environment.folder}: {error}")
-        return [
-            VariantKey(source_id, link[8:24], link[24:40], int.from_bytes(link[:8], "big")) for link in sorted(links)
-        ]
+        return [link_key(source_id, link) for link in sorted(links)]
 
-    def put_many(self, items: Sequence[tuple[VariantKey, UInt8Array]]) -> int:
+    def put_many(self, items: Sequence[tuple[VariantKey, UInt8Array]], *, strict: bool = False) -> int:
         """Stores images uint8 [C, h, w] in one transaction; on return they survive kill -9 and power loss.
+
+        Args:
+            items: keys and images.
+            strict: whether what cannot be stored is an error. A server goes on without its store; who writes a store
+                for its own sake does not.
 
         Returns:
             How many were written: not those that this writer has already, not those beyond `max_bytes`, and none if the
             disk refuses, which is logged once and tried again after a while.
 
         Raises:
-            StoreError: if the store is pinned to another generator.
+            StoreError: if the store is pinned to another generator; with `strict` also if the disk is full or refuses,
+                and if the store has reached `max_bytes`. What was stored before stays readable.
         """
         self._check_process()
         assert self._own is not None, "a store opened with readonly=True is not written"
         for fingerprint in {key.fingerprint for key, _ in items}:
             self._check_pinned(fingerprint)
-        if time.monotonic() < self._retry_at:
+        if not strict and time.monotonic() < self._retry_at:
             return 0
         entries = [
-            Entry(key.digest(), encode(key, image, self.encoding), key.source_id, _link(key)) for key, image in items
+            Entry(key.digest(), encode(key, image, self.encoding), key.source_id, link_of(key)) for key, image in items
         ]
         try:
             for fingerprint in {key.fingerprint for key, _ in items}:
@@ -186,11 +195,15 @@ class VariantStore:
             fitting = self._fitting(entries)
             written = self._own.put_many(fitting) if fitting else 0
         except (lmdb.Error, OSError) as error:
+            if strict:
+                raise StoreError(self._refused(f"({error})", entries)) from None
             if self._retry_at == 0.0:
                 log.error("%s stores nothing for now: %s; variants are still served", self.folder, error)
             self._retry_at = time.monotonic() + RETRY_SECONDS
             return 0
         self._retry_at = 0.0
+        if strict and len(fitting) < len(entries):
+            raise StoreError(self._refused(f"its max_bytes is {self.max_bytes:,}", entries[len(fitting) :]))
         return written
 
     def describe_generator(self, fingerprint: Digest, *, name: str = "", model: str = "", licence: str = "") -> None:
@@ -274,13 +287,19 @@ class VariantStore:
         for environment in environments:
             if not missing:
                 break
-            records = self._read(environment, [digests[position] for position in missing])
-            for position, record in zip(missing, records, strict=True):
+            wanted = [digests[position] for position in missing]
+            records, checked = self._read(environment, wanted), environment.verified.known(wanted)
+            verified = []
+            for position, record, known in zip(missing, records, checked, strict=True):
                 if record is None:
                     continue
-                found[position] = decode_image(record)
-                if found[position] is None:
+                image = found[position] = decode_image(record, checked=known)
+                if image is None:
                     self._count_damage(f"{environment.folder}: record {digests[position].hex()} fails its checksum")
+                elif not known:
+                    verified.append(digests[position])
+            if verified:
+                environment.verified.add(verified)
             missing = [position for position in missing if found[position] is None]
         return missing
 
@@ -317,6 +336,22 @@ class VariantStore:
                 return entries[:count]
         return entries
 
+    def _refused(self, why: str, entries: Sequence[Entry]) -> str:
+        """Returns the message for entries that were not stored: why in words, or in brackets what the disk said."""
+        wanted = sum(len(entry.record) for entry in entries)
+        try:
+            room = shutil.disk_usage(self.folder).free
+            free = f"{room:,} bytes are free on its disk"
+        except OSError:
+            room, free = wanted, "its disk does not answer"
+        if why.startswith("("):  # LMDB reports a write that was cut short as an input/output error
+            why = f"its disk {'is full' if room < 2 * wanted else 'refused them'} {why}"
+        return (
+            f"{self.folder} has no room for {len(entries)} more variants of {wanted:,} bytes: {why}; it has "
+            f"{self.bytes:,} bytes, and {free}. What it holds stays readable; make room, or move the store to a larger "
+            "disk, and start again: what is stored is not made twice"
+        )
+
     def _check_generator(self, fingerprint: Digest, *, pin: bool, readonly: bool) -> None:
         self._check_pinned(fingerprint)
         if pin and readonly:
@@ -334,8 +369,3 @@ class VariantStore:
         if os.getpid() != self._pid:
             raise StoreError(fork_message(self.folder, self._pid))
         assert not self._closed, "the store is closed"
-
-
-def _link(key: VariantKey) -> bytes:
-    """Big-endian, so that LMDB sorts the variants of a source by index."""
-    return key.index.to_bytes(8, "big") + key.fingerprint + key.parameters

@@ -20,6 +20,7 @@ import lmdb
 
 from genssl.variants.store_manifest import StoreError
 from genssl.variants.store_record import is_intact
+from genssl.variants.store_verified import VerifiedRecords
 
 T = TypeVar("T")
 DATA = "data.mdb"
@@ -48,6 +49,10 @@ class Environment:
 
     Thread-safe. Reads take `_map_lock` for as long as they copy, so that nobody moves the map under them; a commit
     waits for the disk outside of it.
+
+    Attributes:
+        variants, sources: LMDB's handles of the two databases, for `read`.
+        verified: the records whose checksum this process has found right.
     """
 
     # LMDB forbids opening a file twice in one process: closing either would drop the locks of both.
@@ -60,6 +65,7 @@ class Environment:
         self._identity, self._users = identity, 1
         self._map_lock, self._write_lock = threading.Lock(), threading.Lock()
         self._broken = False
+        self.verified = VerifiedRecords()
         _refuse_truncated(folder / DATA)
         self._env: Any = lmdb.open(
             str(folder),
@@ -72,8 +78,8 @@ class Environment:
             lock=writable or _can_lock(folder),
         )
         try:
-            self._variants = self._env.open_db(b"variants", create=writable)
-            self._sources = self._env.open_db(b"sources", create=writable, dupsort=True, dupfixed=True)
+            self.variants = self._env.open_db(b"variants", create=writable)
+            self.sources = self._env.open_db(b"sources", create=writable, dupsort=True, dupfixed=True)
             if writable:
                 self._env.reader_check()  # slots of killed readers would keep freed pages from being used again
         except BaseException:
@@ -128,25 +134,27 @@ class Environment:
         """Returns copies of the records, None for those that are not here; raises lmdb.Error on a damaged tree."""
 
         def work(txn: Any) -> list[bytes | None]:
-            get, variants = txn.get, self._variants
-            return [get(digest, db=variants) for digest in digests]
+            get, variants = txn.get, self.variants
+            # A copy of a view is made at half the cost of the copy that `get` itself would make.
+            views = (get(digest, None, variants) for digest in digests)
+            return [None if view is None else bytes(view) for view in views]
 
-        return self._read(work)
+        return self.read(work, buffers=True)
 
     def links(self, source_id: bytes) -> list[bytes]:
         """Returns the links of a source, in ascending order; raises lmdb.Error on a damaged tree."""
 
         def work(txn: Any) -> list[bytes]:
-            cursor = txn.cursor(db=self._sources)
+            cursor = txn.cursor(db=self.sources)
             return [bytes(link) for link in cursor.iternext_dup()] if cursor.set_key(source_id) else []
 
-        return self._read(work)
+        return self.read(work)
 
     def digests(self, after: bytes, limit: int) -> list[bytes]:
         """Returns up to `limit` digests above `after`, ascending: a scan in short transactions, which pin no pages."""
 
         def work(txn: Any) -> list[bytes]:
-            cursor = txn.cursor(db=self._variants)
+            cursor = txn.cursor(db=self.variants)
             found: list[bytes] = []
             valid = cursor.set_range(after + b"\0") if after else cursor.first()
             while valid and len(found) < limit:
@@ -154,11 +162,11 @@ class Environment:
                 valid = cursor.next()
             return found
 
-        return self._read(work)
+        return self.read(work)
 
     def count(self) -> int:
         """Returns the number of records."""
-        return self._read(lambda txn: int(txn.stat(self._variants)["entries"]))
+        return self.read(lambda txn: int(txn.stat(self.variants)["entries"]))
 
     def used_bytes(self) -> int:
         """Returns the size to which the file has grown."""
@@ -166,7 +174,7 @@ class Environment:
         def work(txn: Any) -> int:
             return (int(self._env.info()["last_pgno"]) + 1) * int(self._env.stat()["psize"])
 
-        return self._read(work)
+        return self.read(work)
 
     def put_many(self, entries: Sequence[Entry]) -> int:
         """Writes what is not here intact already, in one transaction; returns how many were written.
@@ -189,19 +197,24 @@ class Environment:
         raise lmdb.MapFullError(f"{self.folder}: the address space is used up")
 
     def _put(self, txn: Any, entry: Entry) -> bool:
-        held = txn.get(entry.digest, db=self._variants)
+        held = txn.get(entry.digest, db=self.variants)
         if held is not None and is_intact(held):
             return False
-        txn.put(entry.digest, entry.record, db=self._variants)
-        txn.put(entry.source_id, entry.link, db=self._sources)
+        txn.put(entry.digest, entry.record, db=self.variants)
+        txn.put(entry.source_id, entry.link, db=self.sources)
         return True
 
-    def _read(self, work: Callable[[Any], T]) -> T:
+    def read(self, work: Callable[[Any], T], *, buffers: bool = False) -> T:
+        """Returns `work` of a read transaction; with `buffers`, keys and values are views that end with it.
+
+        Raises:
+            lmdb.Error: if the tree is damaged, or the map cannot follow its growth.
+        """
         with self._map_lock:
             for attempt in range(RESIZES):
                 self._check()
                 try:
-                    with self._env.begin() as txn:
+                    with self._env.begin(buffers=buffers) as txn:
                         return work(txn)
                 except lmdb.MapResizedError:
                     if attempt == RESIZES - 1:

@@ -123,7 +123,7 @@ def create_store(folder: Path) -> None:
         with _locked(folder):
             if not (folder / MANIFEST).exists():
                 created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-                _write(folder, StoreManifest(created_by=f"genssl {GENSSL}", created=created))
+                write_manifest(folder, StoreManifest(created_by=f"genssl {GENSSL}", created=created))
     except OSError as error:
         raise StoreError(
             f"a variant store cannot be made in {folder} ({error}); give a folder that can be written"
@@ -136,7 +136,7 @@ def update_manifest(folder: Path, change: Callable[[StoreManifest], StoreManifes
         before = read_manifest(folder)
         after = change(before)
         if after != before:
-            _write(folder, after)
+            write_manifest(folder, after)
         return after
 
 
@@ -164,7 +164,12 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _write(folder: Path, manifest: StoreManifest) -> None:
+def write_manifest(folder: Path, manifest: StoreManifest) -> None:
+    """Replaces store.json atomically, whatever it was; for a store that nobody else uses yet.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
     descriptor, temporary = tempfile.mkstemp(prefix=f".{MANIFEST}.", dir=folder)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:

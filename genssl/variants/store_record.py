@@ -24,8 +24,10 @@ Encoding = Literal["raw", "png"]
 # fingerprint, parameters digest, unix time in seconds
 HEADER = struct.Struct("<4sIBBHIIQ16s16s16sd")
 MAGIC = b"gsv1"
+SHAPE = struct.Struct("<BBHII")  # encoding .. width of the header
 CHECKED_FROM = 8  # the CRC covers header and image, so a flipped bit in the shape or the key is found as well
 ENCODINGS: tuple[Encoding, ...] = ("raw", "png")
+RAW, PNG = range(2)
 PNG_MODES = {1: "L", 3: "RGB"}
 
 
@@ -46,6 +48,23 @@ class Record:
     created: float
 
 
+@dataclass(frozen=True)
+class Head:
+    """What the header of a record says.
+
+    Attributes:
+        key: what the image is a function of.
+        encoding: how the image is stored.
+        shape: [C, h, w] of the image.
+        created: unix time in seconds.
+    """
+
+    key: VariantKey
+    encoding: Encoding
+    shape: tuple[int, int, int]
+    created: float
+
+
 def encode(key: VariantKey, image: UInt8Array, encoding: Encoding = "raw") -> bytes:
     """Returns the record of an image uint8 [C, h, w]; png (lossless) takes 1 or 3 channels."""
     channels, height, width = image.shape
@@ -58,24 +77,28 @@ def encode(key: VariantKey, image: UInt8Array, encoding: Encoding = "raw") -> by
     return HEADER.pack(MAGIC, checksum, *fields, *named) + payload
 
 
-def is_intact(record: bytes) -> bool:
+def is_intact(record: bytes | memoryview) -> bool:
     """Says whether the bytes are a record of this format whose checksum is right."""
     if len(record) < HEADER.size or record[:4] != MAGIC:
         return False
     return zlib.crc32(memoryview(record)[CHECKED_FROM:]) == int.from_bytes(record[4:CHECKED_FROM], "little")
 
 
-def decode_image(record: bytes) -> UInt8Array | None:
-    """Returns the image uint8 [C, h, w] of a record, read-only, or None if the record is damaged."""
-    if not is_intact(record):
+def decode_image(record: bytes, *, checked: bool = False) -> UInt8Array | None:
+    """Returns the image uint8 [C, h, w] of a record, read-only, or None if the record is damaged.
+
+    Args:
+        record: as `encode` made it.
+        checked: the checksum was found right before; it takes three times as long as all the rest of a read.
+    """
+    if not checked and not is_intact(record):
         return None
-    _, _, encoding, channels, _, height, width, *_ = HEADER.unpack_from(record)
-    size = channels * height * width
-    if encoding == ENCODINGS.index("png"):
+    encoding, channels, _, height, width = SHAPE.unpack_from(record, CHECKED_FROM)
+    if encoding == PNG:
         return _from_png(record[HEADER.size :], channels, height, width)
-    if encoding != ENCODINGS.index("raw") or len(record) != HEADER.size + size:
+    if encoding != RAW or len(record) != HEADER.size + channels * height * width:
         return None
-    return np.frombuffer(record, np.uint8, size, HEADER.size).reshape(channels, height, width)
+    return np.ndarray((channels, height, width), np.uint8, record, HEADER.size)
 
 
 def decode(record: bytes) -> Record | None:
@@ -83,8 +106,24 @@ def decode(record: bytes) -> Record | None:
     image = decode_image(record)
     if image is None:
         return None
-    _, _, encoding, _, _, _, _, index, source_id, fingerprint, parameters, created = HEADER.unpack_from(record)
-    return Record(VariantKey(source_id, fingerprint, parameters, index), image, ENCODINGS[encoding], created)
+    head = read_head(record)
+    return Record(head.key, image, head.encoding, head.created)
+
+
+def read_head(record: bytes) -> Head:
+    """Returns what the header of an intact record says; its first HEADER.size bytes are enough."""
+    fields = HEADER.unpack_from(record)
+    _, _, encoding, channels, _, height, width, index, source_id, fingerprint, parameters, created = fields
+    key = VariantKey(source_id, fingerprint, parameters, index)
+    return Head(key, ENCODINGS[encoding], (channels, height, width), created)
+
+
+def png_of(record: bytes) -> bytes:
+    """Returns the image of an intact record with 1 or 3 channels as a PNG file."""
+    head = read_head(record)
+    if head.encoding == "png":
+        return record[HEADER.size :]
+    return _to_png(np.ndarray(head.shape, np.uint8, record, HEADER.size))
 
 
 def _to_png(image: UInt8Array) -> bytes:

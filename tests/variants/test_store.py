@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -20,6 +22,7 @@ from genssl.variants.key import VariantKey
 from genssl.variants.store import VariantStore
 from genssl.variants.store_manifest import StoreError
 from genssl.variants.store_record import HEADER, decode, decode_image, encode
+from genssl.variants.store_verified import VerifiedRecords
 from genssl.variants.store_writers import network_filesystem
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,10 +132,13 @@ def test_what_was_put_comes_back_after_reopening(folder, encoding):
         assert store.put_many(items(range(45, 55))) == 5  # the rest is there
     with VariantStore(folder, readonly=True) as store:
         assert len(store) == 55
-        found = store.get_many([key(number).digest() for number in [54, 99, 0]])
-        np.testing.assert_array_equal(found[0], image(54))
-        assert found[1] is None
-        np.testing.assert_array_equal(found[2], image(0))
+        for _ in range(2):  # with the checksum, and without
+            found = store.get_many([key(number).digest() for number in [54, 99, 0, 54]])
+            np.testing.assert_array_equal(found[0], image(54))
+            assert found[1] is None
+            np.testing.assert_array_equal(found[2], image(0))
+            np.testing.assert_array_equal(found[3], image(54))
+            assert not found[2].flags.writeable or encoding == "png"
         assert store.contains(key(7).digest())
         assert not store.contains(bytes(16))
         assert store.record(key(7).digest()).key == key(7)
@@ -409,6 +415,133 @@ def test_a_full_disk_is_logged_once_and_what_is_stored_stays_readable(folder):
     arguments = [sys.executable, "-c", FULL_DISK, str(folder)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split("\n")[:2] == ["ERROR", "20 0 True 20 0"]
+
+
+FULL_TMPFS = """
+import sys
+from pathlib import Path
+import numpy as np
+from genssl.variants.key import VariantKey
+from genssl.variants.store import VariantStore
+from genssl.variants.store_manifest import StoreError
+
+store, batch = VariantStore(Path(sys.argv[1])), 0
+try:
+    while True:
+        store.put_many([
+            (VariantKey(b"s" * 16, b"g" * 16, b"p" * 16, n), np.full((3, 64, 64), n % 256, np.uint8))
+            for n in range(20 * batch, 20 * batch + 20)
+        ], strict=True)
+        batch += 1
+except StoreError as error:
+    print(error)
+store.close()
+with VariantStore(Path(sys.argv[1]), readonly=True) as store:
+    keys = [VariantKey(b"s" * 16, b"g" * 16, b"p" * 16, n) for n in range(20 * batch)]
+    found = store.get_many([key.digest() for key in keys])
+    print(batch, len(store), all((image == n % 256).all() for n, image in enumerate(found)))
+"""
+
+
+def test_a_full_disk_is_an_error_for_who_wants_one_and_what_is_stored_stays_readable(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    shell = 'mount -t tmpfs -o size=4m none "$1" && exec "$2" -c "$3" "$1/store"'
+    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", str(folder)], check=False).returncode:
+        pytest.skip("a small disk needs a user namespace, which this machine forbids")
+    command = ["unshare", "-rm", "sh", "-c", shell, "sh", str(folder), sys.executable, FULL_TMPFS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    message, counts = done.stdout.splitlines()
+    assert message.startswith(f"{folder}/store has no room for 20 more variants of 247,440 bytes: its disk is full (")
+    assert re.search(r"; it has [234],\d{3},\d{3} bytes, and [\d,]{1,7} bytes are free on its disk\. ", message), (
+        message
+    )
+    assert "make room, or move the store to a larger disk, and start again" in message
+    batches, records, intact = counts.split()
+    assert int(batches) > 5
+    assert (int(records), intact) == (20 * int(batches), "True")
+
+
+def test_a_strict_writer_is_told_that_max_bytes_is_reached(folder):
+    with VariantStore(folder, max_bytes=2**20) as store:
+        with pytest.raises(StoreError, match=r"has no room for \d+ more variants of .*: its max_bytes is 1,048,576"):
+            store.put_many(items(range(1000)), strict=True)
+        count = len(store)
+        assert count > 50
+        assert all(image is not None for image in store.get_many([key(number).digest() for number in range(count)]))
+        assert store.put_many(items([9999])) in (0, 1)  # without `strict`, never an error
+
+
+# ---- reading only
+
+READER = """
+import os, sys
+from pathlib import Path
+from genssl.variants.store import VariantStore
+from genssl.variants.store_manifest import StoreError
+
+if os.getuid() == 0:  # root may write anything
+    os.setgroups([]), os.setgid(65534), os.setuid(65534)
+with VariantStore(Path(sys.argv[1]), readonly=True) as store:
+    print(len(store), all(store.contains(digest) for digest in list(store.digests())), store.damaged)
+try:
+    VariantStore(Path(sys.argv[1]))
+except StoreError as error:
+    print("cannot be" in str(error))
+"""
+
+
+@pytest.mark.parametrize("with_lock_file", [True, False])
+def test_a_store_that_may_not_be_written_is_read(with_lock_file):
+    # Not pytest's folder, which another user may not enter.
+    with tempfile.TemporaryDirectory() as outside:
+        Path(outside).chmod(0o755)
+        folder = Path(outside) / "store"
+        with VariantStore(folder) as store:
+            store.put_many(items(range(30)))
+            lock = folder / "writers" / store.writer / "lock.mdb"
+        if not with_lock_file:
+            lock.unlink()
+        paths = [folder, *folder.rglob("*")]
+        for path in paths:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        before = {path: path.stat().st_mtime_ns for path in paths}
+        command = [sys.executable, "-c", READER, str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        assert done.stdout.split() == ["30", "True", "0", "True"]
+        assert {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]} == before
+        for path in paths:
+            path.chmod(0o755)
+
+
+# ---- what is verified once
+
+
+def test_a_record_is_verified_at_its_first_read_by_a_process_and_by_verify_always(folder):
+    with VariantStore(folder) as store:
+        store.put_many(items(range(10)))
+        assert store.contains(key(3).digest())
+        data = folder / "writers" / store.writer / "data.mdb"
+        for number in (3, 4):
+            pixels = image(number).tobytes()
+            overwrite(data, find(data, pixels) + 100, bytes([pixels[100] ^ 1]))
+        assert store.contains(key(3).digest())  # read before: the price of reads at the speed of LMDB
+        assert not store.contains(key(4).digest())
+        assert store.damaged == 1
+    with VariantStore(folder, readonly=True) as store:
+        assert not store.contains(key(3).digest())
+
+
+def test_the_table_of_verified_records_forgets_but_never_confuses():
+    table = VerifiedRecords(slots=64)
+    digests = [key(number).digest() for number in range(1000)]
+    assert table.known(digests) == [False] * 1000
+    assert table.known([bytes(16)]) == [False]
+    table.add(digests[:500])
+    known = table.known(digests)
+    assert 32 < sum(known[:500]) <= 64
+    assert not any(known[500:])
+    assert table.known([]) == []
 
 
 # ---- the manifest

@@ -1,0 +1,213 @@
+"""A store's variants as files that everyone reads: WebDataset shards, or a folder of PNGs.
+
+    webdataset   variants-000000.tar, ...: <source id>_<index>.png and <source id>_<index>.json
+    folder       <source id>_<index>.png
+
+Both hold `export.json` beside them: the generator with its licence, the parameters, and what there is. The order is
+that of the source ids, then of the indices; equal variants are exported as equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from genssl.variants.key import VariantKey
+from genssl.variants.store_manifest import StoreError, StoreManifest, read_manifest
+from genssl.variants.store_output import finished_at_once, write_synced
+from genssl.variants.store_record import PNG_MODES, is_intact, png_of, read_head
+from genssl.variants.store_scan import Progress, Writer, distinct_links, link_key, open_writers
+
+Format = Literal["webdataset", "folder"]
+SHARD_BYTES = 2**28
+BATCH = 64
+BLOCK = tarfile.BLOCKSIZE
+
+
+@dataclass
+class Exported:
+    """What an export wrote: variants, shards (0 for a folder), bytes of its files, and damaged records left out."""
+
+    variants: int = 0
+    shards: int = 0
+    bytes: int = 0
+    damaged: int = 0
+
+
+def export(
+    folder: Path,
+    out: Path,
+    format_: Format,
+    *,
+    generator: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress = lambda done: None,
+    started: Callable[[int], None] = lambda total: None,
+) -> Exported:
+    """Writes the variants of one generator with one set of parameters; `out` appears when all of it is there.
+
+    Args:
+        folder: of the store; nothing in it is changed.
+        out: absent or an empty folder.
+        format_: "webdataset" or "folder".
+        generator: "FINGERPRINT" or "FINGERPRINT/PARAMETERS" in hexadecimal, or the beginning of it; needed if the store
+            holds several, since the names of the files do not tell them apart.
+        shard_bytes: no shard is larger, except for one that holds a single larger image.
+        progress: called with the number of variants written since its last call.
+        started: called once with the number of variants.
+
+    Raises:
+        StoreError: if the folder is no store or holds no variants, if it is not clear what to export, if `out` holds
+            something, or if the disk is full.
+    """
+    manifest = read_manifest(folder)
+    with open_writers(folder) as writers:
+        kind, count = _chosen(folder, manifest, writers, generator)
+        started(count)
+        with finished_at_once(out, "exporting") as place:
+            done = Exported()
+            files = _files(folder, writers, kind, done, progress)
+            shards = _write_tars(files, place, shard_bytes, done) if format_ == "webdataset" else None
+            if shards is None:
+                _write_folder(files, place, done)
+            described = {
+                "format": f"genssl-export-{format_}/1",
+                "fingerprint": kind[0].hex(),
+                "parameters": kind[1].hex(),
+                "generator": manifest.generators[kind[0].hex()].model_dump()
+                if kind[0].hex() in manifest.generators
+                else {},
+                "variants": done.variants,
+                **({"shards": shards} if shards is not None else {}),
+            }
+            write_synced(place / "export.json", (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
+    return done
+
+
+def _chosen(
+    folder: Path, manifest: StoreManifest, writers: list[Writer], generator: str | None
+) -> tuple[tuple[bytes, bytes], int]:
+    """Returns fingerprint and parameters of what is exported, and the number of variants."""
+    kinds: Counter[tuple[bytes, bytes]] = Counter((link[8:24], link[24:40]) for _, link in distinct_links(writers))
+    if not kinds:
+        raise StoreError(f"{folder} holds no variants; write some with genssl pregenerate")
+    names = {f"{fingerprint.hex()}/{parameters.hex()}": (fingerprint, parameters) for fingerprint, parameters in kinds}
+    chosen = sorted(name for name in names if name.startswith((generator or "").lower()))
+    if len(chosen) != 1:
+        there = "; ".join(
+            f"{name} ({manifest.describe(name[:32])}, {kinds[names[name]]:,} variants)" for name in sorted(names)
+        )
+        if generator and not chosen:
+            raise StoreError(f"{folder} holds nothing of --generator {generator}; it holds {there}")
+        raise StoreError(
+            f"{folder} holds variants of several generators or parameters, whose files would have equal names; choose "
+            f"one with --generator and the beginning of its name: {there}"
+        )
+    return names[chosen[0]], kinds[names[chosen[0]]]
+
+
+def _files(
+    folder: Path, writers: list[Writer], kind: tuple[bytes, bytes], done: Exported, progress: Progress
+) -> Iterator[tuple[VariantKey, bytes, dict[str, object]]]:
+    """Yields key, PNG and metadata of every variant, in order."""
+    wanted = (
+        key
+        for key in (link_key(*pair) for pair in distinct_links(writers))
+        if (key.fingerprint, key.parameters) == kind
+    )
+    while batch := list(islice(wanted, BATCH)):
+        found: list[bytes | None] = [None] * len(batch)
+        for writer in writers:
+            if writer.environment is None:
+                continue
+            missing = [position for position, record in enumerate(found) if record is None]
+            records = writer.environment.get_many([batch[position].digest() for position in missing])
+            for position, record in zip(missing, records, strict=True):
+                if record is not None and is_intact(record):
+                    found[position] = record
+        for key, record in zip(batch, found, strict=True):
+            if record is None:
+                done.damaged += 1
+                continue
+            channels, height, width = read_head(record).shape
+            if channels not in PNG_MODES:
+                raise StoreError(
+                    f"{folder}: variant {key.index} of the source {key.source_id.hex()} has {channels} channels; PNG "
+                    "holds 1 or 3, so this store cannot be exported"
+                )
+            yield (
+                key,
+                png_of(record),
+                {
+                    "source_id": key.source_id.hex(),
+                    "index": key.index,
+                    "fingerprint": key.fingerprint.hex(),
+                    "parameters": key.parameters.hex(),
+                    "channels": channels,
+                    "height": height,
+                    "width": width,
+                },
+            )
+            done.variants += 1
+        progress(len(batch))
+
+
+def _write_folder(files: Iterator[tuple[VariantKey, bytes, dict[str, object]]], place: Path, done: Exported) -> None:
+    for key, png, _ in files:
+        (place / f"{_stem(key)}.png").write_bytes(png)
+        done.bytes += len(png)
+
+
+def _write_tars(
+    files: Iterator[tuple[VariantKey, bytes, dict[str, object]]], place: Path, shard_bytes: int, done: Exported
+) -> list[dict[str, object]]:
+    """Returns name, variants and bytes of every shard."""
+    shards: list[dict[str, object]] = []
+    file: BinaryIO | None = None
+    variants = 0
+
+    def finish() -> None:
+        if file is None:
+            return
+        file.write(bytes(2 * BLOCK))  # the end of a tar
+        size = file.tell()
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        shards.append({"name": Path(file.name).name, "variants": variants, "bytes": size})
+        done.bytes += size
+
+    try:
+        for key, png, about in files:
+            members = _member(f"{_stem(key)}.png", png) + _member(
+                f"{_stem(key)}.json", json.dumps(about, sort_keys=True).encode()
+            )
+            if file is None or (variants and file.tell() + len(members) + 2 * BLOCK > shard_bytes):
+                finish()
+                file, variants = (place / f"variants-{len(shards):06d}.tar").open("wb"), 0
+            file.write(members)
+            variants += 1
+        finish()
+    finally:
+        if file is not None:
+            file.close()
+    done.shards = len(shards)
+    return shards
+
+
+def _member(name: str, content: bytes) -> bytes:
+    """Returns a file as it stands in a tar: nothing of this machine, user or time is in it."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(content), 0o644
+    return info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % BLOCK)
+
+
+def _stem(key: VariantKey) -> str:
+    return f"{key.source_id.hex()}_{key.index}"

@@ -1,0 +1,147 @@
+"""What a store's manifest knows of the recipes that filled it, so that it can be read where no generator is installed.
+
+generator_blocks   a recipe's `generator` block, and the fingerprint and parameters that it came to
+datasets           by digest: name, images, and how many variants an image were made
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from genssl.variants.key import VariantKey, parameters_digest
+from genssl.variants.store import VariantStore
+from genssl.variants.store_manifest import StoreManifest, update_manifest
+
+BLOCKS, DATASETS = "generator_blocks", "datasets"
+JOINED = 65_536
+
+
+@dataclass(frozen=True)
+class GeneratorFacts:
+    """What names the variants that a recipe's generator makes of an image.
+
+    Attributes:
+        name, model, licence: as `GeneratorSpec` has them.
+        fingerprint: 16 bytes.
+        parameters: every parameter of the generator.
+    """
+
+    name: str
+    model: str
+    licence: str
+    fingerprint: bytes
+    parameters: Mapping[str, float | int]
+
+    def keys(self, source_ids: Sequence[bytes], indices: Sequence[int]) -> list[VariantKey]:
+        """Returns the keys of N variants."""
+        digest = parameters_digest(self.parameters)
+        return [
+            VariantKey(source_id, self.fingerprint, digest, index)
+            for source_id, index in zip(source_ids, indices, strict=True)
+        ]
+
+
+def describe_contents(
+    store: VariantStore,
+    facts: GeneratorFacts,
+    block: Mapping[str, Any],
+    dataset_digest: str,
+    dataset: Mapping[str, Any],
+) -> None:
+    """Enters the generator, the block that asked for it, and the data set in the manifest of a store open for writing.
+
+    Args:
+        store: whose manifest it is.
+        facts: of the generator.
+        block: the recipe's generator block, as JSON has it.
+        dataset_digest: 32 hex digits.
+        dataset: what else is known of the data set; the larger `variants` of this and an earlier entry stays.
+
+    Raises:
+        StoreError: if the store is pinned to another generator.
+    """
+    known = store.manifest.generators.get(facts.fingerprint.hex())
+    if known is None or known.name != facts.name:
+        store.describe_generator(facts.fingerprint, name=facts.name, model=facts.model, licence=facts.licence)
+    entry = {"block": dict(block), "fingerprint": facts.fingerprint.hex(), "parameters": dict(facts.parameters)}
+
+    def change(manifest: StoreManifest) -> StoreManifest:
+        blocks, datasets = _list(manifest, BLOCKS), _mapping(manifest, DATASETS)
+        if entry not in blocks:
+            blocks = [*blocks, entry]
+        before = datasets.get(dataset_digest)
+        most = max(int(dataset.get("variants", 0)), int(before.get("variants", 0)) if isinstance(before, dict) else 0)
+        described = dict(dataset) | ({"variants": most} if most else {})
+        return manifest.model_copy(update={BLOCKS: blocks, DATASETS: datasets | {dataset_digest: described}})
+
+    store.manifest = update_manifest(store.folder, change)
+
+
+def find_generator(manifest: StoreManifest, block: Mapping[str, Any]) -> GeneratorFacts | None:
+    """Returns what a recipe's generator block came to, or None if the store does not know it, or knows two answers.
+
+    Args:
+        manifest: of the store.
+        block: the recipe's generator block, as JSON has it.
+    """
+    found = [entry for entry in _list(manifest, BLOCKS) if isinstance(entry, dict) and entry.get("block") == block]
+    if len(found) != 1:
+        return None
+    try:
+        fingerprint = bytes.fromhex(found[0]["fingerprint"])
+        parameters = {str(name): value for name, value in found[0]["parameters"].items()}
+        parameters_digest(parameters)
+    except (KeyError, TypeError, ValueError, AttributeError):  # written by someone else
+        return None
+    known = manifest.generators.get(fingerprint.hex())
+    if known is None or len(fingerprint) != 16:
+        return None
+    return GeneratorFacts(known.name, known.model, known.licence, fingerprint, parameters)
+
+
+class StoredNames:
+    """The digests of a store at one moment, for asking after millions of them: 8 bytes each.
+
+    Args:
+        store: read once, now.
+    """
+
+    def __init__(self, store: VariantStore) -> None:
+        parts: list[npt.NDArray[np.uint64]] = []
+        gathered: list[bytes] = []
+        for digest in store.digests():
+            gathered.append(digest)
+            if len(gathered) == JOINED:
+                parts.append(_halves(gathered))
+                gathered = []
+        self._sorted = np.sort(np.concatenate([*parts, _halves(gathered)]))
+
+    def lack(self, digests: Sequence[bytes]) -> npt.NDArray[np.bool_]:
+        """Returns bool [N], whether each digest of 16 bytes was absent; a wrong "present" has a probability of 2**-64.
+
+        A record counts as present here even if it should turn out damaged when it is read.
+        """
+        asked = _halves(digests)
+        if not len(self._sorted):
+            return np.ones(len(asked), np.bool_)
+        places = np.minimum(np.searchsorted(self._sorted, asked), len(self._sorted) - 1)
+        return np.asarray(self._sorted[places] != asked)
+
+
+def _halves(digests: Sequence[bytes]) -> npt.NDArray[np.uint64]:
+    return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)[:, 0].copy()
+
+
+def _list(manifest: StoreManifest, name: str) -> list[Any]:
+    value = (manifest.model_extra or {}).get(name, [])
+    return list(value) if isinstance(value, list) else []
+
+
+def _mapping(manifest: StoreManifest, name: str) -> dict[str, Any]:
+    value = (manifest.model_extra or {}).get(name, {})
+    return dict(value) if isinstance(value, dict) else {}
