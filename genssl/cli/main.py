@@ -12,11 +12,14 @@ from genssl import __version__
 from genssl.cli import (
     bench_server,
     list_command,
+    plan,
+    pregenerate,
     preview,
     run,
     runs,
     serve_generator,
     show,
+    store,
     top,
     train_generator,
     validate,
@@ -37,6 +40,9 @@ app.command("runs")(runs.runs)
 app.command("serve-generator")(serve_generator.serve_generator)
 app.command("top")(top.top)
 app.command("bench-server")(bench_server.bench_server)
+app.command("pregenerate")(pregenerate.pregenerate)
+app.command("plan")(plan.plan)
+app.add_typer(store.app, name="store")
 app.command("train-generator")(train_generator.train_generator)
 app.command("preview")(preview.preview)
 app.command("show")(show.show)

@@ -22,7 +22,11 @@ def results_table(results: dict[str, Any]) -> Table:
         table.add_section()
         table.add_row("variants generated", f"{ledger['variants_generated']:,}")
         table.add_row("fresh", f"{ledger['fresh_fraction']:.1%}")
-        for name, key in (("reused", "variants_reused"), ("real in place of variants", "fallbacks_to_real")):
+        for name, key in (
+            ("from a store", "variants_from_store"),
+            ("reused", "variants_reused"),
+            ("real in place of variants", "fallbacks_to_real"),
+        ):
             if ledger[key]:
                 table.add_row(name, f"{ledger[key]:,}")
         table.add_row("waited for variants", f"{ledger['stall_seconds']:.1f} s")

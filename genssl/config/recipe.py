@@ -83,7 +83,17 @@ class RefreshConfig(Section):
 class VariantsConfig(Section):
     """Where variants come from, how far ahead they are asked for, and what a step does when one is late."""
 
-    source: Literal["online", "in_process", "none"] = "online"
+    source: Literal["online", "in_process", "stored", "none"] = "online"
+    store: Path | None = Field(
+        None,
+        description="a folder of stored variants; stored: all come from it; online, in_process: what is in it is not "
+        "made again, and what is made is written to it",
+    )
+    missing: Literal["fail", "generate", "real"] = Field(
+        "fail",
+        description="source: stored: for a variant that the store lacks: end before the training; make it in this "
+        "process and store it; take the image itself",
+    )
     server: str | Annotated[list[str], Field(min_length=1)] = Field(
         "embedded", description="embedded, host:port, unix:/path, or a list of servers that share the work"
     )
@@ -125,6 +135,16 @@ class VariantsConfig(Section):
     deadline_seconds: float = Field(
         60.0, gt=0, description="how long a variant may keep the training waiting before the run ends"
     )
+
+    @field_validator("store")
+    @classmethod
+    def _stored_needs_a_store(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is None and info.data.get("source") == "stored":
+            raise ValueError(
+                "variants.source is 'stored' but there is no variants.store; give the folder that "
+                "`genssl pregenerate RECIPE --store DIR` made"
+            )
+        return value
 
     @field_validator("server")
     @classmethod
@@ -256,6 +276,10 @@ class Recipe(Section):
         elif variants.refresh is not None and late != "reuse":
             found.append(
                 f"variants.refresh has no effect: only variants.late: reuse keeps what it generates (late is {late})"
+            )
+        if variants.missing != "fail" and variants.source != "stored":
+            found.append(
+                f"variants.missing has no effect: with variants.source {variants.source} every variant can be made"
             )
         if variants.batching == "deterministic" and self.train.threads == "auto" and self.train.device != "cuda":
             found.append(

@@ -101,16 +101,28 @@ def enter(
         write(step, origins, indices)
 
 
-def how_online(ledger: Ledger, progress: Progress) -> dict[str, Any]:
-    """Says, for results.json and the user, if most of the variants were not the planned ones."""
+def how_online(ledger: Ledger, progress: Progress, source: str = "online") -> dict[str, Any]:
+    """Says, for results.json and the user, if most of the variants were not the planned ones.
+
+    Args:
+        ledger: of the finished training.
+        progress: tells the user.
+        source: the recipe's `variants.source`.
+    """
     fresh = ledger.fresh_fraction
     if not ledger.wanted or fresh >= ONLINE_FRACTION:
         return {}
-    said = (
-        f"only {fresh:.0%} of the wanted variants came in time; {ledger.origins['reused'] / ledger.wanted:.0%} were "
-        f"other variants of the same image, {ledger.origins['real'] / ledger.wanted:.0%} real images. Call this run by "
-        "these numbers, not simply online: its generator was too slow for it"
-    )
+    if source == "stored":
+        said = (
+            f"only {fresh:.0%} of the wanted variants were in the store; the others were real images. "
+            "Call this run by these numbers, not simply stored: genssl pregenerate makes what is missing"
+        )
+    else:
+        said = (
+            f"only {fresh:.0%} of the wanted variants came in time; {ledger.origins['reused'] / ledger.wanted:.0%} "
+            f"were other variants of the same image, {ledger.origins['real'] / ledger.wanted:.0%} real images. Call "
+            "this run by these numbers, not simply online: its generator was too slow for it"
+        )
     progress.note(said)
     mostly = "reused variants" if ledger.origins["reused"] >= ledger.origins["real"] else "real images"
-    return {"source": f"online, mostly {mostly}", "note": said}
+    return {"source": f"{source}, mostly {mostly}", "note": said}

@@ -29,11 +29,12 @@ from genssl.training.provenance import provenance
 from genssl.training.refresh import Refresher
 from genssl.training.report import write_report
 from genssl.training.samples import draw_run_samples
-from genssl.training.sources import open_source, server_threads, start_server
+from genssl.training.sources import open_source, open_stored_first, require_stored, server_threads, start_server
+from genssl.variants.assignments import Replay
 from genssl.variants.depth import PrefetchDepth, bytes_per_step
 from genssl.variants.ledger import Ledger
 from genssl.variants.plan import ViewPlan
-from genssl.variants.source import VariantSource
+from genssl.variants.store_manifest import StoreError
 from genssl.views.augment import Augment
 from genssl.views.compose import compose_views
 
@@ -71,12 +72,16 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
     plan = view_plan(recipe, len(splits.train))
     if splits.train.skipped:
         progress.note(f"{len(splits.train.skipped)} corrupt images are left out, such as {splits.train.skipped[0]}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be created ({error.strerror})") from None
 
     with ExitStack() as stack:
+        # ---- Stored variants: that they are all there is known before anything is written ----
+        ledger = Ledger()
+        opened = stack.enter_context(open_stored_first(recipe, splits.train, plan, ledger, device))
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {out}: cannot be created ({error.strerror})") from None
+
         # ---- Variants: the server loads its model while the trainer prepares ----
         server = stack.enter_context(start_server(recipe, out / "server.log"))
         if device.type == "cpu":
@@ -93,17 +98,20 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
         augment = Augment(recipe.views.augmentation, splits.train.image_size)
 
         # ---- Loop ----
-        ledger = Ledger()
-        opened = stack.enter_context(open_source(recipe, splits.train, ledger, device, server, out))
+        opened = opened or stack.enter_context(open_source(recipe, splits.train, ledger, device, server, out))
         source = opened.source if opened else None
         followed, assignments = follow_log(recipe, splits.train, plan, opened, out)
+        if isinstance(followed, Replay):
+            require_stored(recipe, splits.train, followed, opened)
         write = stack.enter_context(assignments).write if assignments else None
-        depth = prefetch_depth(recipe, source, ledger)
+        depth = prefetch_depth(recipe, opened.remote if opened else None, ledger)
+        if depth.note:
+            progress.note(depth.note)
         # The loader reads ahead too, and what it has read has been announced.
         sources_ahead = min(SOURCES_AHEAD, depth.steps)
         loader = SourceLoader(splits.train, threads=LOADER_THREADS, ahead=sources_ahead)
         stack.callback(loader.close)
-        refresher = build_refresher(recipe, splits.train, source)
+        refresher = build_refresher(recipe, splits.train, opened.remote if opened else None)
         progress.start(recipe, plan.steps_per_epoch)
         log = stack.enter_context((out / "metrics.jsonl").open("w"))
         plans = announced(followed, recipe.train.epochs, splits.train, source, lambda: depth.steps - sources_ahead)
@@ -152,7 +160,7 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
                 save_checkpoint(out / "checkpoint.pt", method, optimizer, epoch=step_plan.epoch + 1, ledger=ledger)
         # What the ledger says ends here; the pictures below cost a few more calls.
         counted = ledger.summary()
-        mode = how_online(ledger, progress)
+        mode = how_online(ledger, progress, recipe.variants.source)
 
         # ---- Results ----
         save_encoder(out / "encoder.safetensors", backbone, recipe)
@@ -171,7 +179,7 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
         write_json(out / "results.json", results)
         try:
             draw_run_samples(out / "samples.png", recipe, splits.train, plan, source, augment)
-        except ServerUnavailableError as error:  # a finished training is not lost for a picture
+        except (ServerUnavailableError, StoreError) as error:  # a finished training is not lost for a picture
             progress.note(f"samples.png shows no variants: {error}")
             draw_run_samples(out / "samples.png", recipe, splits.train, plan, None, augment)
         write_report(out, recipe, results)
@@ -217,9 +225,9 @@ def view_plan(recipe: Recipe, num_sources: int) -> ViewPlan:
     )
 
 
-def prefetch_depth(recipe: Recipe, source: VariantSource | None, ledger: Ledger) -> PrefetchDepth:
+def prefetch_depth(recipe: Recipe, remote: RemoteSource | None, ledger: Ledger) -> PrefetchDepth:
     """Returns how many steps ahead the run asks for variants."""
-    size = source.image_size if isinstance(source, RemoteSource) else 0
+    size = remote.image_size if remote is not None else 0
     views = {"none": 0, "second": 1, "both": 2}[recipe.views.policy]
     return PrefetchDepth(
         recipe.variants.prefetch_steps,
@@ -229,9 +237,9 @@ def prefetch_depth(recipe: Recipe, source: VariantSource | None, ledger: Ledger)
     )
 
 
-def build_refresher(recipe: Recipe, dataset: ImageDataset, source: VariantSource | None) -> Refresher | None:
+def build_refresher(recipe: Recipe, dataset: ImageDataset, remote: RemoteSource | None) -> Refresher | None:
     """Returns what generates ahead of the plan, if the recipe asks for it and there is a pool to put it."""
-    if recipe.variants.refresh is None or not isinstance(source, RemoteSource):
+    if recipe.variants.refresh is None or remote is None:
         return None
     plan = view_plan(recipe, len(dataset))
-    return Refresher(plan, recipe.train.epochs, dataset, source, recipe.variants.refresh.budget)
+    return Refresher(plan, recipe.train.epochs, dataset, remote, recipe.variants.refresh.budget)

@@ -41,7 +41,12 @@ def draw_run_samples(
         indices = variant_indices(recipe, VARIANT_COLUMNS)
         requests = [VariantRequest(row, dataset.source_id(row), index) for index in indices for row in rows]
         source.plan(requests)
-        images = source.take(requests).images
+        delivery = source.take(requests)
+        taken = iter(delivery.images)
+        images = [
+            sources[slot % len(rows)] if origin == "real" else next(taken)
+            for slot, origin in enumerate(delivery.origins)
+        ]
         columns += [
             (f"variant {i + 1}", list(images[i * len(rows) : (i + 1) * len(rows)])) for i in range(len(indices))
         ]

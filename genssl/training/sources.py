@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -19,21 +19,37 @@ from genssl.generators.base import Parameters
 from genssl.registry import GENERATORS
 from genssl.runtime import usable_cores
 from genssl.serving.embedded import EmbeddedServer
+from genssl.serving.messages import Priority
 from genssl.serving.remote import RemoteSource
 from genssl.serving.token_file import read_token_file
+from genssl.training.stores import lay_under, open_stored, refuse_foreign, require_planned, store_provenance
+from genssl.variants.assignments import Replay
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
-from genssl.variants.pool import VariantPool
+from genssl.variants.plan import ViewPlan
+from genssl.variants.pool import MOST_PER_SOURCE, VariantPool
 from genssl.variants.source import VariantSource
+from genssl.variants.store_facts import GeneratorFacts
+from genssl.variants.store_record import Encoding
+from genssl.variants.stored import StoredSource
 
 
 @dataclass
 class OpenSource:
-    """A variant source ready for use, and what results.json says of it."""
+    """A variant source ready for use.
+
+    Attributes:
+        source: gives the variants.
+        provenance: what results.json says of it.
+        facts: of its generator.
+        remote: the source that asks servers, if there is one, which may lie behind a store.
+    """
 
     source: VariantSource
     provenance: dict[str, Any]
+    facts: GeneratorFacts
+    remote: RemoteSource | None = None
 
 
 @contextmanager
@@ -42,16 +58,25 @@ def start_server(recipe: Recipe, log_path: Path) -> Iterator[EmbeddedServer | No
     if not recipe.uses_variants() or recipe.variants.source != "online" or recipe.variants.server != "embedded":
         yield None
         return
+    with EmbeddedServer(server_file(recipe, server_threads(recipe)), log_path) as server:
+        yield server
+
+
+def server_file(recipe: Recipe, threads: int | Literal["auto"]) -> ServerFile:
+    """Returns what an embedded server serves.
+
+    Args:
+        recipe: has the generator.
+        threads: that the server computes with on a CPU.
+    """
     assert recipe.generator is not None
-    file = ServerFile(
+    return ServerFile(
         device=recipe.train.device,
-        threads=server_threads(recipe),
+        threads=threads,
         buckets=recipe.variants.buckets,
         batching=recipe.variants.batching,
         generators=[recipe.generator],
     )
-    with EmbeddedServer(file, log_path) as server:
-        yield server
 
 
 def server_threads(recipe: Recipe) -> int:
@@ -85,54 +110,162 @@ def open_source(
         folder: for what `late: reuse` keeps on disk while the source is open; None if no step is to be taken.
 
     Raises:
-        ServerUnavailableError, RequestRefusedError, GeneratorError: if there are no variants to be had.
+        ServerUnavailableError, RequestRefusedError, GeneratorError, StoreError: if there are no variants to be had.
     """
     if not recipe.uses_variants():
         yield None
         return
-    assert recipe.generator is not None
+    variants = recipe.variants
     with ExitStack() as stack:
-        if recipe.variants.source == "in_process":
-            engine = VariantEngine(
-                GENERATORS.get(recipe.generator.name)(recipe.generator, device),
-                recipe.variants.buckets,
-                deterministic=recipe.variants.batching == "deterministic",
-            )
-            source: VariantSource = InProcessSource(engine, dataset, ledger)
-            stack.callback(source.close)
-            spec = engine.generator.spec
-            provenance: dict[str, Any] = {
-                "source": "in_process",
-                "model": spec.model,
-                "fingerprint": spec.fingerprint.hex(),
-                "licence": spec.licence,
-            }
-            provenance["parameters"] = dict(spec.defaults)
+        if variants.store is not None:
+            refuse_foreign(variants.store, "variants.store")
+        if variants.source == "stored" and variants.missing != "generate":
+            stored = open_stored(recipe, dataset, lambda: open_in_process(recipe, dataset, ledger, device).facts)
+            stack.callback(stored.close)
+            opened = OpenSource(stored, {"source": "stored", **_identity(stored.facts)}, stored.facts)
+            opened.provenance |= {"missing": variants.missing, "store": store_provenance(stored)}
+            yield opened
+            return
+        if variants.source == "online":
+            opened = open_remote(recipe, dataset, ledger, server, _open_pool(recipe, folder))
         else:
-            remote = _open_remote(recipe, dataset, ledger, server, _open_pool(recipe, folder))
-            source = remote
-            info = remote.generator
-            assert info is not None
-            stack.callback(source.close)
-            if server is None:
-                _check_same_model(recipe, info)
-            provenance = {
-                "source": "online",
-                "model": info.model,
-                "fingerprint": info.fingerprint.hex(),
-                "licence": info.licence,
-            }
-            provenance["parameters"] = dict(info.default_parameters) | _parameters(recipe, server)
-            provenance["server"] = (
-                {"address": "embedded", "pid": server.pid}
-                if server
-                else {"address": ", ".join(recipe.variants.targets)}
-            )
-        yield OpenSource(source, provenance)
+            opened = open_in_process(recipe, dataset, ledger, device)
+            opened.provenance["source"] = variants.source
+        stack.callback(lambda: opened.source.close())  # by then it may have a store under it
+        if variants.store is not None:
+            add_store(opened, recipe, dataset, variants.store)
+            if variants.source == "stored":
+                opened.provenance["missing"] = variants.missing
+        yield opened
 
 
-def _open_remote(
-    recipe: Recipe, dataset: ImageDataset, ledger: Ledger, server: EmbeddedServer | None, pool: VariantPool | None
+@contextmanager
+def open_stored_first(
+    recipe: Recipe, dataset: ImageDataset, plan: ViewPlan, ledger: Ledger, device: torch.device
+) -> Iterator[OpenSource | None]:
+    """Yields the open source of a recipe that reads a store, or None for any other recipe.
+
+    Raises:
+        StoreError: if there is no store, or it lacks variants of the plan that are neither made nor replaced.
+    """
+    if recipe.variants.source != "stored":
+        yield None
+        return
+    with open_source(recipe, dataset, ledger, device, None) as opened:
+        if recipe.variants.replay is None:
+            require_stored(recipe, dataset, plan, opened)
+        yield opened
+
+
+def require_stored(recipe: Recipe, dataset: ImageDataset, plan: ViewPlan | Replay, opened: OpenSource | None) -> None:
+    """Raises StoreError if every planned variant must be in the store and one is not."""
+    variants = recipe.variants
+    if variants.source == "stored" and variants.missing == "fail" and opened is not None:
+        assert isinstance(opened.source, StoredSource)
+        require_planned(opened.source, plan, recipe.train.epochs, dataset, variants)
+
+
+def add_store(
+    opened: OpenSource,
+    recipe: Recipe,
+    dataset: ImageDataset,
+    folder: Path,
+    *,
+    strict: bool = False,
+    encoding: Encoding = "raw",
+    variants: int = 0,
+) -> StoredSource:
+    """Lays a store under a source that is open; arguments and errors as `stores.lay_under`."""
+    stored = lay_under(
+        opened.source,
+        opened.facts,
+        recipe,
+        dataset,
+        folder,
+        ahead=opened.remote is not None,
+        strict=strict,
+        encoding=encoding,
+        variants=variants,
+    )
+    if opened.remote is not None:
+        opened.remote.received, opened.remote.lacking = stored.keep, stored.lacking
+    opened.source = stored
+    opened.provenance["store"] = store_provenance(stored)
+    return stored
+
+
+def open_in_process(recipe: Recipe, dataset: ImageDataset, ledger: Ledger, device: torch.device) -> OpenSource:
+    """Loads the recipe's generator into this process.
+
+    Raises:
+        GeneratorError: if it cannot be had.
+    """
+    assert recipe.generator is not None
+    engine = VariantEngine(
+        GENERATORS.get(recipe.generator.name)(recipe.generator, device),
+        recipe.variants.buckets,
+        deterministic=recipe.variants.batching == "deterministic",
+    )
+    spec = engine.generator.spec
+    facts = GeneratorFacts(spec.name, spec.model, spec.licence, spec.fingerprint, dict(spec.defaults))
+    return OpenSource(InProcessSource(engine, dataset, ledger), {"source": "in_process", **_identity(facts)}, facts)
+
+
+def open_remote(
+    recipe: Recipe,
+    dataset: ImageDataset,
+    ledger: Ledger,
+    server: EmbeddedServer | None,
+    pool: VariantPool | None = None,
+    *,
+    client_id: str = "genssl run",
+    priority: Priority = "training",
+) -> OpenSource:
+    """Connects to the recipe's servers.
+
+    Args:
+        recipe: names them and their generator.
+        dataset: has the sources.
+        ledger: gets the counts.
+        server: the embedded one, if there is one.
+        pool: see `RemoteSource`.
+        client_id: see `RemoteSource`.
+        priority: see `RemoteSource`.
+
+    Raises:
+        ServerUnavailableError, RequestRefusedError: if there are no variants to be had.
+    """
+    remote = _remote(recipe, dataset, ledger, server, pool, client_id, priority)
+    info = remote.generator
+    assert info is not None
+    try:
+        if server is None:
+            _check_same_model(recipe, info)
+    except BaseException:
+        remote.close()
+        raise
+    facts = GeneratorFacts(info.name, info.model, info.licence, info.fingerprint, remote.parameters)
+    address = {"address": "embedded", "pid": server.pid} if server else {"address": ", ".join(recipe.variants.targets)}
+    return OpenSource(remote, {"source": "online", **_identity(facts), "server": address}, facts, remote)
+
+
+def _identity(facts: GeneratorFacts) -> dict[str, Any]:
+    return {
+        "model": facts.model,
+        "fingerprint": facts.fingerprint.hex(),
+        "licence": facts.licence,
+        "parameters": dict(facts.parameters),
+    }
+
+
+def _remote(
+    recipe: Recipe,
+    dataset: ImageDataset,
+    ledger: Ledger,
+    server: EmbeddedServer | None,
+    pool: VariantPool | None,
+    client_id: str,
+    priority: Priority,
 ) -> RemoteSource:
     assert recipe.generator is not None
     variants = recipe.variants
@@ -152,6 +285,8 @@ def _open_remote(
         else None,
         tls=variants.tls if server is None else None,
         check=server.check if server else lambda: None,
+        client_id=client_id,
+        priority=priority,
     )
 
 
@@ -165,6 +300,7 @@ def _open_pool(recipe: Recipe, folder: Path | None) -> VariantPool | None:
         max_bytes=variants.pool_bytes,
         max_reuse=variants.max_reuse,
         max_age_steps=variants.max_age_steps,
+        max_per_source=MOST_PER_SOURCE if variants.per_image == "fresh" else max(MOST_PER_SOURCE, variants.per_image),
     )
 
 

@@ -1,0 +1,260 @@
+"""Fills a variant store ahead of training: resumable, shardable, and safe to kill at any moment.
+
+What is there is never made again, and a batch is stored in one transaction, so there is no state besides the store.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from genssl.config.recipe import Recipe
+from genssl.data.base import ImageDataset
+from genssl.errors import UserError
+from genssl.runtime import pick_device, set_threads, usable_cores
+from genssl.serving.embedded import EmbeddedServer
+from genssl.training.run import load_splits
+from genssl.training.sources import OpenSource, add_store, open_in_process, open_remote, server_file, server_threads
+from genssl.training.stores import refuse_foreign
+from genssl.variants.ledger import Ledger
+from genssl.variants.source import VariantRequest
+from genssl.variants.store_facts import StoredNames
+from genssl.variants.store_record import Encoding
+from genssl.variants.stored import StoredSource
+
+READING_THREADS = 8  # a source's name is a digest of its file
+READ_AT_ONCE = 1024
+PIECES_AHEAD = 2  # beyond those in flight, so that a server never waits for this process
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` of `count`: a range of rows, so that all variants of an image lie in one shard."""
+
+    index: int = 0
+    count: int = 1
+
+    def rows(self, images: int) -> range:
+        """Returns the rows of this shard of a data set of so many images."""
+        return range(self.index * images // self.count, (self.index + 1) * images // self.count)
+
+
+EVERYTHING = Shard()
+
+
+@dataclass
+class Pregenerated:
+    """What came of it.
+
+    Attributes:
+        total: distinct variants of this shard.
+        there: of them, in the store already, or put there meanwhile by someone else.
+        made: of them, made and stored now.
+        seconds: of wall time, start-up left out.
+        generator_seconds: of the generator's device.
+    """
+
+    total: int
+    there: int = 0
+    made: int = 0
+    seconds: float = 0.0
+    generator_seconds: float = 0.0
+
+
+class Report(Protocol):
+    """Who is told how far it is."""
+
+    def note(self, text: str) -> None:
+        """Takes a line for the user."""
+        ...
+
+    def start(self, done: Pregenerated) -> None:
+        """Hears that the generator is ready, and what is to be made."""
+        ...
+
+    def advance(self, done: Pregenerated) -> None:
+        """Hears that more variants are in the store."""
+        ...
+
+
+def parse_shard(text: str | None) -> Shard:
+    """Returns the shard that "i/n" names; without a text, the one of torchrun's RANK and WORLD_SIZE, or everything.
+
+    Raises:
+        UserError: if it is none.
+    """
+    rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    where, found = "--shard", text
+    if text is None:
+        if rank is None or world is None:
+            return Shard()
+        where, found = "RANK and WORLD_SIZE", f"{rank}/{world}"
+    match = re.fullmatch(r"(\d+)/(\d+)", found or "")
+    if match is None or int(match[1]) >= int(match[2]):
+        raise UserError(
+            f"{where}: {found!r} is no shard; give i/n with 0 <= i < n, such as 0/4, 1/4, 2/4 and 3/4 for four of them"
+        )
+    return Shard(int(match[1]), int(match[2]))
+
+
+def pregenerate(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    variants: int,
+    report: Report,
+    shard: Shard = EVERYTHING,
+    rows: int = 64,
+    encoding: Encoding = "raw",
+    check: bool = False,
+) -> Pregenerated:
+    """Makes variants 0..variants-1 of every training image of a recipe, as far as the store lacks them.
+
+    In this process, or through servers if the recipe's `variants.source` is online. The views section of the recipe
+    does not matter.
+
+    Args:
+        recipe: has data set and generator.
+        folder: of the store; made if it is absent.
+        variants: of each image.
+        report: is told how far it is.
+        shard: the part to make.
+        rows: variants in a request, and in a transaction of the store.
+        encoding: of the images that are written.
+        check: reads what is stored, to make damaged variants again; otherwise its names are enough.
+
+    Raises:
+        UserError: for everything that the user can put right; what was stored stays.
+    """
+    if recipe.generator is None:
+        raise UserError(
+            "pregenerate: the recipe has no generator block; add one, such as that of recipes/simclr_sd.yaml"
+        )
+    refuse_foreign(folder, "--store")
+    recipe = _on_own_device(recipe)
+    device = pick_device(recipe.train.device)
+    if device.type == "cpu":
+        # torchrun's ranks on this machine share its cores; more threads than cores make them crawl.
+        ranks = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        set_threads(recipe.train.threads, shared_with=usable_cores() - usable_cores() // ranks)
+    dataset = load_splits(recipe.model_copy(update={"evaluate": []})).train
+    if dataset.skipped:
+        report.note(f"{len(dataset.skipped)} corrupt images are left out, such as {dataset.skipped[0]}")
+    ledger = Ledger()
+    with ExitStack() as stack:
+        opened = _open(recipe, dataset, ledger, device, rows, stack)
+        stack.callback(lambda: opened.source.close())  # by then it has the store under it
+        source = add_store(opened, recipe, dataset, folder, strict=True, encoding=encoding, variants=variants)
+        source_ids = _source_ids(dataset, shard.rows(len(dataset)))
+        lacking = _lacking(source, source_ids, variants, check=check)
+        done = Pregenerated(total=lacking.size, there=int(lacking.size - lacking.sum()))
+        report.start(done)
+        ahead = 0
+        if opened.remote is not None:
+            ahead = recipe.variants.max_in_flight * max(1, len(recipe.variants.targets)) + PIECES_AHEAD
+        started = time.perf_counter()
+        for number, piece in _announced(source, _pieces(source_ids, lacking, rows), ahead):
+            origins = source.take(piece, number).origins
+            done.made += origins.count("generated")
+            done.there += len(origins) - origins.count("generated")
+            done.seconds = time.perf_counter() - started
+            done.generator_seconds = ledger.generator_seconds
+            report.advance(done)
+        return done
+
+
+def _on_own_device(recipe: Recipe) -> Recipe:
+    """Returns the recipe with torchrun's LOCAL_RANK as GPU in place of "auto", or every rank would take the first."""
+    local = os.environ.get("LOCAL_RANK", "")
+    if recipe.train.device != "auto" or not local.isdecimal() or not torch.cuda.is_available():
+        return recipe
+    train = recipe.train.model_copy(update={"device": f"cuda:{int(local) % torch.cuda.device_count()}"})
+    return recipe.model_copy(update={"train": train})
+
+
+def _open(
+    recipe: Recipe, dataset: ImageDataset, ledger: Ledger, device: torch.device, rows: int, stack: ExitStack
+) -> OpenSource:
+    """Opens what makes the variants; a server of its own is left to `stack`."""
+    if recipe.variants.source != "online":
+        return open_in_process(recipe, dataset, ledger, device)
+    server = None
+    if recipe.variants.server == "embedded":
+        # Nothing trains beside it, so it may have the whole machine, unless its bits depend on the number of threads.
+        threads: int | Literal["auto"] = (
+            server_threads(recipe) if recipe.variants.batching == "deterministic" else "auto"
+        )
+        log = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="genssl-"))) / "server.log"
+        server = stack.enter_context(EmbeddedServer(server_file(recipe, threads), log))
+    changed = recipe.variants.model_copy(update={"late": "block", "rows_per_request": rows})
+    patient = recipe.model_copy(update={"variants": changed})
+    return open_remote(patient, dataset, ledger, server, client_id="genssl pregenerate", priority="bulk")
+
+
+def _source_ids(dataset: ImageDataset, rows: range) -> dict[int, bytes]:
+    """Returns row -> source id; of rows with equal images the first alone, since they share their variants."""
+    with ThreadPoolExecutor(READING_THREADS, thread_name_prefix="genssl-reader") as threads:
+        names = list(threads.map(dataset.source_id, rows))
+    first: dict[bytes, int] = {}
+    for row, name in zip(rows, names, strict=True):
+        first.setdefault(name, row)
+    return {row: name for name, row in first.items()}
+
+
+def _lacking(
+    source: StoredSource, source_ids: dict[int, bytes], variants: int, *, check: bool
+) -> npt.NDArray[np.bool_]:
+    """Returns bool [images, variants]: what the store does not have."""
+    names = list(source_ids.values())
+    found = np.zeros((len(names), variants), np.bool_)
+    stored = StoredNames(source.store)
+    for start in range(0, len(names), READ_AT_ONCE):
+        part = names[start : start + READ_AT_ONCE]
+        for index in range(variants):
+            digests = [key.digest() for key in source.facts.keys(part, [index] * len(part))]
+            if check:
+                found[start : start + len(part), index] = [image is None for image in source.store.get_many(digests)]
+            else:
+                found[start : start + len(part), index] = stored.lack(digests)
+    return found
+
+
+def _pieces(source_ids: dict[int, bytes], lacking: npt.NDArray[np.bool_], rows: int) -> Iterator[list[VariantRequest]]:
+    """Yields what is to be made, image by image, `rows` variants at a time."""
+    images = list(source_ids.items())
+    piece: list[VariantRequest] = []
+    for position in np.flatnonzero(lacking.any(axis=1)):
+        row, source_id = images[int(position)]
+        for index in np.flatnonzero(lacking[position]):
+            piece.append(VariantRequest(row, source_id, int(index)))
+            if len(piece) == rows:
+                yield piece
+                piece = []
+    if piece:
+        yield piece
+
+
+def _announced(
+    source: StoredSource, pieces: Iterator[list[VariantRequest]], ahead: int
+) -> Iterator[tuple[int, Sequence[VariantRequest]]]:
+    """Yields every piece with its number, after it and the `ahead` following ones were announced."""
+    coming: deque[tuple[int, list[VariantRequest]]] = deque()
+    for numbered in enumerate(pieces):
+        source.plan(numbered[1], numbered[0])
+        coming.append(numbered)
+        if len(coming) > ahead:
+            yield coming.popleft()
+    yield from coming
