@@ -120,86 +120,95 @@ def test_refusals_say_when_to_come_back(start_server, tmp_path, digits_test):
         assert "8 may be queued at once" in never.value.details()
 
 
-def test_an_answer_that_exceeds_a_message_is_refused_before_it_is_made(start_server, tmp_path, digits_test):
-    with (
-        start_server(tmp_path, "limits.max_message_bytes=100000") as server,
-        grpc.insecure_channel(server.address) as channel,
-    ):
-        server.wait_until_serving()
-        stub = pb_grpc.GenerationServiceStub(channel)
-        large = {"output_size": 32.0}
-        specs = [pb.VariantSpec(variant_index=index, parameters=large) for index in range(20)]
-        with pytest.raises(grpc.RpcError) as caught:
-            ask(stub, digits_test.stored(0), [], variants=specs)
-        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-        most = int(re.search(r"ask for at most (\d+) at once", caught.value.details())[1])
-        assert 0 < most < 20
-        assert origins(ask(stub, digits_test.stored(0), [], variants=specs[:most])) == [pb.ORIGIN_GENERATED] * most
-        # Equal parameters have equal names, however their zeros are signed.
-        zero, minus = {"guidance_scale": 0.0}, {"guidance_scale": -0.0}
-        first = ask(stub, digits_test.stored(0), [50], parameters=minus)
-        again = ask(stub, digits_test.stored(0), [50], parameters=zero)
-        assert origins(again) == [pb.ORIGIN_MEMORY]
-        assert again.variants[0].data == first.variants[0].data
-
-
-def test_what_would_be_late_is_refused_at_once(start_server, tmp_path, digits_test):
-    with start_server(tmp_path) as server, grpc.insecure_channel(server.address) as channel:
-        server.wait_until_serving()
-        stub = pb_grpc.GenerationServiceStub(channel)
-        stored = digits_test.stored(0)
-        slow = {"parameters": {"num_inference_steps": 100.0}}
-        ask(stub, stored, range(16), **slow)  # now it knows what such batches cost
-        started = time.monotonic()
-        with pytest.raises(grpc.RpcError) as caught:
-            ask(stub, stored, range(100, 1000), timeout=0.5, **slow)
-        refusal = read_refusal(caught.value)
-        assert (refusal.code, refusal.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE")
-        assert re.search(r"ready in \d+\.\d+ s, after the deadline", refusal.message)
-        assert time.monotonic() - started < 0.5, "refused ahead of the deadline, not at it"
-        statistics = stub.GetStatistics(pb.GetStatisticsRequest())
-        assert statistics.rejections["deadline"] == 1
-        assert sum(statistics.generators[0].queued.values()) == 0
-
-
-def test_the_variants_of_a_client_that_hung_up_are_not_made(start_server, tmp_path, digits_test):
-    with start_server(tmp_path, "buckets=[4]") as server, grpc.insecure_channel(server.address) as channel:
-        server.wait_until_serving()
-        stub = pb_grpc.GenerationServiceStub(channel)
-        request = pb.GenerateVariantsRequest(
-            generator_id="stable_unclip",
-            sources=[source_of(digits_test.stored(0))],
-            variants=[pb.VariantSpec(variant_index=index) for index in range(400)],
-            parameters={"num_inference_steps": 20.0},
-        )
-        call = stub.GenerateVariants.future(request, timeout=60)
-        while stub.GetStatistics(pb.GetStatisticsRequest()).generators[0].running == 0:
-            time.sleep(0.01)
-        call.cancel()
-        deadline = time.monotonic() + 10
-        while True:
-            counters = stub.GetStatistics(pb.GetStatisticsRequest()).generators[0]
-            if counters.running == 0 and sum(counters.queued.values()) == 0:
-                break
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        computed = sum(batch.rows for batch in counters.batches)
-        assert counters.variants_dropped + computed == 400
-        assert computed < 200
-
-
-def test_two_generators_share_a_server_and_have_queues_of_their_own(start_server, tmp_path, digits_test):
+@pytest.fixture(scope="module")
+def shared(start_server, tmp_path_factory):
+    """A server with two generators and short messages."""
     block = "{name: stable_unclip, model: 'builtin:digits-unclip', guidance_scale: 1.0, num_inference_steps: 2"
-    generators = f"generators=[{block}, id: calm, noise_level: 0}}, {block}, id: wild, noise_level: 600}}]"
-    with start_server(tmp_path, generators) as server, VariantClient(server.address) as client:
+    generators = f"generators=[{block}, noise_level: 0}}, {block}, id: wild, noise_level: 600}}]"
+    folder = tmp_path_factory.mktemp("server")
+    with start_server(folder, generators, "limits.max_message_bytes=400000") as server:
         server.wait_until_serving()
-        assert sorted(info.generator_id for info in client.generators()) == ["calm", "wild"]
+        yield server
+
+
+@pytest.fixture
+def stub(shared):
+    with grpc.insecure_channel(shared.address) as channel:
+        yield pb_grpc.GenerationServiceStub(channel)
+
+
+def counters_of(stub) -> pb.GeneratorStatistics:
+    return stub.GetStatistics(pb.GetStatisticsRequest()).generators[0]
+
+
+def test_two_generators_share_a_server_and_have_queues_of_their_own(shared, digits_test):
+    with VariantClient(shared.address) as client:
+        assert sorted(info.generator_id for info in client.generators()) == ["stable_unclip", "wild"]
         images = [digits_test.image(row) for row in range(8)]
-        calm = client.variants(images, 0, generator="calm")
+        calm = client.variants(images, 0, generator="stable_unclip")
         wild = client.variants(images, 0, generator="wild")
         assert not np.array_equal(calm.images, wild.images)
-        with pytest.raises(RequestRefusedError, match=r"several generators; name one of them: calm, wild"):
+        with pytest.raises(RequestRefusedError, match=r"several generators; name one of them: stable_unclip, wild"):
             client.variants(images, 0)
+
+
+def test_an_answer_that_exceeds_a_message_is_refused_before_it_is_made(stub, digits_test):
+    large = {"output_size": 32.0}
+    specs = [pb.VariantSpec(variant_index=index, parameters=large) for index in range(140)]
+    with pytest.raises(grpc.RpcError) as caught:
+        ask(stub, digits_test.stored(0), [], variants=specs)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    most = int(re.search(r"ask for at most (\d+) at once", caught.value.details())[1])
+    assert 0 < most < 140
+    assert origins(ask(stub, digits_test.stored(0), [], variants=specs[:most])) == [pb.ORIGIN_GENERATED] * most
+
+
+def test_equal_parameters_have_equal_names_however_their_zeros_are_signed(stub, digits_test):
+    first = ask(stub, digits_test.stored(0), [50], parameters={"guidance_scale": -0.0})
+    again = ask(stub, digits_test.stored(0), [50], parameters={"guidance_scale": 0.0})
+    assert origins(again) == [pb.ORIGIN_MEMORY]
+    assert again.variants[0].data == first.variants[0].data
+
+
+def test_what_would_be_late_is_refused_at_once(stub, digits_test):
+    stored = digits_test.stored(1)
+    slow = {"parameters": {"num_inference_steps": 100.0}}
+    ask(stub, stored, range(16), **slow)  # now it knows what such batches cost
+    started = time.monotonic()
+    with pytest.raises(grpc.RpcError) as caught:
+        ask(stub, stored, range(100, 1000), timeout=0.5, **slow)
+    refusal = read_refusal(caught.value)
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE")
+    assert re.search(r"ready in \d+\.\d+ s, after the deadline", refusal.message)
+    assert time.monotonic() - started < 0.5, "refused ahead of the deadline, not at it"
+    assert stub.GetStatistics(pb.GetStatisticsRequest()).rejections["deadline"] == 1
+    assert sum(counters_of(stub).queued.values()) == 0
+
+
+def test_the_variants_of_a_client_that_hung_up_are_not_made_but_those_begun_are_kept(stub, digits_test):
+    before = counters_of(stub)
+    request = pb.GenerateVariantsRequest(
+        generator_id="stable_unclip",
+        sources=[source_of(digits_test.stored(2))],
+        variants=[pb.VariantSpec(variant_index=index) for index in range(600)],
+        parameters={"num_inference_steps": 40.0},
+    )
+    call = stub.GenerateVariants.future(request, timeout=60)
+    while sum(batch.rows for batch in counters_of(stub).batches) == sum(batch.rows for batch in before.batches):
+        time.sleep(0.01)
+    call.cancel()
+    deadline = time.monotonic() + 20
+    while True:
+        after = counters_of(stub)
+        if after.running == 0 and sum(after.queued.values()) == 0:
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    computed = sum(batch.rows for batch in after.batches) - sum(batch.rows for batch in before.batches)
+    assert computed < 400
+    assert after.variants_dropped - before.variants_dropped >= 200
+    again = ask(stub, digits_test.stored(2), range(8), parameters={"num_inference_steps": 40.0})
+    assert origins(again) == [pb.ORIGIN_MEMORY] * 8, "what was computed for nobody is not computed again"
 
 
 @pytest.fixture(scope="module")
