@@ -42,10 +42,6 @@ from genssl.variants.store import VariantStore
 
 log = logging.getLogger(__name__)
 
-# The device's thread needs the interpreter's lock between any two operations of a network; by default it may wait 5 ms
-# for it each time, while the event loop reads a request.
-SWITCH_SECONDS = 0.0002
-
 
 async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with_stdin: bool = False) -> None:
     """Serves until SIGTERM or SIGINT; a second one stops at once.
@@ -58,7 +54,6 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
     Raises:
         UserError: if the address is taken, or a generator cannot be loaded.
     """
-    sys.setswitchinterval(SWITCH_SECONDS)
     device = pick_device(file.device)
     threads = set_threads(file.threads) if device.type == "cpu" else 0
     for warning in file.warnings():
