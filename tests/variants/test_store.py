@@ -238,7 +238,7 @@ def test_a_new_writer_is_found_by_a_miss_within_a_second(folder):
         np.testing.assert_array_equal(mine.get(key(19).digest()), image(19))
 
 
-@pytest.mark.parametrize("rounds", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_kill_9_loses_nothing_that_was_stored(folder, rounds):
     delays = random.Random(0)
     committed: set[int] = set()
