@@ -56,10 +56,6 @@ class Admission:
         self._bytes: Counter[str] = Counter()
         self.variants = self.num_bytes = 0
 
-    def variants_of(self, holder: str) -> int:
-        """Returns how many variants of a holder have been admitted and not yet answered."""
-        return self._variants[holder]
-
     def most(self, token_most: int | None) -> int:
         """Returns the most variants that one client can ever have here at once."""
         limits = self._limits

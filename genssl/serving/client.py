@@ -33,7 +33,7 @@ from genssl.serving.targets import CLIENT_ADVICE, Advice, ClientTLS, Target
 from genssl.variants.background import refuse_after_fork
 from genssl.variants.source import VariantRequest
 
-__all__ = ["Answer", "AsyncVariantClient", "GenerationClient", "VariantBatch"]
+__all__ = ["Answer", "AsyncVariantClient", "VariantBatch"]
 
 
 class _Job:
@@ -318,6 +318,3 @@ async def _all(works: Any) -> list[Any]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
-
-
-GenerationClient = AsyncVariantClient
