@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a method sees of a batch: float [B, 3, S, S] in [0, 1] each, row i of every view of the same source.
+
+    Attributes:
+        pair: the two views that every method compares.
+        generated: further views of variants of the source, which `views.policy: third` adds.
+        crops: further small views float [B, 3, s, s] of multi-crop.
+        pair_weights: float [B] with mean 1; how much the loss of each pair counts. None: all the same.
+    """
+
+    pair: tuple[torch.Tensor, torch.Tensor]
+    generated: tuple[torch.Tensor, ...] = ()
+    crops: tuple[torch.Tensor, ...] = ()
+    pair_weights: torch.Tensor | None = None
 
 
 @dataclass
@@ -22,14 +38,14 @@ class Method(Protocol):
 
     feature_dim: int
 
-    def step(self, views: Sequence[torch.Tensor]) -> StepOutput:
-        """Computes the loss of a batch from its views, float [B, 3, S, S] each, row i of every view the same source."""
+    def step(self, views: Views) -> StepOutput:
+        """Computes the loss of a batch from its views."""
         ...
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Returns the representation float [B, feature_dim] that evaluators judge."""
         ...
 
-    def after_step(self) -> None:
-        """Runs once after every optimiser step: moving averages, queues."""
+    def after_step(self, done: float) -> None:
+        """Runs once after every optimiser step: moving averages, queues; `done` is the part of the training, 0..1."""
         ...

@@ -6,12 +6,10 @@ TensorFlow code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
-from genssl.methods.base import StepOutput
+from genssl.methods.base import StepOutput, Views
 from genssl.methods.configs import SimCLRConfig
 from genssl.methods.losses import nt_xent
 
@@ -38,9 +36,9 @@ class SimCLR(nn.Module):
             nn.Linear(config.projector_hidden_dim, config.projector_output_dim),
         )
 
-    def step(self, views: Sequence[torch.Tensor]) -> StepOutput:
-        """Returns the NT-Xent loss of two views, float [B, 3, S, S] each."""
-        first, second = views
+    def step(self, views: Views) -> StepOutput:
+        """Returns the NT-Xent loss of the pair."""
+        first, second = views.pair
         # One forward for both views, as in the original code: where one view is generated, separate forwards would
         # normalise each kind by its own batch statistics, and the running ones would fit neither.
         z1, z2 = self.projector(self.backbone(torch.cat([first, second]))).chunk(2)
@@ -51,5 +49,5 @@ class SimCLR(nn.Module):
         features: torch.Tensor = self.backbone(images)
         return features
 
-    def after_step(self) -> None:
+    def after_step(self, done: float) -> None:
         """SimCLR keeps no moving average and no queue."""

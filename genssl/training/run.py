@@ -129,7 +129,7 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
             optimizer.zero_grad(set_to_none=True)
             output.loss.backward()
             optimizer.step()
-            method.after_step()
+            method.after_step((step + 1) / (recipe.train.epochs * plan.steps_per_epoch))
 
             loss = output.loss.item()
             if not math.isfinite(loss):

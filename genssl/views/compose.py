@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 
 from genssl.data.base import ImageDataset
+from genssl.methods.base import Views
 from genssl.runtime import stream
 from genssl.variants.plan import REAL, VIEWS, StepPlan
 from genssl.variants.source import Delivery, VariantRequest
@@ -26,7 +25,7 @@ def requests_of(plan: StepPlan, dataset: ImageDataset) -> list[VariantRequest]:
 
 def compose_views(
     plan: StepPlan, real: torch.Tensor, delivery: Delivery | None, augment: Augment, seed: int, device: torch.device
-) -> Sequence[torch.Tensor]:
+) -> Views:
     """Makes the augmented views of a batch.
 
     Args:
@@ -39,7 +38,7 @@ def compose_views(
         device: where the views are made.
 
     Returns:
-        Two tensors float32 [B, 3, size, size] in [0, 1].
+        Views whose pair is float32 [B, 3, size, size] in [0, 1].
     """
     size = real.shape[-1]
     chosen = torch.from_numpy(plan.indices != REAL)
@@ -52,4 +51,7 @@ def compose_views(
         if variants.shape[-1] != size:
             variants = F.interpolate(variants, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
         views[chosen.to(device)] = variants
-    return [augment(views[:, view], stream("augment", seed, plan.epoch, plan.step, view)) for view in range(VIEWS)]
+    first, second = (
+        augment(views[:, view], stream("augment", seed, plan.epoch, plan.step, view)) for view in range(VIEWS)
+    )
+    return Views(pair=(first, second))

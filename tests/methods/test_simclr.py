@@ -6,6 +6,7 @@ import torch
 
 from genssl.backbones.configs import ResNet18Config
 from genssl.backbones.resnet import build_resnet
+from genssl.methods.base import Views
 from genssl.methods.configs import SimCLRConfig
 from genssl.methods.simclr import SimCLR
 
@@ -17,7 +18,7 @@ def make() -> SimCLR:
 
 def test_every_parameter_gets_a_gradient():
     method = make()
-    method.step([torch.rand(6, 3, 8, 8), torch.rand(6, 3, 8, 8)]).loss.backward()
+    method.step(Views((torch.rand(6, 3, 8, 8), torch.rand(6, 3, 8, 8)))).loss.backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in method.parameters())
 
 
@@ -27,7 +28,7 @@ def test_both_views_share_one_batch_of_statistics():
     dark, bright = torch.zeros(4, 3, 8, 8), torch.ones(4, 3, 8, 8)
     seen: list[int] = []
     method.backbone.bn1.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-    method.step([dark, bright])
+    method.step(Views((dark, bright)))
     assert seen == [8]
 
 

@@ -30,7 +30,7 @@ def test_requests_are_row_by_row(digits_train):
 def compose(variants: np.ndarray | None) -> list[torch.Tensor]:
     real = torch.full((3, 3, 8, 8), 10, dtype=torch.uint8)
     delivery = None if variants is None else Delivery(variants, ["generated"] * 3, [5, 6, 8])
-    views = compose_views(PLAN, real, delivery, Augment(STILL, 8), 0, torch.device("cpu"))
+    views = compose_views(PLAN, real, delivery, Augment(STILL, 8), 0, torch.device("cpu")).pair
     return [(view * 255).round().int() for view in views]
 
 
@@ -58,5 +58,5 @@ def test_a_slot_whose_variant_is_replaced_by_the_real_image_shows_the_source():
         images = np.stack([np.full((3, 8, 8), value, np.uint8) for value in (100, 200)])
         images = images[: 3 - origins.count("real")]
         delivery = Delivery(images, origins, [REAL if origin == "real" else 4 for origin in origins])
-        views = compose_views(PLAN, real, delivery, Augment(STILL, 8), 0, torch.device("cpu"))
+        views = compose_views(PLAN, real, delivery, Augment(STILL, 8), 0, torch.device("cpu")).pair
         assert tuple((view * 255).round().int()[:, 0, 0, 0].tolist() for view in views) == seen
