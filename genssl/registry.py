@@ -21,6 +21,8 @@ from genssl.errors import UserError, suggest
 
 T = TypeVar("T")
 
+ANY = "<model>"  # an entry "library/<model>" stands for all names "library/..."
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -113,6 +115,9 @@ class Registry:
     def _entry(self, name: str) -> Entry:
         if name in self._entries:
             return self._entries[name]
+        library, _, model = name.partition("/")
+        if model and (entry := self._entries.get(f"{library}/{ANY}")) is not None:
+            return entry
         point = self._entry_points().get(name)
         if point is None:
             raise UnknownNameError(f"{name!r} is not one of the {self.kind}{suggest(name, self.names())}")
@@ -172,19 +177,32 @@ DATASETS = Registry(
 BACKBONES = Registry(
     "backbones",
     [
-        _builtin(
-            "backbones",
-            "resnet18",
-            "resnet:build_resnet",
-            "ResNet18Config",
-            "ResNet-18 with ImageNet or small-image stem and any width",
+        *(
+            _builtin(
+                "backbones",
+                f"resnet{depth}",
+                "resnet:build_resnet",
+                f"ResNet{depth}Config",
+                f"ResNet-{depth} with ImageNet or small-image stem and any width",
+            )
+            for depth in (18, 34, 50)
+        ),
+        *(
+            _builtin(
+                "backbones",
+                f"vit_{size.lower()}",
+                "vit:build_vit",
+                f"ViT{size}Config",
+                f"ViT-{size} for any image and patch size",
+            )
+            for size in ("Tiny", "Small")
         ),
         _builtin(
             "backbones",
-            "resnet50",
-            "resnet:build_resnet",
-            "ResNet50Config",
-            "ResNet-50 with ImageNet or small-image stem and any width",
+            f"timm/{ANY}",
+            "from_timm:build_timm",
+            "TimmConfig",
+            "any model of timm, by the extra `timm`; nothing is downloaded",
         ),
     ],
 )
@@ -199,19 +217,37 @@ GENERATORS = Registry(
             "StableUnCLIPConfig",
             "Stable Diffusion unCLIP: image embedding in, image out; any diffusers folder or hub id",
         ),
+        _builtin(
+            "generators",
+            "flow",
+            "flow:Flow",
+            "FlowConfig",
+            "rectified flow on self-supervised features; train your own",
+        ),
+        _builtin(
+            "generators",
+            "icgan",
+            "icgan:ICGAN",
+            "ICGANConfig",
+            "instance-conditioned GAN, one forward pass: official weights that you bring, or train your own",
+        ),
     ],
 )
 
 METHODS = Registry(
     "methods",
     [
-        _builtin(
-            "methods",
-            "simclr",
-            "simclr:SimCLR",
-            "SimCLRConfig",
-            "SimCLR (Chen et al. 2020, arXiv 2002.05709): NT-Xent over two views",
-        )
+        _builtin("methods", name, f"{name}:{attribute}", f"{attribute}Config", summary)
+        for name, attribute, summary in [
+            ("simclr", "SimCLR", "SimCLR (Chen et al. 2020, arXiv 2002.05709): NT-Xent over two views"),
+            ("simsiam", "SimSiam", "SimSiam (Chen and He 2021, arXiv 2011.10566): predictor and stop-gradient"),
+            ("byol", "BYOL", "BYOL (Grill et al. 2020, arXiv 2006.07733): predicts a momentum network"),
+            ("barlow_twins", "BarlowTwins", "Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230): decorrelation"),
+            ("moco", "MoCo", "MoCo v2+ (He et al. 2020, arXiv 1911.05722; v2: 2003.04297): momentum queue, symmetric"),
+            ("vicreg", "VICReg", "VICReg (Bardes et al. 2022, arXiv 2105.04906): variance, invariance, covariance"),
+            ("nnclr", "NNCLR", "NNCLR (Dwibedi et al. 2021, arXiv 2104.14548): nearest neighbours as positives"),
+            ("dino", "DINO", "DINO (Caron et al. 2021, arXiv 2104.14294): self-distillation, multi-crop"),
+        ]
     ],
 )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from genssl.config.base import ComponentConfig
 
@@ -28,7 +29,52 @@ class ResNet18Config(ResNetConfig):
     name: Literal["resnet18"] = "resnet18"
 
 
+class ResNet34Config(ResNetConfig):
+    """ResNet-34."""
+
+    name: Literal["resnet34"] = "resnet34"
+
+
 class ResNet50Config(ResNetConfig):
     """ResNet-50."""
 
     name: Literal["resnet50"] = "resnet50"
+
+
+class ViTConfig(ComponentConfig):
+    """What the vision transformers have in common."""
+
+    image_size: int = Field(224, ge=1, description="pixels of the square views; the views of a run must have this size")
+    patch_size: int = Field(16, ge=1, description="pixels of a square patch; must divide image_size")
+    depth: int = Field(12, ge=1, description="blocks; 12 is the standard network")
+    interpolate_positions: bool = Field(
+        False, description="views of other sizes, such as those of multi-crop, get interpolated position embeddings"
+    )
+
+    @field_validator("patch_size")
+    @classmethod
+    def _divides_the_image(cls, value: int, info: ValidationInfo) -> int:
+        size = info.data.get("image_size")
+        if size is not None and size % value:
+            raise ValueError(f"image_size is {size}, which patches of {value} pixels do not divide")
+        return value
+
+
+class ViTTinyConfig(ViTConfig):
+    """ViT-Tiny: 192 channels, 3 heads."""
+
+    name: Literal["vit_tiny"] = "vit_tiny"
+
+
+class ViTSmallConfig(ViTConfig):
+    """ViT-Small: 384 channels, 6 heads."""
+
+    name: Literal["vit_small"] = "vit_small"
+
+
+class TimmConfig(ComponentConfig):
+    """Any model of timm, `timm/<model>`; random weights, or those of a local file. Nothing is downloaded."""
+
+    name: str = Field("timm/<model>", pattern=r"^timm/[\w.]+$", description="timm/ and the name of one of its models")
+    image_size: int | None = Field(None, ge=1, description="timm's img_size, for models that fix it, such as ViTs")
+    weights: Path | None = Field(None, description="a safetensors file with the model's state dict")

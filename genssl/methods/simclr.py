@@ -2,6 +2,9 @@
 
 Deviations: none in the loss; the projector's output has no batch norm, as in solo-learn and unlike the original's
 TensorFlow code.
+
+Generated views: a weighted NT-Xent term with the first view, or, with `multi_positive`, StableRep's loss over all views
+of a source.
 """
 
 from __future__ import annotations
@@ -11,7 +14,10 @@ from torch import nn
 
 from genssl.methods.base import StepOutput, Views
 from genssl.methods.configs import SimCLRConfig
-from genssl.methods.losses import nt_xent
+from genssl.methods.gather import gather, gather_weights
+from genssl.methods.heads import mlp
+from genssl.methods.losses import multi_positive_nt_xent, nt_xent
+from genssl.methods.pairs import forward_views, pair_and_generated, whole_views
 
 
 class SimCLR(nn.Module):
@@ -26,23 +32,25 @@ class SimCLR(nn.Module):
 
     def __init__(self, config: SimCLRConfig, backbone: nn.Module) -> None:
         super().__init__()
+        self.config = config
         self.backbone = backbone
         self.feature_dim = int(backbone.feature_dim)  # type: ignore[arg-type]
-        self.temperature = config.temperature
-        self.projector = nn.Sequential(
-            nn.Linear(self.feature_dim, config.projector_hidden_dim, bias=False),
-            nn.BatchNorm1d(config.projector_hidden_dim),
-            nn.ReLU(inplace=True),
-            nn.Linear(config.projector_hidden_dim, config.projector_output_dim),
-        )
+        self.projector = mlp(self.feature_dim, config.projector_hidden_dim, config.projector_output_dim)
 
     def step(self, views: Views) -> StepOutput:
-        """Returns the NT-Xent loss of the pair."""
-        first, second = views.pair
-        # One forward for both views, as in the original code: where one view is generated, separate forwards would
-        # normalise each kind by its own batch statistics, and the running ones would fit neither.
-        z1, z2 = self.projector(self.backbone(torch.cat([first, second]))).chunk(2)
-        return StepOutput(loss=nt_xent(z1, z2, self.temperature))
+        """Returns the NT-Xent loss of the pair, and of the generated views if there are any."""
+        outputs = forward_views(self._project, whole_views(views, "simclr"), self.config.batch_statistics)
+        z = [gather(output) for output in outputs]
+
+        def compare(first: int, second: int, weights: torch.Tensor | None) -> torch.Tensor:
+            return nt_xent(z[first], z[second], self.config.temperature, gather_weights(weights))
+
+        if not (self.config.multi_positive and views.generated):
+            return pair_and_generated(compare, views, self.config.generated_weight)
+        view_weights = z[0].new_tensor([1.0, 1.0] + [self.config.generated_weight] * len(views.generated))
+        weights = gather_weights(views.pair_weights)
+        loss = multi_positive_nt_xent(torch.stack(z), self.config.temperature, view_weights, weights)
+        return StepOutput(loss=loss)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Returns backbone features float [B, feature_dim]."""
@@ -51,3 +59,7 @@ class SimCLR(nn.Module):
 
     def after_step(self, done: float) -> None:
         """SimCLR keeps no moving average and no queue."""
+
+    def _project(self, images: torch.Tensor) -> torch.Tensor:
+        projections: torch.Tensor = self.projector(self.backbone(images))
+        return projections

@@ -6,11 +6,14 @@ import pytest
 import torch
 import torchvision
 
-from genssl.backbones.configs import ResNet18Config, ResNet50Config
+from genssl.backbones.configs import ResNet18Config, ResNet34Config, ResNet50Config
 from genssl.backbones.resnet import build_resnet
 
 
-@pytest.mark.parametrize(("config", "reference"), [(ResNet18Config(), "resnet18"), (ResNet50Config(), "resnet50")])
+@pytest.mark.parametrize(
+    ("config", "reference"),
+    [(ResNet18Config(), "resnet18"), (ResNet34Config(), "resnet34"), (ResNet50Config(), "resnet50")],
+)
 def test_the_standard_network_is_torchvisions(config, reference):
     theirs = getattr(torchvision.models, reference)(weights=None).eval()
     ours = build_resnet(config).eval()
