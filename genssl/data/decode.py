@@ -66,12 +66,13 @@ def _raw_pixels(stored: StoredImage, max_pixels: int) -> UInt8Array:
     return np.repeat(pixels, 3, axis=0) if stored.channels == 1 else pixels
 
 
-def resize_and_crop(pixels: UInt8Array, size: int) -> UInt8Array:
-    """Resizes the centre square to `size` pixels (bicubic, antialiased).
+def resize_and_crop(pixels: UInt8Array, size: int, resample: Image.Resampling = Image.Resampling.BICUBIC) -> UInt8Array:
+    """Resizes the centre square to `size` pixels (antialiased).
 
     Args:
         pixels: uint8 [3, H, W].
         size: side of the result in pixels.
+        resample: Pillow's filter.
 
     Returns:
         uint8 [3, size, size]; the input itself if it has that shape already.
@@ -84,5 +85,5 @@ def resize_and_crop(pixels: UInt8Array, size: int) -> UInt8Array:
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
     image = Image.fromarray(pixels.transpose(1, 2, 0))
-    square = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    square = image.resize((size, size), resample, box=(left, top, left + side, top + side))
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))

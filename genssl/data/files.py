@@ -11,7 +11,6 @@ from genssl.data.base import StoredImage, UInt8Array
 from genssl.data.configs import FileDatasetConfig
 from genssl.data.decode import MAX_BYTES, decode, resize_and_crop
 from genssl.errors import DataError
-from genssl.runtime import usable_cores
 
 CHECKED_AT_ONCE = 1024
 
@@ -91,6 +90,8 @@ class FileDataset:
         return DataError(f"{self._paths[row]}: {what}; {advice}")
 
     def _leave_out_corrupt(self, root: Path) -> None:
+        from genssl.runtime import usable_cores  # has torch in its train, which decoding workers need not load
+
         rows = range(len(self._paths))
         good: list[int] = []
         # Pillow decodes without the GIL. Chunks, because the pool would hold a future for every file at once.

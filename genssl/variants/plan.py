@@ -2,6 +2,9 @@
 
 It decides which sources a batch has, which of their views are variants, and which index each of those has; nothing that
 happens while training (speed, order of arrival, restarts) can change it.
+
+Every image of a batch has columns, each of which holds one variant or the image itself. Mostly a column is a view: the
+two of the pair, then the further ones of policy `third`. Under `added` there is one, of which both views are made.
 """
 
 from __future__ import annotations
@@ -13,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from genssl.config.views import Policy
 from genssl.runtime import stream
 
 REAL = -1
-VIEWS = 2
+VIEWS = 2  # of a pair
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,39 @@ class StepPlan:
     Attributes:
         epoch, step: where in the run; step counts within the epoch.
         rows: int64 [B], rows of the data set.
-        indices: int64 [B, 2]; for each view the index of its variant, or REAL.
+        indices: int64 [B, C]; for each column the index of its variant, or REAL.
+        start: position of the first row within the global batch, over all ranks.
+        batch_size: of the global batch; 0: this is all of it.
     """
 
     epoch: int
     step: int
     rows: npt.NDArray[np.int64]
     indices: npt.NDArray[np.int64]
+    start: int = 0
+    batch_size: int = 0
+
+
+def variant_columns(policy: Policy, third_count: int = 1) -> tuple[int, tuple[int, ...]]:
+    """Returns the number of columns that a policy has, and those which may hold variants."""
+    if policy == "third":
+        return VIEWS + third_count, tuple(range(VIEWS, VIEWS + third_count))
+    if policy == "added":
+        return 1, (0,)
+    return VIEWS, {"none": (), "second": (1,), "both": (0, 1)}[policy]
+
+
+def view_columns(columns: int) -> tuple[int, ...]:
+    """Returns, for each view, the column that it is made of, when there are so many columns."""
+    return (0,) * VIEWS if columns == 1 else tuple(range(columns))
+
+
+def fresh_indices(seed: int, epoch: int, columns: int) -> npt.NDArray[np.int64]:
+    """Returns int64 [columns], the indices of an epoch under per_image: fresh; none comes twice in a run.
+
+    Runs with other seeds have another range of indices, so that their variants are independent.
+    """
+    return np.int64(seed) * 2**32 + epoch * columns + np.arange(columns)
 
 
 def draw_indices(
@@ -40,26 +70,24 @@ def draw_indices(
     seed: int,
     epoch: int,
     num_sources: int,
-    policy: Literal["second", "both", "none"],
+    policy: Policy,
     probability: float,
     per_image: Literal["fresh"] | int,
+    third_count: int = 1,
 ) -> npt.NDArray[np.int64]:
-    """Draws which views of an epoch are variants, and of which index; the arguments are those of `ViewPlan`.
+    """Draws which columns of an epoch hold variants, and of which index; the arguments are those of `ViewPlan`.
 
-    Drawn for all sources at once, so that no slot depends on batch, rank or order.
+    Drawn for all sources at once, so that no slot depends on batch, rank or order; and for each column by itself.
 
     Returns:
-        int64 [num_sources, 2]; for each view the index of its variant, or REAL.
+        int64 [num_sources, C]; for each column the index of its variant, or REAL.
     """
-    draws, shape = stream("variants", seed, epoch), (num_sources, VIEWS)
+    columns, variant = variant_columns(policy, third_count)
+    draws, shape = stream("variants", seed, epoch), (num_sources, columns)
     is_variant = (torch.rand(shape, generator=draws) < probability).numpy()
-    views = {"none": (), "second": (1,), "both": (0, 1)}[policy]
-    for view in range(VIEWS):
-        if view not in views:
-            is_variant[:, view] = False
+    is_variant[:, [column for column in range(columns) if column not in variant]] = False
     if per_image == "fresh":
-        # Runs with other seeds draw from another range of indices, so that their variants are independent.
-        numbers = np.broadcast_to(np.int64(seed) * 2**32 + epoch * VIEWS + np.arange(VIEWS), shape)
+        numbers = np.broadcast_to(fresh_indices(seed, epoch, columns), shape)
     else:
         numbers = torch.randint(0, per_image, shape, generator=draws).numpy()
     return np.where(is_variant, numbers, REAL)
@@ -74,9 +102,10 @@ class ViewPlan:
         seed: the run's seed.
         num_sources: rows of the data set.
         batch_size: sources in a global batch, over all ranks.
-        policy: which views may be variants.
-        probability: of each such view, drawn per source and epoch.
-        per_image: "fresh" (an index is never used twice in a run), or K (uniform in 0..K-1).
+        policy: which views may be variants; see `ViewsConfig`.
+        probability: that a column which may hold a variant does, drawn per source and epoch.
+        per_image: "fresh" (an index is never used twice in a run), or K (uniform in 0..K-1, with replacement).
+        third_count: how many views beside the pair the policy `third` adds.
         rank, world_size: this rank's slice of every global batch.
     """
 
@@ -86,9 +115,10 @@ class ViewPlan:
         seed: int,
         num_sources: int,
         batch_size: int,
-        policy: Literal["second", "both", "none"],
+        policy: Policy,
         probability: float,
         per_image: Literal["fresh"] | int,
+        third_count: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -99,6 +129,7 @@ class ViewPlan:
         self.steps_per_epoch = num_sources // batch_size
         self._seed, self._num_sources, self._batch_size = seed, num_sources, batch_size
         self._policy, self._probability, self._per_image = policy, probability, per_image
+        self._third_count = third_count
         self._rank, self._local = rank, batch_size // world_size
         self._epoch: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
 
@@ -107,7 +138,7 @@ class ViewPlan:
         order, indices = self._of_epoch(epoch)
         start = step * self._batch_size + self._rank * self._local
         rows = order[start : start + self._local]
-        return StepPlan(epoch=epoch, step=step, rows=rows, indices=indices[rows])
+        return StepPlan(epoch, step, rows, indices[rows], start - step * self._batch_size, self._batch_size)
 
     def _of_epoch(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         if self._epoch is None or self._epoch[0] != epoch:
@@ -119,6 +150,7 @@ class ViewPlan:
                 policy=self._policy,
                 probability=self._probability,
                 per_image=self._per_image,
+                third_count=self._third_count,
             )
             self._epoch = (epoch, order, indices)
         return self._epoch[1], self._epoch[2]

@@ -1,117 +1,64 @@
-"""The standard SSL augmentations for a whole batch on its device, every parameter drawn per sample.
-
-torchvision's transforms draw one set of parameters for a batch tensor (pytorch/vision#8484), which is wrong for SSL
-views. Each function here takes the parameters as tensors, one entry a sample, so that it can be compared with
-torchvision's functional result sample by sample; `Augment` draws them.
-"""
+"""Draws the parameters of every standard augmentation per sample, and applies them to a batch on its device."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
 
-from genssl.config.recipe import AugmentationConfig
+from genssl.config.augmentation import AugmentationConfig
+from genssl.views.operations import (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    gaussian_blur,
+    resized_crop,
+    solarize,
+    to_grey,
+)
 
-GREY = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision and Pillow use
+Rows = slice | torch.Tensor
+COLOUR_OPERATIONS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
 
 
-def resized_crop(images: torch.Tensor, boxes: torch.Tensor, flip: torch.Tensor, size: int) -> torch.Tensor:
-    """Cuts a box out of each image, resizes it to a square (bilinear, not antialiased), and mirrors where told.
+@dataclass(frozen=True)
+class Draws:
+    """The parameters of a batch's augmentations, on the CPU.
 
-    Args:
-        images: float [B, C, H, W].
-        boxes: int [B, 4], (top, left, height, width) in pixels, inside the image.
-        flip: bool [B].
-        size: side of the result.
-
-    Returns:
-        float [B, C, size, size].
+    Attributes:
+        boxes: int64 [B, 4], top, left, height, width of the crop.
+        flip: bool [B], mirrored or not.
+        jitter: bool [B], colour jitter or not.
+        order: int64 [B, 4], the order of COLOUR_OPERATIONS.
+        factors: float [B, 4], their parameters.
+        grey: bool [B].
+        sigma: float [B], of the blur, in pixels.
+        blur: bool [B].
+        solarize: bool [B].
     """
-    batch, _, height, width = images.shape
-    top, left, box_height, box_width = boxes.to(images.dtype).unbind(1)
-    centres = (torch.arange(size, device=images.device, dtype=images.dtype) + 0.5) / size
-    rows = top[:, None] + centres * box_height[:, None] - 0.5
-    columns = left[:, None] + torch.where(flip[:, None], 1 - centres, centres) * box_width[:, None] - 0.5
-    # Sampling stays inside the box, as if it had been cut out first; else pixels from outside bleed into the border.
-    rows = rows.clamp(min=top[:, None], max=(top + box_height - 1)[:, None])
-    columns = columns.clamp(min=left[:, None], max=(left + box_width - 1)[:, None])
-    y = (2 * rows + 1) / height - 1
-    x = (2 * columns + 1) / width - 1
-    grid = torch.stack([x[:, None, :].expand(batch, size, size), y[:, :, None].expand(batch, size, size)], dim=3)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
+    boxes: torch.Tensor
+    flip: torch.Tensor
+    jitter: torch.Tensor
+    order: torch.Tensor
+    factors: torch.Tensor
+    grey: torch.Tensor
+    sigma: torch.Tensor
+    blur: torch.Tensor
+    solarize: torch.Tensor
 
-def to_grey(images: torch.Tensor) -> torch.Tensor:
-    """Returns the luma of RGB images float [B, 3, H, W] as [B, 1, H, W]."""
-    weights = torch.tensor(GREY, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
-    return (images * weights).sum(dim=1, keepdim=True)
-
-
-def _blend(images: torch.Tensor, other: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    factor = factor.view(-1, 1, 1, 1)
-    return (factor * images + (1 - factor) * other).clamp(0, 1)
-
-
-def adjust_brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Multiplies images float [B, 3, H, W] in [0, 1] by factor [B] >= 0."""
-    return (images * factor.view(-1, 1, 1, 1)).clamp(0, 1)
-
-
-def adjust_contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Moves images float [B, 3, H, W] away from (factor > 1) or towards (< 1) their mean luma; factor [B]."""
-    return _blend(images, to_grey(images).mean(dim=(1, 2, 3), keepdim=True), factor)
-
-
-def adjust_saturation(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Moves images float [B, 3, H, W] away from (factor > 1) or towards (< 1) their grey version; factor [B]."""
-    return _blend(images, to_grey(images), factor)
-
-
-def adjust_hue(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Turns the hue of images float [B, 3, H, W] in [0, 1] by shift [B] in [-0.5, 0.5] of the colour circle."""
-    red, green, blue = images.unbind(1)
-    value, _ = images.max(dim=1)
-    chroma = value - images.min(dim=1).values
-    safe = torch.where(chroma == 0, torch.ones_like(chroma), chroma)
-    hue = torch.where(
-        value == red,
-        (green - blue) / safe,
-        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
-    )
-    hue = torch.where(chroma == 0, torch.zeros_like(hue), hue) / 6
-    hue = (hue + shift.view(-1, 1, 1)) % 1.0
-    # HSV to RGB without branches: channel n is value - chroma * max(0, min(k, 4 - k, 1)), k = (n + 6 hue) mod 6.
-    channels = []
-    for n in (5, 3, 1):
-        k = (n + 6 * hue) % 6
-        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.stack(channels, dim=1)
-
-
-def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, radius: int) -> torch.Tensor:
-    """Blurs images float [B, C, H, W] with a Gaussian of standard deviation sigma [B] (pixels), borders reflected.
-
-    Args:
-        radius: half the kernel's length; smaller than the image's sides.
-    """
-    batch, channels, height, width = images.shape
-    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
-    kernel = torch.exp(-0.5 * (offsets / sigma.to(images.dtype)[:, None]) ** 2)
-    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)
-    x = F.pad(images, (radius, radius, radius, radius), mode="reflect").reshape(
-        1, batch * channels, height + 2 * radius, width + 2 * radius
-    )
-    x = F.conv2d(x, kernel[:, None, :, None], groups=batch * channels)
-    x = F.conv2d(x, kernel[:, None, None, :], groups=batch * channels)
-    return x.reshape(batch, channels, height, width)
+    def of(self, rows: Rows) -> Draws:
+        """Returns the parameters of some rows, given as a slice, a mask or numbers."""
+        return Draws(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
 class Augment:
-    """Draws the parameters of every augmentation per sample and applies them.
+    """One view's augmentations.
 
-    Order: resized crop and flip, colour jitter in random order, grey, blur.
+    Order: resized crop and flip, colour jitter in random order, grey, blur, solarization.
 
     Args:
         config: ranges and probabilities.
@@ -134,7 +81,15 @@ class Augment:
         Returns:
             float [B, 3, size, size] in [0, 1].
         """
-        config, batch = self.config, len(images)
+        return self.apply(images, self.draw(len(images), images.shape[2], images.shape[3], generator))
+
+    def draw(self, batch: int, height: int, width: int, generator: torch.Generator) -> Draws:
+        """Draws the parameters for `batch` images of a size.
+
+        The draws of a stream are compatible: what is added to this list comes last and only if it is switched on, so
+        that views of recipes without it stay what they were.
+        """
+        config = self.config
 
         def uniform(low: float, high: float) -> torch.Tensor:
             return torch.empty(batch).uniform_(low, high, generator=generator)
@@ -142,40 +97,53 @@ class Augment:
         def chosen(probability: float) -> torch.Tensor:
             return torch.rand(batch, generator=generator) < probability
 
-        boxes = draw_boxes(batch, images.shape[2], images.shape[3], config, generator)
-        x = resized_crop(images, boxes.to(images.device), chosen(config.flip_probability).to(images.device), self.size)
-
-        jittered = chosen(config.jitter_probability)
+        boxes = draw_boxes(batch, height, width, config, generator)
+        flip, jitter = chosen(config.flip_probability), chosen(config.jitter_probability)
         order = torch.rand((batch, 4), generator=generator).argsort(dim=1)
-        strengths = (config.brightness, config.contrast, config.saturation)
-        factors = [uniform(max(0.0, 1 - strength), 1 + strength) for strength in strengths] + [
-            uniform(-config.hue, config.hue)
-        ]
-        operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
-        active = [i for i, strength in enumerate((*strengths, config.hue)) if strength > 0]
-        for position in range(4):
-            for i in active:
-                x = _where(
-                    x,
-                    jittered & (order[:, position] == i),
-                    lambda part, rows, i=i: operations[i](part, factors[i][rows].to(part)),
-                )
-        x = _where(x, chosen(config.grayscale_probability), lambda part, rows: to_grey(part).expand_as(part))
-        sigma = uniform(*config.blur_sigma)
-        return _where(
-            x,
-            chosen(config.blur_probability),
-            lambda part, rows: gaussian_blur(part, sigma[rows].to(part), self.blur_radius),
+        factors = [uniform(max(0.0, 1 - strength), 1 + strength) for strength in self._strengths()[:3]]
+        factors.append(uniform(-config.hue, config.hue))
+        grey, sigma = chosen(config.grayscale_probability), uniform(*config.blur_sigma)
+        blur = chosen(config.blur_probability)
+        never = torch.zeros(batch, dtype=torch.bool)
+        return Draws(
+            boxes=boxes,
+            flip=flip,
+            jitter=jitter,
+            order=order,
+            factors=torch.stack(factors, dim=1),
+            grey=grey,
+            sigma=sigma,
+            blur=blur,
+            solarize=chosen(config.solarize_probability) if config.solarize_probability > 0 else never,
         )
 
+    def apply(self, images: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """Returns the views float [B, 3, size, size] of images float [B, 3, H, W] that drawn parameters make."""
+        x = resized_crop(images, draws.boxes.to(images.device), draws.flip.to(images.device), self.size)
+        active = [i for i, strength in enumerate(self._strengths()) if strength > 0]
+        for position in range(4):
+            for i in active:
+                now = draws.jitter & (draws.order[:, position] == i)
+                x = _where(x, now, COLOUR_OPERATIONS[i], draws.factors[:, i])
+        x = _where(x, draws.grey, lambda part: to_grey(part).expand_as(part))
+        x = _where(x, draws.blur, lambda part, sigma: gaussian_blur(part, sigma, self.blur_radius), draws.sigma)
+        return _where(x, draws.solarize, lambda part: solarize(part, self.config.solarize_threshold))
 
-def _where(images: torch.Tensor, mask: torch.Tensor, operation) -> torch.Tensor:  # type: ignore[no-untyped-def]
-    """Applies `operation(part, rows)` to the images that the CPU mask chooses, and returns the batch."""
+    def _strengths(self) -> tuple[float, float, float, float]:
+        config = self.config
+        return config.brightness, config.contrast, config.saturation, config.hue
+
+
+def _where(
+    images: torch.Tensor, mask: torch.Tensor, operation: Callable[..., torch.Tensor], *parameters: torch.Tensor
+) -> torch.Tensor:
+    """Applies `operation(part, *parameters of the part)` to the images that the CPU mask chooses; returns the batch."""
     rows = mask.nonzero()[:, 0]
     if len(rows) == 0:
         return images
     on_device = rows.to(images.device)
-    return images.index_copy(0, on_device, operation(images[on_device], rows))
+    part = images[on_device]
+    return images.index_copy(0, on_device, operation(part, *(values[rows].to(part) for values in parameters)))
 
 
 def draw_boxes(

@@ -1,4 +1,4 @@
-"""Where variants enter: the two views of a batch, made of sources and variants as the view plan says."""
+"""Where variants enter: the views of a batch, made of sources and variants as the view plan says."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import torch.nn.functional as F
 
 from genssl.data.base import ImageDataset
 from genssl.methods.base import Views
-from genssl.runtime import stream
-from genssl.variants.plan import REAL, VIEWS, StepPlan
+from genssl.variants.plan import REAL, StepPlan, view_columns
 from genssl.variants.source import Delivery, VariantRequest
-from genssl.views.augment import Augment
+from genssl.views.augmentations import Augmentations
 
 
 def requests_of(plan: StepPlan, dataset: ImageDataset) -> list[VariantRequest]:
-    """Returns the variants that a step wants, row by row, first view before second."""
+    """Returns the variants that a step wants, row by row, first column before second."""
     return [
         VariantRequest(row=int(row), source_id=dataset.source_id(int(row)), index=int(index))
         for row, indices in zip(plan.rows, plan.indices, strict=True)
@@ -24,34 +23,55 @@ def requests_of(plan: StepPlan, dataset: ImageDataset) -> list[VariantRequest]:
 
 
 def compose_views(
-    plan: StepPlan, real: torch.Tensor, delivery: Delivery | None, augment: Augment, seed: int, device: torch.device
+    plan: StepPlan,
+    real: torch.Tensor,
+    delivery: Delivery | None,
+    augmentations: Augmentations,
+    seed: int,
+    device: torch.device,
 ) -> Views:
     """Makes the augmented views of a batch.
+
+    A slot that the plan left real, or whose variant came too late (origin "real"), shows the source, augmented as real
+    images are; that holds for the further views of policy `third` too.
 
     Args:
         plan: of the step.
         real: uint8 [B, 3, S, S], the sources of the step.
-        delivery: the variants that `requests_of(plan)` asked for, in its order, or None if it asked for none;
-            a slot whose origin is "real" gets the source itself.
-        augment: standard augmentations, applied to sources and variants alike.
-        seed: of the run; augmentations depend on it, the epoch, the step and the view, and on nothing else.
+        delivery: the variants that `requests_of(plan)` asked for, in its order, or None if it asked for none.
+        augmentations: of real images and of variants.
+        seed: of the run; augmentations depend on it, the epoch, the step, the view and the row's position in the global
+            batch, and on nothing else.
         device: where the views are made.
 
     Returns:
-        Views whose pair is float32 [B, 3, size, size] in [0, 1].
+        Views float32 in [0, 1]: the pair and, under policy `third`, the further views [B, 3, size, size]; the small
+        views of multi-crop, which show the source, or under `added` what the pair shows.
     """
-    size = real.shape[-1]
     chosen = torch.from_numpy(plan.indices != REAL)
-    views = real.to(device).float().div_(255).unsqueeze(1).repeat(1, VIEWS, 1, 1, 1)
     assert delivery is not None or not chosen.any(), "the plan asks for variants and none were delivered"
     if delivery is not None:
         chosen[chosen.clone()] = torch.tensor([origin != "real" for origin in delivery.origins])
+    sources = real.to(device).float().div_(255)
+    columns = [sources] * chosen.shape[1]
     if delivery is not None and chosen.any():
-        variants = torch.from_numpy(delivery.images).to(device).float() / 255
-        if variants.shape[-1] != size:
-            variants = F.interpolate(variants, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
-        views[chosen.to(device)] = variants
-    first, second = (
-        augment(views[:, view], stream("augment", seed, plan.epoch, plan.step, view)) for view in range(VIEWS)
+        variants = _resized(torch.from_numpy(delivery.images).to(device).float() / 255, real.shape[-1])
+        number = (chosen.flatten().cumsum(0) - 1).view_as(chosen)  # of each slot's variant within the delivery
+        for column, slots in enumerate(chosen.T):
+            if slots.any():
+                rows = slots.nonzero()[:, 0]
+                columns[column] = sources.index_copy(0, rows.to(device), variants[number[rows, column].to(device)])
+    first, second, *further = (
+        augmentations.view(view, columns[column], chosen[:, column], plan, seed)
+        for view, column in enumerate(view_columns(len(columns)))
     )
-    return Views(pair=(first, second))
+    # An image that policy `added` adds to the data set is the image of its slot, in small views too.
+    whole = columns[0] if len(columns) == 1 else sources
+    return Views(pair=(first, second), generated=tuple(further), crops=augmentations.crops(whole, plan, seed))
+
+
+def _resized(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Returns images float [N, 3, s, s] in [0, 1] as [N, 3, size, size]."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Generative views for other people's trainers: a data set whose items are two views, one or both of them variants."""
+"""Generative views for other people's trainers: a data set whose items are views, some or all of them variants."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from genssl.config.views import Policy
 from genssl.data.base import UInt8Array
 from genssl.errors import ServerUnavailableError, UserError
 from genssl.serving.images import wanted_variants
 from genssl.serving.sync_client import VariantClient
 from genssl.variants.background import FORK_ADVICE, was_forked_from_live
 from genssl.variants.ledger import Ledger, Origin
-from genssl.variants.plan import REAL, VIEWS, draw_indices
+from genssl.variants.plan import REAL, draw_indices, view_columns
 from genssl.views.counts import SharedCounts
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ Transform = Callable[[Image.Image], Any]
 
 class GenerativeViews(Dataset[tuple[Any, ...]]):
     """Wraps a map-style data set; an item is (view 1, view 2) and whatever followed the image, such as a label.
+
+    Policy "third" adds `third_count` views before what followed the image.
 
     Which views are variants, and of which index, is a pure function of seed, epoch and row, the one that `genssl run`
     uses. Call `set_epoch` before each epoch, or every epoch has the variants of the first. A DataLoader asks for a
@@ -55,9 +58,12 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
             ([3, H, W], [1, H, W], [H, W, 3] or [H, W]).
         source: the address of a server, several, a `VariantClient`, or a function (images, indices) -> uint8
             [N, 3, h, w] of the images as the data set gives them.
-        policy: which views may be variants: "second", "both" (each by itself) or "none".
-        probability: that such a view is one, drawn for each row and epoch.
+        policy: which views may be variants: "second", "both" (each by itself), "third" (views beside a real pair, each
+            by itself), "added" (both views together, showing one and the same variant) or "none".
+        probability: that such a view is one, drawn for each row and epoch. AdaInf is "added" with K / (K + w), for K
+            variants of each image and real images replicated w times.
         per_image: "fresh": an index never comes twice; K: one of 0..K-1.
+        third_count: how many views "third" adds.
         transform: applied to every view, as a PIL image in RGB; None: to a float tensor [3, H, W] in 0..1.
         seed: of the draws, 0 <= seed < 2**31.
         generator: its id on the server; None: the only one there is.
@@ -79,9 +85,10 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
         dataset: Any,
         source: str | Sequence[str] | VariantClient | Source,
         *,
-        policy: Literal["second", "both", "none"] = "second",
+        policy: Policy = "second",
         probability: float = 1.0,
         per_image: Literal["fresh"] | int = "fresh",
+        third_count: int = 1,
         transform: Transform | None = None,
         seed: int = 0,
         generator: str | None = None,
@@ -89,7 +96,8 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
         late: Literal["block", "real"] = "block",
         deadline_seconds: float | None = None,
     ) -> None:
-        _check(policy in ("second", "both", "none"), "policy", policy, "second, both, none")
+        policies = get_args(Policy)
+        _check(policy in policies, "policy", policy, ", ".join(policies))
         _check(late in ("block", "real"), "late", late, "block, real")
         _check(0 <= probability <= 1, "probability", probability, "0 to 1")
         _check(
@@ -98,6 +106,7 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
             per_image,
             "fresh, or 1 and more",
         )
+        _check(isinstance(third_count, int) and third_count > 0, "third_count", third_count, "1 and more")
         _check(0 <= seed < 2**31, "seed", seed, "0 to 2**31 - 1")
         self._source: VariantClient | Source
         if isinstance(source, VariantClient):
@@ -120,6 +129,7 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
             "policy": policy,
             "probability": probability,
             "per_image": per_image,
+            "third_count": third_count,
         }
         self._generator, self._parameters, self._late = generator, dict(parameters or {}), late
         # In shared memory, since persistent workers hold a copy of this object made before the first epoch.
@@ -168,7 +178,9 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
         indices = self._indices_of_epoch()
         rows = [range(len(self))[row] for row in rows]  # rows from the end become what they are
         slots = [
-            (position, view) for position, row in enumerate(rows) for view in range(VIEWS) if indices[row, view] != REAL
+            (position, int(column))
+            for position, row in enumerate(rows)
+            for column in np.flatnonzero(indices[row] != REAL)
         ]
         # Before the images are read: a worker that cannot work should say so at once.
         refused = isinstance(self._source, VariantClient) and not self._source.allow_fork and was_forked_from_live()
@@ -178,13 +190,17 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
         variants = self._fetch(
             [items[position][0] for position, _ in slots],
             [rows[position] for position, _ in slots],
-            [int(indices[rows[position], view]) for position, view in slots],
+            [int(indices[rows[position], column]) for position, column in slots],
         )
-        views = [[_to_pil(image)] * VIEWS for image, *_ in items]
+        columns = [[_to_pil(image)] * indices.shape[1] for image, *_ in items]
         if variants is not None:
-            for (position, view), pixels in zip(slots, variants, strict=True):
-                views[position][view] = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-        return [(*(self._transform(view) for view in pair), *item[1:]) for pair, item in zip(views, items, strict=True)]
+            for (position, column), pixels in zip(slots, variants, strict=True):
+                columns[position][column] = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+        views = view_columns(indices.shape[1])
+        return [
+            (*(self._transform(images[column]) for column in views), *item[1:])
+            for images, item in zip(columns, items, strict=True)
+        ]
 
     def close(self) -> None:
         """Closes the client of this process; the next item connects anew."""

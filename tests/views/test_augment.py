@@ -1,83 +1,29 @@
-"""Batched augmentations equal torchvision's functional results for the same parameters, sample by sample."""
+"""Parameters are drawn per sample, follow the documented distributions, and are applied as torchvision applies them."""
 
 from __future__ import annotations
+
+import hashlib
 
 import numpy as np
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from genssl.config.recipe import AugmentationConfig
+from genssl.config.augmentation import AugmentationConfig
 from genssl.runtime import stream
-from genssl.views.augment import (
-    Augment,
-    adjust_brightness,
-    adjust_contrast,
-    adjust_hue,
-    adjust_saturation,
-    draw_boxes,
-    gaussian_blur,
-    resized_crop,
-    to_grey,
-)
+from genssl.views import operations
+from genssl.views.augment import Augment, Draws, draw_boxes
+from genssl.views.operations import gaussian_blur, resized_crop, to_grey
 
-BATCH, SIZE = 16, 24
 ONE_GREY_LEVEL = 1 / 255
-
-
-@pytest.fixture(scope="module")
-def images() -> torch.Tensor:
-    smooth = torch.rand((BATCH, 3, 6, 6), generator=torch.Generator().manual_seed(0))
-    images = torch.nn.functional.interpolate(smooth, size=(SIZE, SIZE + 8), mode="bilinear")
-    images[0] = 0.5  # grey: no hue, no saturation
-    images[1] = 0.0
-    images[2, 0] = 1.0
-    return images
-
-
-def farthest(ours: torch.Tensor, theirs: list[torch.Tensor]) -> float:
-    return float((ours - torch.stack(theirs)).abs().max())
-
-
-def test_resized_crop_equals_torchvisions(images):
-    generator = torch.Generator().manual_seed(1)
-    boxes = draw_boxes(BATCH, SIZE, SIZE + 8, AugmentationConfig(crop_scale=(0.05, 1.0)), generator)
-    flip = torch.arange(BATCH) % 2 == 0
-    ours = resized_crop(images, boxes, flip, 20)
-    theirs = []
-    for image, box, mirrored in zip(images, boxes.tolist(), flip, strict=True):
-        view = tv.resized_crop(image, *box, size=[20, 20], antialias=False)
-        theirs.append(tv.horizontal_flip(view) if mirrored else view)
-    assert farthest(ours, theirs) <= ONE_GREY_LEVEL
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "low", "high"),
-    [
-        (adjust_brightness, tv.adjust_brightness, 0.0, 2.0),
-        (adjust_contrast, tv.adjust_contrast, 0.0, 2.0),
-        (adjust_saturation, tv.adjust_saturation, 0.0, 2.0),
-        (adjust_hue, tv.adjust_hue, -0.5, 0.5),
-    ],
-)
-def test_colour_operations_equal_torchvisions(images, ours, theirs, low, high):
-    factors = torch.linspace(low, high, BATCH)
-    expected = [theirs(image, float(factor)) for image, factor in zip(images, factors, strict=True)]
-    assert farthest(ours(images, factors), expected) <= ONE_GREY_LEVEL
-
-
-def test_grey_equals_torchvisions(images):
-    assert farthest(to_grey(images), [tv.rgb_to_grayscale(image) for image in images]) <= ONE_GREY_LEVEL
-
-
-@pytest.mark.parametrize("radius", [1, 2, 5])
-def test_blur_equals_torchvisions(images, radius):
-    sigma = torch.linspace(0.1, 2.0, BATCH)
-    expected = [
-        tv.gaussian_blur(image, kernel_size=[2 * radius + 1] * 2, sigma=[float(s)] * 2)
-        for image, s in zip(images, sigma, strict=True)
-    ]
-    assert farthest(gaussian_blur(images, sigma, radius), expected) <= ONE_GREY_LEVEL
+STILL = {
+    "crop_scale": (1.0, 1.0),
+    "crop_ratio": (1.0, 1.0),
+    "flip_probability": 0.0,
+    "jitter_probability": 0.0,
+    "grayscale_probability": 0.0,
+    "blur_probability": 0.0,
+}
 
 
 def test_boxes_lie_inside_and_follow_scale_and_ratio():
@@ -112,17 +58,10 @@ def test_samples_of_a_batch_get_their_own_parameters():
 
 def test_probabilities_are_kept():
     images = torch.rand((4000, 3, 8, 8), generator=torch.Generator().manual_seed(4))
-    still = {
-        "crop_scale": (1.0, 1.0),
-        "crop_ratio": (1.0, 1.0),
-        "flip_probability": 0.0,
-        "jitter_probability": 0.0,
-        "blur_probability": 0.0,
-    }
-    grey = Augment(AugmentationConfig(**still, grayscale_probability=0.2), 8)(images, stream("p"))
+    grey = Augment(AugmentationConfig(**STILL | {"grayscale_probability": 0.2}), 8)(images, stream("p"))
     changed = (grey - images).abs().amax(dim=(1, 2, 3)) > 1e-3
     assert float(changed.float().mean()) == pytest.approx(0.2, abs=0.02)
-    none = Augment(AugmentationConfig(**still, grayscale_probability=0.0), 8)(images, stream("p"))
+    none = Augment(AugmentationConfig(**STILL), 8)(images, stream("p"))
     assert float((none - images).abs().max()) < 1e-5
 
 
@@ -149,3 +88,132 @@ def test_equal_streams_give_equal_views():
     augment = Augment(AugmentationConfig(), 16)
     assert torch.equal(augment(images, stream("a", 1)), augment(images, stream("a", 1)))
     assert not torch.equal(augment(images, stream("a", 1)), augment(images, stream("a", 2)))
+
+
+def photographs(count: int, size: int = 24) -> torch.Tensor:
+    """Smooth colours float [count, 3, size, size]."""
+    coarse = torch.rand((count, 3, 5, 5), generator=torch.Generator().manual_seed(8))
+    return torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+
+
+def by_torchvision(image: torch.Tensor, draws: Draws, row: int, size: int, radius: int, threshold: float):
+    """The reference path: one image [3, H, W] through torchvision's functions, with the parameters of its row."""
+    view = tv.resized_crop(image, *draws.boxes[row].tolist(), size=[size, size], antialias=False)
+    if draws.flip[row]:
+        view = tv.horizontal_flip(view)
+    if draws.jitter[row]:
+        functions = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
+        for operation in draws.order[row].tolist():
+            view = functions[operation](view, float(draws.factors[row, operation]))
+    if draws.grey[row]:
+        view = tv.rgb_to_grayscale(view, num_output_channels=3)
+    if draws.blur[row]:
+        view = tv.gaussian_blur(view, kernel_size=[2 * radius + 1] * 2, sigma=[float(draws.sigma[row])] * 2)
+    return tv.solarize(view, threshold) if draws.solarize[row] else view
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AugmentationConfig(),
+        AugmentationConfig(preset="moco", solarize_probability=0.5, solarize_threshold=0.4),
+        AugmentationConfig(preset="weak", blur_probability=1.0),
+    ],
+    ids=["simclr", "moco, solarized", "weak, blurred"],
+)
+def test_a_batch_is_what_torchvision_makes_of_each_sample(config):
+    images, augment = photographs(64), Augment(config, 20)
+    views = augment(images, stream("reference"))
+    draws = augment.draw(64, 24, 24, stream("reference"))
+    expected = [
+        by_torchvision(image, draws, row, 20, augment.blur_radius, config.solarize_threshold)
+        for row, image in enumerate(images)
+    ]
+    assert float((views - torch.stack(expected)).abs().max()) <= ONE_GREY_LEVEL
+
+
+def test_parameters_follow_the_documented_distributions():
+    config = AugmentationConfig(hue=0.3, contrast=1.5, blur_probability=0.3, solarize_probability=0.2)
+    draws = Augment(config, 32).draw(20_000, 32, 32, stream("distributions"))
+    for chosen, probability in (
+        (draws.flip, 0.5),
+        (draws.jitter, 0.8),
+        (draws.grey, 0.2),
+        (draws.blur, 0.3),
+        (draws.solarize, 0.2),
+    ):
+        assert float(chosen.float().mean()) == pytest.approx(probability, abs=0.015)
+    ranges = ((0.2, 1.8), (0.0, 2.5), (0.2, 1.8), (-0.3, 0.3))
+    for values, (low, high) in [*zip(draws.factors.T, ranges, strict=True), (draws.sigma, (0.1, 2.0))]:
+        quarters = torch.quantile(values, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+        assert quarters.numpy() == pytest.approx(np.linspace(low, high, 5), abs=0.03 * (high - low))
+    _, counts = torch.unique(draws.order, dim=0, return_counts=True)
+    assert len(counts) == 24
+    assert int(counts.min()) > 700  # of 833 expected
+    together = torch.stack([draws.flip, draws.jitter, draws.grey, draws.blur, draws.solarize]).float()
+    correlations = torch.corrcoef(torch.cat([together, draws.factors.T, draws.sigma[None]]))
+    assert float((correlations - torch.eye(len(correlations))).abs().max()) < 0.04, "they are independent"
+
+
+def test_solarization_changes_no_other_draw():
+    plain, solarized = (
+        Augment(AugmentationConfig(solarize_probability=probability), 24).draw(50, 24, 24, stream("last"))
+        for probability in (0.0, 0.5)
+    )
+    assert not plain.solarize.any()
+    assert 0 < int(solarized.solarize.sum()) < 50
+    for name in ("boxes", "flip", "jitter", "order", "factors", "grey", "sigma", "blur"):
+        assert torch.equal(getattr(plain, name), getattr(solarized, name))
+
+
+def test_a_part_of_the_draws_makes_a_part_of_the_views():
+    images, augment = photographs(12), Augment(AugmentationConfig(solarize_probability=0.5), 24)
+    draws = augment.draw(12, 24, 24, stream("part"))
+    rows = torch.tensor([7, 0, 3])
+    assert torch.allclose(augment.apply(images[rows], draws.of(rows)), augment.apply(images, draws)[rows], atol=1e-5)
+
+
+def first_light(images: torch.Tensor, config: AugmentationConfig, size: int, generator: torch.Generator):
+    """The augmentation of the first version, draw by draw; views of old recipes must stay what they were."""
+    batch = len(images)
+
+    def uniform(low, high):
+        return torch.empty(batch).uniform_(low, high, generator=generator)
+
+    def chosen(probability):
+        return torch.rand(batch, generator=generator) < probability
+
+    def where(x, mask, operation):
+        rows = mask.nonzero()[:, 0]
+        return x if len(rows) == 0 else x.index_copy(0, rows, operation(x[rows], rows))
+
+    boxes = draw_boxes(batch, images.shape[2], images.shape[3], config, generator)
+    x = resized_crop(images, boxes, chosen(config.flip_probability), size)
+    jittered = chosen(config.jitter_probability)
+    order = torch.rand((batch, 4), generator=generator).argsort(dim=1)
+    strengths = (config.brightness, config.contrast, config.saturation)
+    factors = [uniform(max(0.0, 1 - s), 1 + s) for s in strengths] + [uniform(-config.hue, config.hue)]
+    functions = [getattr(operations, f"adjust_{name}") for name in ("brightness", "contrast", "saturation", "hue")]
+    for position in range(4):
+        for i, function in enumerate(functions):
+            now = jittered & (order[:, position] == i)
+            x = where(x, now, lambda part, rows, i=i, function=function: function(part, factors[i][rows]))
+    x = where(x, chosen(config.grayscale_probability), lambda part, rows: to_grey(part).expand_as(part))
+    sigma = uniform(*config.blur_sigma)
+    radius = min(max(1, round(0.1 * size / 2)), size - 1)
+    return where(x, chosen(config.blur_probability), lambda part, rows: gaussian_blur(part, sigma[rows], radius))
+
+
+@pytest.mark.parametrize("size", [8, 24, 96])
+def test_views_are_bit_for_bit_those_of_the_first_version(size):
+    images = photographs(32)
+    ours = Augment(AugmentationConfig(), size)(images, stream("pin"))
+    assert torch.equal(ours, first_light(images, AugmentationConfig(), size, stream("pin")))
+
+
+def test_draws_are_those_that_were_recorded():
+    draws = Augment(AugmentationConfig(), 24).draw(64, 24, 24, stream("pin"))
+    parts = [draws.boxes, draws.flip, draws.jitter, draws.order, (draws.factors * 1e4).round().long(), draws.grey]
+    parts += [(draws.sigma * 1e4).round().long(), draws.blur]
+    digest = hashlib.blake2b(b"".join(part.long().contiguous().numpy().tobytes() for part in parts), digest_size=12)
+    assert digest.hexdigest() == "470065d8c15b6da43dac0a7c"

@@ -105,10 +105,10 @@ def test_items_are_the_image_its_variant_and_the_label(address, digits_train, pi
     views.close()
 
 
-@pytest.mark.parametrize("policy", ["second", "both", "none"])
+@pytest.mark.parametrize("policy", ["second", "both", "third", "added", "none"])
 @pytest.mark.parametrize("per_image", ["fresh", 3])
 def test_indices_are_those_of_the_view_plan(pictures, policy, per_image):
-    settings = {"seed": 5, "policy": policy, "probability": 0.5, "per_image": per_image}
+    settings = {"seed": 5, "policy": policy, "probability": 0.5, "per_image": per_image, "third_count": 3}
     rows = [7, 1, 30, 22, 8]
     for epoch in (0, 3):
         source = Counted()
@@ -117,6 +117,21 @@ def test_indices_are_those_of_the_view_plan(pictures, policy, per_image):
         views.__getitems__(rows)
         planned = [int(index) for index in plan_of(epoch, rows, **settings).ravel() if index != REAL]
         assert [index for call in source.calls for index in call] == planned
+
+
+def test_third_adds_views_and_added_shows_one_variant_twice(pictures):
+    views = GenerativeViews(pictures, Counted(), policy="third", third_count=2, per_image=100)
+    *pair, third, fourth, label = views[5]
+    assert all(np.array_equal((view * 255).round().byte().numpy(), pictures.pixels[5]) for view in pair)
+    shown = [int((view * 255).round()[0, 0, 0]) for view in (third, fourth)]
+    assert (
+        shown == plan_of(0, [5], seed=0, policy="third", third_count=2, probability=1.0, per_image=100)[0, 2:].tolist()
+    )
+    assert label == pictures.labels[5]
+    source = Counted()
+    first, second, _ = GenerativeViews(pictures, source, policy="added", per_image=100)[5]
+    assert torch.equal(first, second)
+    assert source.calls == [[int((first * 255).round()[0, 0, 0])]]
 
 
 def test_a_batch_is_one_call_and_one_item_is_the_same_alone(pictures):
@@ -290,9 +305,10 @@ def test_late_variants_are_replaced_and_counted_or_end_the_training(address, tmp
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"policy": "first"}, "policy is 'first'; allowed: second, both, none"),
+        ({"policy": "first"}, "policy is 'first'; allowed: second, both, third, added, none"),
         ({"late": "never"}, "late is 'never'; allowed: block, real"),
         ({"probability": 2}, "probability is 2; allowed: 0 to 1"),
+        ({"third_count": 0}, "third_count is 0; allowed: 1 and more"),
         ({"per_image": 0}, "per_image is 0; allowed: fresh, or 1 and more"),
         ({"seed": -1}, "seed is -1"),
     ],
