@@ -17,11 +17,11 @@ def train_generator(
         Path | None, typer.Option(help="Folder for the model; by default generators/NAME.", show_default=False)
     ] = None,
 ) -> None:
-    """Train a small Stable unCLIP on one's own images, without labels.
+    """Train a generator on one's own images, without labels; the recipe's `family` says of which kind.
 
     \b
-    genssl train-generator recipes/generators/digits_unclip.yaml --out my-unclip
-    genssl run recipes/simclr_sd.yaml generator.model=my-unclip
+    genssl train-generator recipes/generators/digits_flow.yaml --out my-flow
+    genssl run recipes/simclr_flow.yaml generator.model=my-flow
     """
     from genssl.config.generator_recipe import GeneratorRecipe
     from genssl.config.load import load

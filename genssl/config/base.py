@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from genssl.config.document import Document
+
 
 class Section(BaseModel):
     """A mapping with a fixed set of keys; immutable; unknown keys, NaN and infinities are errors."""
@@ -31,6 +33,15 @@ class ComponentConfig(Section):
     """
 
     name: str
+
+
+class Choice(Section):
+    """A document whose further keys depend on one of its values; its members derive from it."""
+
+    @classmethod
+    def member_for(cls, document: Document) -> type[Choice]:
+        """Returns the model that validates this document; raises ConfigError at file:line if there is none."""
+        return cls
 
 
 @dataclass(frozen=True)

@@ -1,68 +1,100 @@
-"""The recipe of `genssl train-generator`: a small Stable unCLIP on one's own images, without labels."""
+"""The recipe of `genssl train-generator`: what every family of generators has in common, and the choice of a family."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import importlib
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny
 
-from genssl.config.base import ComponentConfig, Kind, Section
-from genssl.config.recipe import AugmentationConfig
+from genssl.config.base import Choice, ComponentConfig, Kind
+from genssl.config.document import Document
+from genssl.errors import ConfigError, suggest
 
 Count = Annotated[int, Field(ge=1)]
 
 
-class ImageEncoderConfig(Section):
-    """A CLIP vision transformer, trained by SimCLR on the images (no text, no labels)."""
+@dataclass(frozen=True)
+class Family:
+    """One kind of generator that can be trained.
 
-    hidden_size: Count = 96
-    num_layers: Count = 4
-    num_heads: Count = 4
-    patch_size: Count = 2
-    embedding_dim: Count = 64
-    epochs: Count = 100
-    batch_size: int = Field(256, ge=2)
-    lr: float = Field(1e-3, gt=0)
-    temperature: float = Field(0.2, gt=0)
-    augmentation: AugmentationConfig = AugmentationConfig()
+    Attributes:
+        recipe: "module:attribute" of its recipe, a `GeneratorRecipe` with a literal `family` and sections of its own.
+        trainer: "module:attribute" of `train_and_save(recipe, train, device, report, folder) -> GeneratorConfig`, which
+            writes the model's files into the existing `folder` and returns the config that loads them.
+        about: one paragraph for the README of the trained model.
+    """
 
+    recipe: str
+    trainer: str
+    about: str
 
-class AutoencoderConfig(Section):
-    """A KL autoencoder (Rombach et al. 2022); each channel count beyond the first halves the resolution."""
+    def load_recipe(self) -> type[GeneratorRecipe]:
+        """Returns the recipe's class."""
+        model: type[GeneratorRecipe] = _load(self.recipe)
+        return model
 
-    block_out_channels: list[Count] = Field([32, 64], min_length=1)
-    latent_channels: Count = 4
-    epochs: Count = 100
-    batch_size: int = Field(128, ge=2)
-    lr: float = Field(2e-3, gt=0)
-    kl_weight: float = Field(1e-4, ge=0)
-
-
-class DenoiserConfig(Section):
-    """The UNet, trained by v-prediction (Salimans & Ho 2022) with random noise levels on the embedding."""
-
-    block_out_channels: list[Count] = Field([64, 128], min_length=1)
-    layers_per_block: Count = 1
-    steps: Count = 4000
-    batch_size: int = Field(128, ge=2)
-    lr: float = Field(2e-3, gt=0)
-    ema_decay: float = Field(0.995, ge=0, lt=1)
-    embedding_dropout: float = Field(
-        0.1, ge=0, lt=1, description="part of the rows trained without embedding, for guidance"
-    )
-    max_noise_level: int = Field(700, ge=0, le=999, description="noise levels 0..this are trained")
+    def load_trainer(self) -> Any:
+        """Returns `train_and_save`; imports torch."""
+        return _load(self.trainer)
 
 
-class GeneratorRecipe(Section):
-    """What `genssl train-generator` needs to know."""
+FAMILIES = {
+    "stable_unclip": Family(
+        "genssl.config.unclip_recipe:StableUnCLIPRecipe",
+        "genssl.training.unclip_pipeline:train_and_save",
+        "A miniature Stable unCLIP. It is an ordinary diffusers folder (`StableUnCLIPImg2ImgPipeline`); image encoder, "
+        "autoencoder and denoiser are trained, the text path is a random constant that the denoiser does not read.",
+    ),
+    "flow": Family(
+        "genssl.config.flow_recipe:FlowRecipe",
+        "genssl.training.flow:train_and_save",
+        "A rectified flow in pixel space, conditioned on the features of a self-supervised encoder: `unet.safetensors` "
+        "is the averaged network, `encoder.safetensors` the frozen encoder, `config.json` what rebuilds the network.",
+    ),
+    "icgan": Family(
+        "genssl.config.icgan_recipe:ICGANRecipe",
+        "genssl.training.icgan:train_and_save",
+        "An instance-conditioned GAN: a generator of one forward pass, conditioned on the features of a "
+        "self-supervised encoder.",
+    ),
+}
+
+
+class GeneratorRecipe(Choice):
+    """What `genssl train-generator` needs to know whatever the family; `validate` reads a document by its family."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
     seed: int = Field(0, ge=0, lt=2**31)
-    family: Literal["stable_unclip"] = "stable_unclip"
+    family: str = "stable_unclip"
     licence: str = Field("Apache-2.0", description="of the trained weights; written into the card and shown by servers")
     dataset: Annotated[SerializeAsAny[ComponentConfig], Kind("datasets")]
-    image_encoder: ImageEncoderConfig = ImageEncoderConfig()
-    autoencoder: AutoencoderConfig = AutoencoderConfig()
-    denoiser: DenoiserConfig = DenoiserConfig()
+    validation_fraction: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="above 0: this part of the train split is held out, and quality is measured on it, not on test",
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: Literal["auto"] | Count = "auto"
+
+    @classmethod
+    def member_for(cls, document: Document) -> type[GeneratorRecipe]:
+        """Returns the recipe class that the document's `family` names.
+
+        Raises:
+            ConfigError: at file:line, if there is no such family.
+        """
+        if cls is not GeneratorRecipe:
+            return cls
+        name = document.data.get("family", cls.model_fields["family"].default)
+        if not isinstance(name, str) or name not in FAMILIES:
+            place = document.where(("family",))
+            raise ConfigError([f"{place}: family: {name!r} is not allowed{suggest(str(name), FAMILIES)}"])
+        return FAMILIES[name].load_recipe()
+
+
+def _load(reference: str) -> Any:
+    module, _, attribute = reference.partition(":")
+    return getattr(importlib.import_module(module), attribute)

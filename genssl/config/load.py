@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from genssl.config.base import ComponentConfig, Kind
+from genssl.config.base import Choice, ComponentConfig, Kind
 from genssl.config.document import Document, KeyPath, apply_override, dotted, read_document
 from genssl.errors import ConfigError, suggest
 from genssl.registry import REGISTRIES, PluginError, UnknownNameError
@@ -39,31 +40,54 @@ def load(model: type[M], path: str | Path, overrides: typing.Sequence[str] = ())
 
 def validate(model: type[M], document: Document) -> M:
     """Validates a document: first every `{name: ...}` block by the Config of the thing it names, then the whole."""
+    chosen = model.member_for(document) if issubclass(model, Choice) else model
     problems: list[str] = []
-    data = dict(document.data)
-    for field, info in model.model_fields.items():
-        kind = next((mark.kind for mark in info.metadata if isinstance(mark, Kind)), None)
-        if kind is None or field not in data or (data[field] is None and info.default is None):
-            continue
-        if typing.get_origin(info.annotation) is list:
-            data[field] = _blocks(kind, data[field], field, document, problems)
-        else:
-            data[field] = _block(kind, data[field], (field,), document, problems)
+    data = _named_blocks(chosen, document.data, (), document, problems)
     try:
-        result = model.model_validate(data)
+        result = chosen.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(problems + explain(error, (), document, model)) from None
+        raise ConfigError(problems + explain(error, (), document, chosen)) from None
     if problems:
         raise ConfigError(problems)
-    return result
+    return result  # type: ignore[return-value]
 
 
-def _blocks(kind: str, value: Any, field: str, document: Document, problems: list[str]) -> list[ComponentConfig]:
+def _named_blocks(
+    model: type[BaseModel], data: dict[str, Any], path: KeyPath, document: Document, problems: list[str]
+) -> dict[str, Any]:
+    """Returns the mapping at `path` with its `{name: ...}` blocks, and those of its sections, as validated configs."""
+    done = dict(data)
+    for field, info in model.model_fields.items():
+        kind = next((mark.kind for mark in info.metadata if isinstance(mark, Kind)), None)
+        value, here = data.get(field), (*path, field)
+        if field not in data or (value is None and info.default is None):
+            continue
+        if kind is None:
+            section = _section(info.annotation)
+            if section is not None and isinstance(value, dict):
+                done[field] = _named_blocks(section, value, here, document, problems)
+        elif typing.get_origin(info.annotation) is list:
+            done[field] = _blocks(kind, value, here, document, problems)
+        else:
+            done[field] = _block(kind, value, here, document, problems)
+    return done
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """Returns the model that a field's annotation is or, as in `Section | None`, has among its members."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    for item in typing.get_args(annotation) if union else (annotation,):
+        if isinstance(item, type) and issubclass(item, BaseModel):
+            return item
+    return None
+
+
+def _blocks(kind: str, value: Any, path: KeyPath, document: Document, problems: list[str]) -> list[ComponentConfig]:
     """Validates a list of `{name: ...}` blocks; what fails is added to `problems` and replaced by a stand-in."""
     if isinstance(value, list):
-        return [_block(kind, item, (field, index), document, problems) for index, item in enumerate(value)]
-    problems.append(f"{document.where((field,))}: {field}: a list of blocks is expected, [{{name: ...}}, ...]")
-    return [ComponentConfig(name=field)]
+        return [_block(kind, item, (*path, index), document, problems) for index, item in enumerate(value)]
+    problems.append(f"{document.where(path)}: {dotted(path)}: a list of blocks is expected, [{{name: ...}}, ...]")
+    return [ComponentConfig(name=dotted(path))]
 
 
 def _block(kind: str, value: Any, path: KeyPath, document: Document, problems: list[str]) -> ComponentConfig:

@@ -37,3 +37,43 @@ class StableUnCLIPConfig(GeneratorConfig):
     output_size: int | None = Field(
         None, ge=8, le=2048, description="generated images are shrunk to this many pixels; by default not at all"
     )
+
+
+class FlowConfig(GeneratorConfig):
+    """A rectified flow on self-supervised features, as `genssl train-generator` makes it."""
+
+    name: Literal["flow"] = "flow"
+    model: str = Field(min_length=1, description="builtin:NAME, or a folder that `genssl train-generator` wrote")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    num_inference_steps: int = Field(4, ge=1, le=1000, description="Euler steps; fewer are faster and less diverse")
+    guidance_scale: float = Field(1.0, ge=0, le=100, description="1 or less: no guidance, and half the cost")
+    embedding_noise: float = Field(
+        0.0, ge=0, le=10, description="noise on the embedding; more means more diverse and less like the source"
+    )
+
+
+class ICGANConfig(GeneratorConfig):
+    """An instance-conditioned GAN: one forward pass an image.
+
+    Truncation 0.7 is the setting of the paper that genssl follows (GenerativeSSL).
+    """
+
+    name: Literal["icgan"] = "icgan"
+    model: str = Field(
+        min_length=1,
+        description="builtin:NAME, or a folder that `genssl train-generator` or `genssl convert-weights` wrote",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    truncation: float = Field(
+        0.7, ge=0, le=4, description="noise stays within twice this; more means more diverse and less like the source"
+    )
+    best_of: int = Field(
+        1, ge=1, le=64, description="this many tries an image, of which the one nearest to the source is kept"
+    )
+    class_id: int | None = Field(None, ge=0, description="class of a class-conditional model; by default 0")
+    preprocess: Literal["train", "colab", "raw"] | None = Field(
+        None, description="how official models see a source; by default as convert-weights was told"
+    )
+    output_size: int | None = Field(
+        None, ge=8, le=2048, description="generated images are resized to this many pixels; by default not at all"
+    )

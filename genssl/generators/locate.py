@@ -9,11 +9,13 @@ from typing import Any
 from genssl.errors import GeneratorError, suggest
 
 BUILTIN = Path(__file__).parent / "builtin"
+DIFFUSERS = "model_index.json"
+OWN = "config.json"
 
 
-def builtin_models() -> list[str]:
-    """Returns the names that `model: builtin:NAME` accepts."""
-    return sorted(path.parent.name for path in BUILTIN.glob("*/model_index.json"))
+def builtin_models(index: str = DIFFUSERS) -> list[str]:
+    """Returns the names that `model: builtin:NAME` accepts, of models whose facts stand in the file `index`."""
+    return sorted(path.parent.name for path in BUILTIN.glob(f"*/{index}"))
 
 
 def find_model(model: str, revision: str | None, pipeline: str) -> Path:
@@ -27,29 +29,60 @@ def find_model(model: str, revision: str | None, pipeline: str) -> Path:
     Raises:
         GeneratorError: saying what was looked for, where, and how to get it.
     """
-    if model.startswith("builtin:"):
-        name = model.removeprefix("builtin:")
-        if name not in builtin_models():
-            raise GeneratorError(
-                f"generator.model: there is no built-in model {name!r}{suggest(name, builtin_models())}"
-            )
-        folder = BUILTIN / name
-    elif Path(model).is_dir():
-        folder = Path(model)
-    elif model.count("/") == 1 and not model.startswith((".", "/", "~")):
+    folder = _local(model, DIFFUSERS, pipeline)
+    if folder is None and model.count("/") == 1 and not model.startswith((".", "/", "~")):
         folder = _download(model, revision)
-    else:
+    if folder is None:
         raise GeneratorError(
             f"generator.model: {model!r} is neither a folder here, nor builtin:NAME, nor a hub id (owner/name)"
         )
-
-    index = folder / "model_index.json"
+    index = folder / DIFFUSERS
     if not index.is_file():
         raise GeneratorError(f"{folder}: is not a diffusers model (it has no model_index.json)")
-    found = read_json(index).get("_class_name")
-    if found != pipeline:
-        raise GeneratorError(f"{index}: the model is a {found}; this generator needs a {pipeline}")
+    _check_class(index, pipeline)
     return folder
+
+
+def find_trained(model: str, kind: str) -> Path:
+    """Returns the folder of a model in genssl's own format, as `genssl train-generator` writes it.
+
+    Args:
+        model: "builtin:NAME" or a folder.
+        kind: what `_class_name` in the folder's config.json must be.
+
+    Raises:
+        GeneratorError: saying what was looked for, and how to get it.
+    """
+    folder = _local(model, OWN, kind)
+    if folder is None:
+        raise GeneratorError(
+            f"generator.model: {model!r} is neither a folder here nor builtin:NAME; make one with "
+            "`genssl train-generator RECIPE --out DIR` and set generator.model: DIR"
+        )
+    index = folder / OWN
+    if not index.is_file():
+        raise GeneratorError(
+            f"{folder}: is not a model that `genssl train-generator` wrote for this generator (it has no config.json)"
+        )
+    _check_class(index, kind)
+    return folder
+
+
+def _local(model: str, index: str, kind: str) -> Path | None:
+    """Returns the folder of a built-in model or one on disk; None if it is neither."""
+    if not model.startswith("builtin:"):
+        return Path(model) if Path(model).is_dir() else None
+    name = model.removeprefix("builtin:")
+    fitting = [name for name in builtin_models(index) if read_json(BUILTIN / name / index).get("_class_name") == kind]
+    if name not in fitting:
+        raise GeneratorError(f"generator.model: there is no built-in model {name!r}{suggest(name, fitting)}")
+    return BUILTIN / name
+
+
+def _check_class(index: Path, kind: str) -> None:
+    found = read_json(index).get("_class_name")
+    if found != kind:
+        raise GeneratorError(f"{index}: the model is a {found}; this generator needs a {kind}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

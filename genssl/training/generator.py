@@ -1,37 +1,37 @@
-"""`genssl train-generator`: trains, measures on held-out images, and writes a diffusers folder with a model card."""
+"""`genssl train-generator`: trains, measures on held-out images, and writes a generator folder with a model card."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableUnCLIPImg2ImgPipeline
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from genssl import __version__
-from genssl.config.generator_recipe import GeneratorRecipe
+from genssl.config.generator_recipe import FAMILIES, GeneratorRecipe
 from genssl.data.base import ImageDataset
-from genssl.data.load import load_dataset
+from genssl.data.load import hold_out, load_dataset
 from genssl.errors import UserError
-from genssl.generators.configs import StableUnCLIPConfig
-from genssl.generators.stable_unclip import StableUnCLIP, quiet_libraries
-from genssl.runtime import pick_device, seeded_initialisation, set_threads
-from genssl.training.generator_quality import measure
-from genssl.training.unclip import TEXT_WIDTH, TrainedUnCLIP, train_unclip
-
-TOKENS = 8
+from genssl.generators.configs import GeneratorConfig
+from genssl.registry import GENERATORS
+from genssl.runtime import pick_device, set_threads
+from genssl.training.files import write_json
+from genssl.training.fitting import CHECKPOINT
+from genssl.training.generator_quality import cell, columns, measure
+from genssl.training.lock import claim
 
 
 def train_generator(recipe: GeneratorRecipe, folder: Path, console: Console) -> dict[str, Any]:
     """Trains the generator of a recipe and writes its folder, whole or not at all.
+
+    The folder is made beside its place, in `.NAME.partial`. A process that is killed leaves that, and the same command
+    takes the training up from the last checkpoint; it ends with the same weights.
 
     Args:
         recipe: what to train, and on what.
@@ -42,7 +42,8 @@ def train_generator(recipe: GeneratorRecipe, folder: Path, console: Console) -> 
         The measured quality, as quality.json holds it.
 
     Raises:
-        UserError: if the folder exists, sizes do not fit, or the data set is not there.
+        UserError: if the folder exists, sizes do not fit, the data set is not there, another process is at it, or an
+            unfinished training of another recipe lies there.
     """
     if folder.exists():
         raise UserError(f"{folder} exists already; give another folder with --out, or remove it")
@@ -50,27 +51,35 @@ def train_generator(recipe: GeneratorRecipe, folder: Path, console: Console) -> 
     if device.type == "cpu":
         set_threads(recipe.threads)
     train = load_dataset(recipe.dataset, "train")
-    test = load_dataset(recipe.dataset, "test")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot be created ({error.strerror})") from None
-    try:
-        started = time.perf_counter()
-        with _Progress(console) as progress:
-            trained = train_unclip(recipe, train, device, progress)
-        seconds = time.perf_counter() - started
-        _save_pipeline(trained, partial, train.image_size, recipe.seed)
-        _write_json(partial / "card.json", _card(recipe, train, seconds))
-        quality = measure(StableUnCLIP(StableUnCLIPConfig(model=str(partial)), device), train, test)
-        _write_json(partial / "quality.json", quality)
-        (partial / "README.md").write_text(_readme(recipe, quality, seconds))
-        partial.chmod(0o755)
-        for path in partial.rglob("*.safetensors"):  # the hub library writes them readable by their owner alone
-            path.chmod(0o644)
-        os.replace(partial, folder)
-    finally:
+    if recipe.validation_fraction > 0:
+        train, test = hold_out(train, recipe.validation_fraction)
+        measured_on = f"validation ({recipe.validation_fraction:g} of train)"
+    else:
+        test, measured_on = load_dataset(recipe.dataset, "test"), "test"
+    train_and_save = FAMILIES[recipe.family].load_trainer()
+    partial = folder.with_name(f".{folder.name}.partial")
+    with claim(partial):
+        model = partial / "model"
+        resumed = _enter(partial, recipe)
+        if resumed:
+            console.print(f"{partial}: an unfinished training of this recipe; it goes on where it was saved last")
+        try:
+            started = time.perf_counter()
+            with _Progress(console) as progress:
+                config: GeneratorConfig = train_and_save(recipe, train, device, progress, model)
+            seconds = time.perf_counter() - started
+            write_json(model / "card.json", _card(recipe, train, seconds, resumed))
+            quality = measure(GENERATORS.get(config.name)(config, device), train, test, measured_on)
+            write_json(model / "quality.json", quality)
+            (model / "README.md").write_text(_readme(recipe, config.name, quality, seconds))
+            for path in model.rglob("*.safetensors"):  # the hub library writes them readable by their owner alone
+                path.chmod(0o644)
+            for path in model.glob(f".*{CHECKPOINT}"):
+                path.unlink()
+            os.replace(model, folder)
+        except UserError:  # what went wrong would go wrong again
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         shutil.rmtree(partial, ignore_errors=True)
     return quality
 
@@ -113,96 +122,52 @@ class _Progress:
             self._bar.stop()
 
 
-def _save_pipeline(trained: TrainedUnCLIP, folder: Path, image_size: int, seed: int) -> None:
-    """Writes the trained parts, and a text path that says nothing, as a StableUnCLIPImg2ImgPipeline."""
-    tokenizer = _tokenizer(folder)
-    with seeded_initialisation("text", seed):
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=TEXT_WIDTH,
-                intermediate_size=TEXT_WIDTH,
-                num_hidden_layers=1,
-                num_attention_heads=1,
-                max_position_embeddings=TOKENS,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
+def _enter(partial: Path, recipe: GeneratorRecipe) -> bool:
+    """Makes the folder of an unfinished training, or checks that the one there is of the same recipe; says which."""
+    note, wanted = partial / "recipe.json", recipe.model_dump(mode="json") | {"genssl": __version__}
+    if note.is_file():
+        if json.loads(note.read_text()) != wanted:
+            raise UserError(
+                f"{partial} holds an unfinished training of another recipe; remove it, or give another --out"
             )
-        )
-    half = [0.5, 0.5, 0.5]
-    pipeline = StableUnCLIPImg2ImgPipeline(
-        feature_extractor=CLIPImageProcessor(
-            size={"shortest_edge": image_size},
-            crop_size={"height": image_size, "width": image_size},
-            image_mean=half,
-            image_std=half,
-        ),
-        image_encoder=trained.image_encoder.cpu(),
-        image_normalizer=trained.normalizer.cpu(),
-        image_noising_scheduler=trained.noising,
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
-        unet=trained.denoiser.cpu(),
-        scheduler=trained.scheduler,
-        vae=trained.autoencoder.cpu(),
-    )
-    with quiet_libraries():
-        pipeline.save_pretrained(folder, safe_serialization=True)
+        return True
+    (partial / "model").mkdir(exist_ok=True)
+    write_json(note, wanted)
+    return False
 
 
-def _tokenizer(folder: Path) -> CLIPTokenizer:
-    """Returns a CLIP tokenizer over printable characters: enough for the empty prompt, and no download."""
-    characters = [chr(code) for code in range(33, 127)]
-    vocabulary = {
-        token: i
-        for i, token in enumerate([*characters, *(c + "</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"])
-    }
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        vocab, merges = Path(scratch) / "vocab.json", Path(scratch) / "merges.txt"
-        vocab.write_text(json.dumps(vocabulary))
-        merges.write_text("#version: 0.2\n")
-        return CLIPTokenizer(str(vocab), str(merges), model_max_length=TOKENS)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _card(recipe: GeneratorRecipe, train: ImageDataset, seconds: float) -> dict[str, Any]:
+def _card(recipe: GeneratorRecipe, train: ImageDataset, seconds: float, resumed: bool) -> dict[str, Any]:
     return {
         "licence": recipe.licence,
         "trained_by": f"genssl {__version__}, torch {torch.__version__}",
         "training_seconds": round(seconds),
+        **({"resumed": True} if resumed else {}),  # then the seconds are of the last process alone
         "dataset": {"name": train.name, "split": "train", "images": len(train), "labels_used": False},
         "recipe": recipe.model_dump(mode="json"),
     }
 
 
-def _readme(recipe: GeneratorRecipe, quality: dict[str, Any], seconds: float) -> str:
-    rows = "\n".join(
-        f"| {row['noise_level']} | {row['label_agreement'] if row['label_agreement'] is not None else 'no labels'} | "
-        f"{row['distance_within_source']} | {row['variants_per_second']} |"
-        for row in quality["settings"]
-    )
+def _readme(recipe: GeneratorRecipe, generator: str, quality: dict[str, Any], seconds: float) -> str:
+    names = columns(quality)
+    table = [names, ["---"] * len(names)] + [[cell(row[key]) for key in row] for row in quality["settings"]]
+    fixed = "".join(f", {name} {value:g}" for name, value in quality["fixed"].items())
+    run = getattr(getattr(recipe, "conditioner", None), "run", None)
+    others = "no other data, no pretrained weights" if run is None else f"the encoder is that of the run `{run.name}`"
     return f"""# {recipe.name}
 
-A miniature Stable unCLIP, trained by genssl {__version__} in {seconds:.0f} s. It is an ordinary diffusers folder
-(`StableUnCLIPImg2ImgPipeline`); image encoder, autoencoder and denoiser are trained, the text path is a random
-constant that the denoiser does not read.
+{FAMILIES[recipe.family].about}
+Trained by genssl {__version__} in {seconds:.0f} s.
 
 - **Remade by** `genssl train-generator RECIPE --out DIR`; the recipe stands in `card.json`.
-- **Data**: the train split of `{recipe.dataset.name}`; no labels, no other data, no pretrained weights.
+- **Data**: the train split of `{recipe.dataset.name}`; no labels, {others}.
 - **Licence**: {recipe.licence}.
-- **Use**: `generator: {{name: stable_unclip, model: DIR}}`.
+- **Use**: `generator: {{name: {generator}, model: DIR}}`.
 
-Measured on {quality["sources"]} held-out sources, {quality["variants_per_source"]} variants each,
-{quality["num_inference_steps"]} DDIM steps, guidance {quality["guidance_scale"]:g}, {quality["threads"]} CPU threads,
-batches of {quality["batch"]}. Label agreement: {quality["label_agreement_by"]}.
+Measured on {quality["sources"]} held-out sources ({quality["measured_on"]}), {quality["variants_per_source"]} variants
+each{fixed}, {quality["threads"]} CPU threads, batches of {quality["batch"]}.
+Label agreement: {quality["label_agreement_by"]}.
 Distance within a source: mean L2 between two variants, grey values in 0..1; two random real images are
 {quality["distance_between_real_images"]} apart.
 
-| noise level | label agreement | distance within a source | variants/s |
-|---|---|---|---|
-{rows}
+{chr(10).join("| " + " | ".join(row) + " |" for row in table)}
 """

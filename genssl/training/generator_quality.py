@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,19 +11,43 @@ from sklearn.svm import SVC
 
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import decode
-from genssl.generators.stable_unclip import StableUnCLIP
+from genssl.generators.base import Generator, Parameters
 from genssl.variants.engine import VariantEngine
 
-NOISE_LEVELS = (0, 200, 300, 400, 500)
+
+@dataclass(frozen=True)
+class Sweep:
+    """The settings at which a kind of generator is measured: `fixed` holds in all of them, one of `varied` in each."""
+
+    fixed: Parameters
+    varied: tuple[Parameters, ...]
+
+
+SWEEPS = {
+    "icgan": Sweep({"best_of": 1}, tuple({"truncation": truncation} for truncation in (0.3, 0.5, 0.7, 1.0, 2.0))),
+    "stable_unclip": Sweep(
+        {"num_inference_steps": 4, "guidance_scale": 1.0},
+        tuple({"noise_level": level} for level in (0, 200, 300, 400, 500)),
+    ),
+    "flow": Sweep(
+        {"guidance_scale": 1.0},
+        tuple(
+            {"num_inference_steps": steps, "embedding_noise": noise}
+            for steps in (1, 2, 4, 8)
+            for noise in (0.0, 0.3, 0.6)
+        ),
+    ),
+}
+"""By registry name; a generator without an entry is measured at its defaults."""
+
 BATCH = 64
 MAX_SOURCES = 2000
 MAX_JUDGED_ON = 5000
 VARIANTS = 4
-STEPS, GUIDANCE = 4, 1.0
 
 
-def measure(generator: StableUnCLIP, train: ImageDataset, test: ImageDataset) -> dict[str, Any]:
-    """Returns label agreement, diversity and speed over noise levels.
+def measure(generator: Generator, train: ImageDataset, test: ImageDataset, measured_on: str = "test") -> dict[str, Any]:
+    """Returns label agreement, diversity and speed over the settings of `SWEEPS`.
 
     Labels, where there are any, are used to judge only: an RBF support-vector machine on the pixels of the real train
     images classifies the variants. Images are compared at the data set's size.
@@ -45,8 +70,9 @@ def measure(generator: StableUnCLIP, train: ImageDataset, test: ImageDataset) ->
     engine = VariantEngine(generator, [BATCH])
     embeddings, _ = engine.embed([generator.preprocess(decode(test.stored(row))) for row in rows])
     settings = []
-    for level in NOISE_LEVELS:
-        complete = engine.complete({"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "noise_level": level})
+    sweep = SWEEPS.get(generator.spec.name, Sweep({}, ({},)))
+    for varied in sweep.varied:
+        complete = engine.complete(sweep.fixed | varied)
         work = [
             engine.row(test.source_id(row), embeddings[row], index, complete)
             for index in range(VARIANTS)
@@ -63,7 +89,7 @@ def measure(generator: StableUnCLIP, train: ImageDataset, test: ImageDataset) ->
         )
         settings.append(
             {
-                "noise_level": level,
+                **varied,
                 "label_agreement": agreement,
                 "distance_within_source": round(float(np.mean(pairs)), 3),
                 "variants_per_second": round(len(work) / sum(seconds for _, seconds in batches)),
@@ -71,15 +97,26 @@ def measure(generator: StableUnCLIP, train: ImageDataset, test: ImageDataset) ->
         )
     return {
         "sources": len(rows),
+        "measured_on": measured_on,
         "variants_per_source": VARIANTS,
-        "num_inference_steps": STEPS,
-        "guidance_scale": GUIDANCE,
+        "fixed": sweep.fixed,
         "batch": BATCH,
         "threads": torch.get_num_threads(),
         "label_agreement_by": judged_by,
         "distance_between_real_images": round(float(np.linalg.norm(sources[1:] - sources[:-1], axis=1).mean()), 3),
         "settings": settings,
     }
+
+
+def columns(quality: dict[str, Any]) -> list[str]:
+    """Returns the headings of the table of `quality["settings"]`, as people write them."""
+    written = {"variants_per_second": "variants/s"}
+    return [written.get(key, key.replace("_", " ")) for key in quality["settings"][0]]
+
+
+def cell(value: float | int | None) -> str:
+    """Returns a number of that table as text; None is a label agreement that nothing could judge."""
+    return "no labels" if value is None else f"{value:,}"
 
 
 def _flat(image: UInt8Array) -> np.ndarray[Any, np.dtype[np.float64]]:

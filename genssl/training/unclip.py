@@ -7,11 +7,8 @@ The result is an ordinary diffusers folder: `StableUnCLIPImg2ImgPipeline.from_pr
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
@@ -19,20 +16,18 @@ from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import 
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from genssl.config.generator_recipe import GeneratorRecipe
+from genssl.config.unclip_recipe import StableUnCLIPRecipe
 from genssl.data.base import ImageDataset
-from genssl.errors import ConfigError, UserError
+from genssl.errors import ConfigError
 from genssl.generators.stable_unclip import noise_embeddings
 from genssl.methods.losses import nt_xent
 from genssl.runtime import seeded_initialisation, stream
+from genssl.training.fitting import Batches, Checkpoints, Report, average_into, fit, load_images
 from genssl.views.augment import Augment
 
 # The text path of the pipeline exists but says nothing: one constant, empty prompt.
 TEXT_WIDTH = 8
 NORM_GROUPS = 8
-
-Report = Callable[[str, int, int, float], None]
-"""Called with (stage, step, steps, loss)."""
 
 
 @dataclass
@@ -47,7 +42,9 @@ class TrainedUnCLIP:
     scheduler: DDIMScheduler
 
 
-def train_unclip(recipe: GeneratorRecipe, dataset: ImageDataset, device: torch.device, report: Report) -> TrainedUnCLIP:
+def train_unclip(
+    recipe: StableUnCLIPRecipe, dataset: ImageDataset, device: torch.device, report: Report, checkpoints: Checkpoints
+) -> TrainedUnCLIP:
     """Trains the three networks one after the other.
 
     Args:
@@ -55,19 +52,20 @@ def train_unclip(recipe: GeneratorRecipe, dataset: ImageDataset, device: torch.d
         dataset: the train split; only its images are used.
         device: where to train.
         report: called now and then with the progress.
+        checkpoints: where the states of the stages are kept.
 
     Raises:
         ConfigError: if sizes do not fit each other or the data set.
     """
     _check_sizes(recipe, dataset)
-    images = torch.from_numpy(np.stack([dataset.image(row) for row in range(len(dataset))])).to(device)
+    images = load_images(dataset, device)
     with seeded_initialisation(recipe.seed, "unclip"):
-        encoder = train_image_encoder(recipe, images, report)
-        autoencoder = train_autoencoder(recipe, images, report)
-        return train_denoiser(recipe, images, encoder, autoencoder, report)
+        encoder = train_image_encoder(recipe, images, report, checkpoints)
+        autoencoder = train_autoencoder(recipe, images, report, checkpoints)
+        return train_denoiser(recipe, images, encoder, autoencoder, report, checkpoints)
 
 
-def _check_sizes(recipe: GeneratorRecipe, dataset: ImageDataset) -> None:
+def _check_sizes(recipe: StableUnCLIPRecipe, dataset: ImageDataset) -> None:
     size, factor = dataset.image_size, 2 ** (len(recipe.autoencoder.block_out_channels) - 1)
     problems = []
     if size % 8:
@@ -101,46 +99,9 @@ def _check_sizes(recipe: GeneratorRecipe, dataset: ImageDataset) -> None:
         raise ConfigError(problems)
 
 
-def _batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Yields row numbers int64 [batch_size] for ever, each epoch in a new order, incomplete batches left out."""
-    while True:
-        order = torch.randperm(count, generator=generator)
-        for start in range(0, count - batch_size + 1, batch_size):
-            yield order[start : start + batch_size]
-
-
-def _warm_cosine(step: int, steps: int, warmup: int) -> float:
-    return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
-def _fit(
-    stage: str,
-    module: nn.Module,
-    loss_of: Callable[[torch.Tensor], torch.Tensor],
-    rows: Iterator[torch.Tensor],
-    steps: int,
-    lr: float,
-    report: Report,
-) -> Iterator[int]:
-    """Minimises `loss_of(rows)` with AdamW, warm-up and cosine decay; yields after every step."""
-    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    warmup = max(1, min(100, steps // 10))
-    module.train()
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = lr * _warm_cosine(step, steps, warmup)
-        loss = loss_of(next(rows))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        if not math.isfinite(value := loss.item()):
-            raise UserError(f"{stage}: the loss became {value} at step {step}; lower its lr (it is {lr:g})")
-        report(stage, step + 1, steps, value)
-        yield step
-    module.eval().requires_grad_(False)
-
-
-def train_image_encoder(recipe: GeneratorRecipe, images: torch.Tensor, report: Report) -> CLIPVisionModelWithProjection:
+def train_image_encoder(
+    recipe: StableUnCLIPRecipe, images: torch.Tensor, report: Report, checkpoints: Checkpoints
+) -> CLIPVisionModelWithProjection:
     """Trains a CLIP vision transformer by SimCLR; the projected embedding is what NT-Xent sees, through a small head.
 
     Args:
@@ -172,14 +133,15 @@ def train_image_encoder(recipe: GeneratorRecipe, images: torch.Tensor, report: R
         return nt_xent(first, second, config.temperature)
 
     steps = config.epochs * (len(images) // config.batch_size)
-    for _ in _fit(
-        "image encoder", both, loss_of, _batches(len(images), config.batch_size, draws), steps, config.lr, report
-    ):
+    rows = Batches(len(images), config.batch_size, draws)
+    for _ in fit("image encoder", both, loss_of, rows, steps, config.lr, report, checkpoints=checkpoints):
         pass
     return encoder.eval().requires_grad_(False)
 
 
-def train_autoencoder(recipe: GeneratorRecipe, images: torch.Tensor, report: Report) -> AutoencoderKL:
+def train_autoencoder(
+    recipe: StableUnCLIPRecipe, images: torch.Tensor, report: Report, checkpoints: Checkpoints
+) -> AutoencoderKL:
     """Trains a KL autoencoder by squared error, and sets its scaling factor to 1 / std of the latents."""
     config = recipe.autoencoder
     levels = len(config.block_out_channels)
@@ -204,9 +166,8 @@ def train_autoencoder(recipe: GeneratorRecipe, images: torch.Tensor, report: Rep
         return F.mse_loss(reconstruction, batch) + config.kl_weight * divergence
 
     steps = config.epochs * (len(images) // config.batch_size)
-    for _ in _fit(
-        "autoencoder", autoencoder, loss_of, _batches(len(images), config.batch_size, draws), steps, config.lr, report
-    ):
+    rows = Batches(len(images), config.batch_size, draws)
+    for _ in fit("autoencoder", autoencoder, loss_of, rows, steps, config.lr, report, checkpoints=checkpoints):
         pass
     autoencoder.register_to_config(scaling_factor=1 / float(_latents(autoencoder, images).std()))
     return autoencoder
@@ -220,11 +181,12 @@ def _latents(autoencoder: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
 
 
 def train_denoiser(
-    recipe: GeneratorRecipe,
+    recipe: StableUnCLIPRecipe,
     images: torch.Tensor,
     encoder: CLIPVisionModelWithProjection,
     autoencoder: AutoencoderKL,
     report: Report,
+    checkpoints: Checkpoints,
 ) -> TrainedUnCLIP:
     """Trains the UNet to predict v on latents, given the image's noised embedding; returns averaged weights."""
     config, device = recipe.denoiser, images.device
@@ -287,10 +249,11 @@ def train_denoiser(
         ).sample
         return F.mse_loss(predicted, a * noise - b * clean)
 
-    rows = _batches(len(images), config.batch_size, draws)
-    for step in _fit("denoiser", unet, loss_of, rows, config.steps, config.lr, report):
+    rows = Batches(len(images), config.batch_size, draws)
+    training = fit(
+        "denoiser", unet, loss_of, rows, config.steps, config.lr, report, checkpoints=checkpoints, average=average
+    )
+    for step in training:
         decay = min(config.ema_decay, (step + 1) / (step + 10))
-        with torch.no_grad():
-            for kept, current in zip(average.parameters(), unet.parameters(), strict=True):
-                kept.lerp_(current, 1 - decay)
+        average_into(average, unet, decay)
     return TrainedUnCLIP(encoder, normalizer, autoencoder, average, noising, scheduler)

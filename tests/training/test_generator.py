@@ -123,11 +123,17 @@ def test_sizes_that_do_not_fit_are_refused_before_training(tmp_path, old, new, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_training_leaves_nothing(tmp_path, monkeypatch):
+def test_an_interrupted_training_publishes_nothing_and_is_taken_up_again(trained, tmp_path, monkeypatch):
     def interrupt(*arguments, **settings) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("genssl.training.generator.measure", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train_generator(recipe(), tmp_path / "out", quiet())
-    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr("genssl.training.generator.measure", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train_generator(recipe(), tmp_path / "out", quiet())
+    assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
+    train_generator(recipe(), tmp_path / "out", quiet())
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    _, folder = trained
+    for path in folder.rglob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "out" / path.relative_to(folder)).read_bytes(), path.name

@@ -1,0 +1,61 @@
+"""The recipe of a small Stable unCLIP on one's own images, without labels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from genssl.config.augmentation import AugmentationConfig
+from genssl.config.base import Section
+from genssl.config.generator_recipe import Count, GeneratorRecipe
+
+
+class ImageEncoderConfig(Section):
+    """A CLIP vision transformer, trained by SimCLR on the images (no text, no labels)."""
+
+    hidden_size: Count = 96
+    num_layers: Count = 4
+    num_heads: Count = 4
+    patch_size: Count = 2
+    embedding_dim: Count = 64
+    epochs: Count = 100
+    batch_size: int = Field(256, ge=2)
+    lr: float = Field(1e-3, gt=0)
+    temperature: float = Field(0.2, gt=0)
+    augmentation: AugmentationConfig = AugmentationConfig()
+
+
+class AutoencoderConfig(Section):
+    """A KL autoencoder (Rombach et al. 2022); each channel count beyond the first halves the resolution."""
+
+    block_out_channels: list[Count] = Field([32, 64], min_length=1)
+    latent_channels: Count = 4
+    epochs: Count = 100
+    batch_size: int = Field(128, ge=2)
+    lr: float = Field(2e-3, gt=0)
+    kl_weight: float = Field(1e-4, ge=0)
+
+
+class DenoiserConfig(Section):
+    """The UNet, trained by v-prediction (Salimans & Ho 2022) with random noise levels on the embedding."""
+
+    block_out_channels: list[Count] = Field([64, 128], min_length=1)
+    layers_per_block: Count = 1
+    steps: Count = 4000
+    batch_size: int = Field(128, ge=2)
+    lr: float = Field(2e-3, gt=0)
+    ema_decay: float = Field(0.995, ge=0, lt=1)
+    embedding_dropout: float = Field(
+        0.1, ge=0, lt=1, description="part of the rows trained without embedding, for guidance"
+    )
+    max_noise_level: int = Field(700, ge=0, le=999, description="noise levels 0..this are trained")
+
+
+class StableUnCLIPRecipe(GeneratorRecipe):
+    """A Stable unCLIP: image encoder, autoencoder and denoiser, trained one after the other."""
+
+    family: Literal["stable_unclip"] = "stable_unclip"
+    image_encoder: ImageEncoderConfig = ImageEncoderConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    denoiser: DenoiserConfig = DenoiserConfig()

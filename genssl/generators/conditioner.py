@@ -1,0 +1,141 @@
+"""The conditioner of the generators trained by genssl: a frozen self-supervised encoder from a generator's folder.
+
+`encoder.safetensors` has the format of a run directory (`genssl.training.files.save_encoder`): the backbone's weights,
+and in the metadata the config that rebuilds it. One key more, `image_size`, says what the encoder is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from genssl.config.base import ComponentConfig
+from genssl.data.base import UInt8Array
+from genssl.data.decode import resize_and_crop
+from genssl.errors import GeneratorError, UserError
+from genssl.registry import BACKBONES
+from genssl.runtime import seeded_initialisation
+
+FORMAT = "genssl-encoder/1"
+FILE = "encoder.safetensors"
+
+
+class Conditioner:
+    """Images to embeddings; float32, frozen, in evaluation mode (a row does not depend on its batch).
+
+    Attributes:
+        embedding_dim: width D of an embedding.
+        image_size: side S of the images that `embed` takes.
+
+    Args:
+        backbone: maps float [B, 3, S, S] in [0, 1] to features float [B, D] and has the attribute `feature_dim`.
+        image_size: S.
+        device: where it runs.
+    """
+
+    def __init__(self, backbone: nn.Module, image_size: int, device: torch.device) -> None:
+        self._backbone = backbone.to(device).eval().requires_grad_(False)
+        self._device = device
+        self.embedding_dim = int(backbone.feature_dim)  # type: ignore[arg-type]
+        self.image_size = image_size
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> Conditioner:
+        """Loads `encoder.safetensors` from a generator's folder.
+
+        Raises:
+            GeneratorError: if it is missing, broken, or of another format.
+        """
+        path = folder / FILE
+        backbone, _, image_size = load_encoder(path)
+        if image_size is None:
+            raise GeneratorError(
+                f"{path}: does not say its image size; encoders get it when `genssl train-generator` writes them"
+            )
+        return cls(backbone, image_size, device)
+
+    def preprocess(self, image: UInt8Array) -> UInt8Array:
+        """Resizes and centre-crops uint8 [3, H, W] of any size to uint8 [3, S, S] (Pillow, bicubic, antialiased)."""
+        return resize_and_crop(image, self.image_size)
+
+    @torch.inference_mode()
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Embeds preprocessed images.
+
+        Args:
+            images: uint8 [B, 3, S, S].
+
+        Returns:
+            float32 [B, D] on the CPU, each row of length sqrt(D). Rows of length 1 would have components so small that
+            a generator learns to ignore them (measured on the digits: an IC-GAN's label agreement 0.59 against 0.91).
+        """
+        features: torch.Tensor = self._backbone(images.to(self._device).float() / 255)
+        return (F.normalize(features.float(), dim=1) * math.sqrt(self.embedding_dim)).cpu()
+
+
+def save_encoder(path: Path, backbone: nn.Module, config: ComponentConfig, image_size: int) -> None:
+    """Writes a backbone as `Conditioner.load` reads it.
+
+    Args:
+        path: of the file.
+        backbone: its weights are written.
+        config: what the backbone was built from.
+        image_size: side of the images that it was trained on.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
+    metadata = {"backbone": config.model_dump_json(), "image_size": str(image_size), "format": FORMAT}
+    path.write_bytes(_in_order(save(tensors, metadata)))
+
+
+def _in_order(file: bytes) -> bytes:
+    """Returns a safetensors file with its metadata sorted: the library writes them in random order.
+
+    Equal weights then are equal bytes, and generators of equal files have equal fingerprints.
+    """
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns the tensors
+    return len(text).to_bytes(8, "little") + text + file[end:]
+
+
+def load_encoder(path: Path) -> tuple[nn.Module, ComponentConfig, int | None]:
+    """Reads the encoder of a run directory or of a generator's folder.
+
+    Returns:
+        The backbone on the CPU, its config, and its image size if the file says it.
+
+    Raises:
+        GeneratorError: if it is missing, broken, or of another format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except (OSError, SafetensorError) as error:
+        raise GeneratorError(f"{path}: cannot be read as safetensors ({error}); get the folder again") from None
+    if metadata.get("format") != FORMAT:
+        raise GeneratorError(
+            f"{path}: is not an encoder of genssl (format {metadata.get('format')!r} instead of {FORMAT!r})"
+        )
+    try:
+        block = json.loads(metadata["backbone"])
+        config: ComponentConfig = BACKBONES.config(block["name"]).model_validate(block)
+        with seeded_initialisation(
+            "conditioner"
+        ):  # the first weights are overwritten; the global stream stays as it is
+            backbone: nn.Module = BACKBONES.get(config.name)(config)
+        backbone.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, ValidationError, RuntimeError, UserError) as error:
+        raise GeneratorError(f"{path}: the backbone cannot be rebuilt: {error}") from None
+    size = metadata.get("image_size", "")
+    return backbone, config, int(size) if size.isdecimal() else None
