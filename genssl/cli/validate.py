@@ -18,11 +18,13 @@ def validate(
 ) -> None:
     """Check recipes without running them; loads neither torch nor any data.
 
-    Recipes of training runs, of generators (recipes/generators) and server files are told apart by their keys.
+    Recipes of training runs, of generators (recipes/generators), studies and server files are told apart by their keys.
+    Of a study, the recipe of every arm is checked.
     """
     from genssl.config.document import apply_override, read_document
     from genssl.config.kinds import model_of
     from genssl.config.load import validate as check
+    from genssl.config.study import Study, load_study
     from genssl.errors import ConfigError
 
     paths = [Path(item) for item in recipes if "=" not in item]
@@ -33,9 +35,12 @@ def validate(
     for path in paths:
         try:
             document = read_document(path)
-            for override in overrides:
-                apply_override(document, override)
-            check(model_of(document), document)
+            if (model := model_of(document)) is Study:  # overrides are of its recipes
+                load_study(path, overrides)
+            else:
+                for override in overrides:
+                    apply_override(document, override)
+                check(model, document)
             print(f"{path}: valid")
         except ConfigError as error:
             problems += error.problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from genssl.errors import ConfigError, suggest
 KeyPath = tuple[str | int, ...]
 
 TAGS = "tag:yaml.org,2002:"
+WRITTEN_AS = "an override is written key.path=value, such as train.epochs=5"
 
 
 @dataclass
@@ -83,10 +85,41 @@ def apply_override(document: Document, override: str) -> None:
     """
     path_text, equals, value_text = override.partition("=")
     where = f"override {override!r}"
-    parts = path_text.strip().split(".")
-    if not equals or not all(parts):
-        raise ConfigError([f"{where}: an override is written key.path=value, such as train.epochs=5"])
+    if not equals:
+        raise ConfigError([f"{where}: {WRITTEN_AS}"])
+    try:
+        node = YAML(typ="safe", pure=True).compose(value_text)
+    except YAMLError as error:
+        raise ConfigError([f"{where}: the value is not valid YAML: {_first_line(error)}"]) from None
 
+    def read(path: KeyPath) -> tuple[Any, dict[KeyPath, str]]:
+        reader = _Reader(lambda _: where)
+        return None if node is None else reader.read(node, path), reader.places
+
+    _replace(document, path_text, where, read)
+
+
+def apply_setting(document: Document, path_text: str, value: Any, where: str) -> None:
+    """Sets the value at a dotted key path in place, as `apply_override` does, with a value that is read already.
+
+    Args:
+        document: changed.
+        path_text: such as "train.epochs".
+        value: plain data.
+        where: stands for the place of the setting in messages.
+
+    Raises:
+        ConfigError: if the path is none, or leads through a value without keys.
+    """
+    _replace(document, path_text, where, lambda path: (copy.deepcopy(value), {}))
+
+
+def _replace(
+    document: Document, path_text: str, where: str, read: Callable[[KeyPath], tuple[Any, dict[KeyPath, str]]]
+) -> None:
+    parts = path_text.strip().split(".")
+    if not all(parts):
+        raise ConfigError([f"{where}: {WRITTEN_AS}"])
     parent: Any = document.data
     path: KeyPath = ()
     for part in parts[:-1]:
@@ -98,16 +131,10 @@ def apply_override(document: Document, override: str) -> None:
         parent = parent[key]
     last = _key(parent, parts[-1], path, where)
     path = (*path, last)
-
-    try:
-        node = YAML(typ="safe", pure=True).compose(value_text)
-    except YAMLError as error:
-        raise ConfigError([f"{where}: the value is not valid YAML: {_first_line(error)}"]) from None
-    reader = _Reader(lambda _: where)
-    parent[last] = None if node is None else reader.read(node, path)
+    parent[last], places = read(path)
     for known in [known for known in document.places if known[: len(path)] == path]:
         del document.places[known]
-    document.places |= reader.places | {path: where}
+    document.places |= places | {path: where}
 
 
 def _key(container: Any, part: str, path: KeyPath, where: str) -> str | int:

@@ -8,12 +8,15 @@ from genssl.config.document import Document
 from genssl.config.generator_recipe import GeneratorRecipe
 from genssl.config.recipe import Recipe
 from genssl.config.server import ServerFile
+from genssl.config.study import Study
 
 
 def model_of(document: Document) -> type[BaseModel]:
-    """Returns the model of a document; the key `generators` marks a server file, and `family` a generator recipe."""
+    """Returns the model of a document; the keys `generators`, `arms` and `family` mark what is no recipe of a run."""
     if "generators" in document.data:
         return ServerFile
+    if "arms" in document.data:
+        return Study
     if "family" in document.data:
         return GeneratorRecipe
     return Recipe

@@ -150,12 +150,12 @@ class Summary(Section):
         seeds: of every arm.
         reference: the arm without variants.
         arms: in the order of the study.
-        equal_generator_calls: groups of arms whose numbers of generator calls agree within 2 %.
+        equal_generator_calls: groups of arms whose numbers of generator calls agree within 5 %.
         stores: what was generated ahead.
         controls: by name; "a_a" if the study has such an arm.
         verdict: sentences, the most important first, each with its uncertainty.
         cautions: what limits the verdict.
-        seconds: that running everything took.
+        seconds: of all runs, and of making the stored variants.
         provenance: versions, machine, data set, generators.
         recipe: the base recipe, resolved.
         paper: what the paper's cells are, if arms have any.

@@ -8,13 +8,15 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, Field
 
+from genssl.config.augmentation import PairAugmentationConfig
 from genssl.config.base import Section
 from genssl.config.document import apply_override, parse_document
 from genssl.config.generator_recipe import GeneratorRecipe
 from genssl.config.kinds import model_of
 from genssl.config.load import load, validate
-from genssl.config.recipe import AugmentationConfig, Recipe, TrainConfig
+from genssl.config.recipe import Recipe, TrainConfig
 from genssl.config.server import ServerFile
+from genssl.config.study import Study
 from genssl.data.configs import DigitsConfig
 from genssl.errors import ConfigError
 from genssl.evaluators.configs import FewShotConfig, KNNConfig
@@ -97,7 +99,7 @@ def test_a_complete_recipe_is_what_it_says():
     [
         ("name: small", "name: small\nsed: 1", "r.yaml:2: sed", "seed", Recipe),
         ("batch_size: 8", "batch_size: 8\n  epoch: 3", "r.yaml:20: train.epoch", "epochs", TrainConfig),
-        ("hue: 0.1", "zebra: 1", "r.yaml:10: views.augmentation.zebra", None, AugmentationConfig),
+        ("hue: 0.1", "zebra: 1", "r.yaml:10: views.augmentation.zebra", None, PairAugmentationConfig),
         ("temperature: 0.2", "temprature: 0.2", "r.yaml:5: method.temprature", "temperature", SimCLRConfig),
         ("k: 5", "kk: 5", "r.yaml:21: evaluate.0.kk", "k", KNNConfig),
         ("draws: 4", "drawn: 4", "r.yaml:23: evaluate.1.drawn", "draws", FewShotConfig),
@@ -153,8 +155,8 @@ def test_out_of_range(old, new, problem):
         ),
         (
             "probability: 0.5",
-            "policy: third",
-            "r.yaml:8: views.policy: 'third' is not allowed; allowed: both, none, second",
+            "policy: first",
+            "r.yaml:8: views.policy: 'first' is not allowed; allowed: added, both, none, second, third",
         ),
         (
             "per_image: 10",
@@ -246,14 +248,14 @@ def test_all_mistakes_are_reported_at_once():
         ("k: 5", "k: 0"),
         ("- name: few_shot", "- name: many_shot"),
     )
-    found = problems(text, "views.policy=third")
+    found = problems(text, "views.policy=first")
     assert [line.split(": ")[:2] for line in found] == [
         ["r.yaml:6", "method.temperature"],
         ["r.yaml:12", "generator.model"],
         ["r.yaml:14", "generator.modl"],
         ["r.yaml:22", "evaluate.0.k"],
         ["r.yaml:23", "evaluate.1.name"],
-        ["override 'views.policy=third'", "views.policy"],
+        ["override 'views.policy=first'", "views.policy"],
         ["r.yaml:19", "train.epochs"],
         ["r.yaml:2", "foo"],
     ]
@@ -334,6 +336,8 @@ def test_a_shipped_file_validates_as_what_its_folder_says(path):
     model = model_of(document)
     folder = path.relative_to(ROOT).parts[:-1]
     expected = ServerFile if folder[0] == "servers" else GeneratorRecipe if "generators" in folder else Recipe
+    if "studies" in folder or path.name == "online_vs_offline.yaml":
+        expected = Study
     assert model is expected
     validated = validate(model, document)
     if isinstance(validated, Recipe):

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from genssl.config.augmentation import PairAugmentationConfig
 from genssl.config.document import parse_document
 from genssl.config.dump import to_yaml
 from genssl.config.load import validate
-from genssl.config.recipe import AugmentationConfig, Recipe
+from genssl.config.recipe import Recipe
 from genssl.errors import ConfigError
 
 PLAIN = """\
@@ -168,7 +169,7 @@ def test_a_recipe_cannot_be_changed_after_it_was_checked():
 
 def test_defaults_are_not_shared_with_what_another_recipe_writes():
     assert recipe(views={"augmentation": {"hue": 0.0}}).views.augmentation.hue == 0.0
-    assert recipe().views.augmentation == AugmentationConfig()
+    assert recipe().views.augmentation == PairAugmentationConfig()
 
 
 def assert_round_trip(checked: Recipe) -> None:

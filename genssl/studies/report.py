@@ -1,0 +1,224 @@
+"""report.html of a study: one self-contained page, and its numbers and figures as CSV and PNG."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from ruamel.yaml import YAML
+
+from genssl.studies import table
+from genssl.studies.figures import drawings
+from genssl.studies.sheet import DARK, LIGHT, Drawing
+from genssl.studies.summary import ArmSummary, Control, Cost, Summary
+from genssl.training.files import write_atomically
+from genssl.training.report import LEDGER_WORDS
+
+COST_WORDS = {
+    "generator_calls": "variants that the generator made",
+    "generator_seconds": "time of the generator's device",
+    "trainer_seconds": "training, waiting left out",
+    "stall_seconds": "waiting for variants",
+    "pregeneration_seconds": "making stored variants ahead",
+    "wall_clock_seconds": "wall-clock: the three above",
+    "distinct_variants": "distinct variants that the run saw",
+    "views_from_variants": "views made of variants",
+    "reused": "of these, stood in for another variant",
+    "real_instead": "real images in place of variants",
+    "store_bytes": "stored variants",
+    "bytes_received": "received over the wire",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as the page holds it: data URIs, and its size in pixels."""
+
+    drawing: Drawing
+    light: str
+    dark: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The grid of samples of an arm's first seed."""
+
+    arm: ArmSummary
+    seed: int
+    png: str
+    width: int
+    height: int
+
+
+def write_report(out: Path, summary: Summary) -> None:
+    """Writes report.html, summary.csv, runs.csv and figures/*.png.
+
+    Args:
+        out: the study's folder, below which the runs are; grids are taken from their samples.png.
+        summary: what the study found.
+    """
+    table.write_summary_csv(out / "summary.csv", summary)
+    table.write_runs_csv(out / "runs.csv", summary)
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            s=summary,
+            numbers={arm.name: number + 1 for number, arm in enumerate(summary.arms)},
+            steps_caption=_steps_caption(summary),
+            dataset=_dataset(summary),
+            figures=_figures(out / "figures", summary),
+            samples=_samples(out, summary),
+            costs=_costs(summary),
+            ledger=_ledger(summary),
+            provenance=[
+                ("Versions, machine, data and generators", _yaml(summary.provenance)),
+                ("The base recipe, resolved", _yaml(summary.recipe)),
+            ],
+        )
+    )
+    write_atomically(out / "report.html", partial(_write_bytes, page.lstrip().encode()))
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("genssl.studies"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["average"] = lambda values: fmean(values)
+    environment.globals.update(
+        value=table.value_text,
+        difference=table.difference_text,
+        interval=table.interval_text,
+        verdict_of=table.verdict_of,
+        references=table.references,
+        count=table.count_text,
+        duration=table.seconds_text,
+        size=table.bytes_text,
+        unit=lambda metric: "%" if table.is_accuracy(metric) else "",
+        points=lambda metric: "points" if table.is_accuracy(metric) else "",
+        span=_span,
+        passed=_passed,
+    )
+    return environment
+
+
+def _passed(control: Control) -> bool:
+    return control.max_abs_difference == 0 and control.encoders_equal
+
+
+def _span(values: Iterable[int]) -> str:
+    """Returns the one value, or the least and the largest."""
+    found = sorted(values)
+    if not found:
+        return "none"
+    return f"{found[0]:,}" if found[0] == found[-1] else f"{found[0]:,} to {found[-1]:,}"
+
+
+def _steps_caption(summary: Summary) -> str:
+    runs = [run for arm in summary.arms if arm.equal == "steps" for run in arm.runs]
+    if not runs:
+        return "No arms"
+    steps, epochs = _span(run.steps for run in runs), _span(run.epochs for run in runs)
+    unit = "epoch" if epochs == "1" else "epochs"
+    return (
+        f"Every run of these arms took {steps} optimiser steps ({epochs} {unit}). "
+        f"Means over seeds with 95 % intervals; differences are of {summary.metric}"
+    )
+
+
+def _dataset(summary: Summary) -> str:
+    dataset = summary.provenance.get("dataset") or summary.recipe.get("dataset") or {}
+    name = dataset.get("name", "another data set") if isinstance(dataset, dict) else str(dataset)
+    images = dataset.get("images") if isinstance(dataset, dict) else None
+    return f"{name} ({images:,} training images)" if isinstance(images, int) else str(name)
+
+
+# ---- Pictures ----
+def _figures(folder: Path, summary: Summary) -> list[Picture]:
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for drawing in drawings(summary):
+        light, dark = drawing.draw(LIGHT).png(), drawing.draw(DARK).png()
+        write_atomically(folder / f"{drawing.name}.png", partial(_write_bytes, light))
+        pictures.append(Picture(drawing, _embed(light), _embed(dark), *_size(light)))
+    return pictures
+
+
+def _write_bytes(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+
+
+def _samples(out: Path, summary: Summary) -> list[Sample]:
+    samples = []
+    for arm in summary.arms:
+        run = next(iter(arm.runs), None)
+        if run is None or run.cost.views_from_variants == 0:
+            continue
+        path = out / run.directory / "samples.png"
+        if path.is_file():
+            png = path.read_bytes()
+            samples.append(Sample(arm, run.seed, _embed(png), *_size(png)))
+    return samples
+
+
+def _embed(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _size(png: bytes) -> tuple[int, int]:
+    width, height = struct.unpack(">II", png[16:24])  # of the header chunk, which comes first in every PNG
+    return width, height
+
+
+# ---- Tables of what was counted ----
+def _costs(summary: Summary) -> list[tuple[str, list[str]]]:
+    def text(name: str, value: float) -> str:
+        if name.endswith("_seconds"):
+            return table.seconds_text(value)
+        return table.bytes_text(value) if "bytes" in name else table.count_text(value)
+
+    return [
+        (COST_WORDS.get(name, name), [text(name, getattr(arm.cost, name)) for arm in summary.arms])
+        for name in Cost.model_fields
+    ]
+
+
+def _ledger(summary: Summary) -> list[tuple[str, list[str]]]:
+    names = dict.fromkeys(name for arm in summary.arms for run in arm.runs for name in run.ledger)
+    return [(_words(name), [_mean(arm, name) for arm in summary.arms]) for name in names]
+
+
+def _words(name: str) -> str:
+    if name.startswith("retries_"):
+        return f"of these, because the server was {name.removeprefix('retries_')}"
+    return LEDGER_WORDS.get(name, name.replace("_", " "))
+
+
+def _mean(arm: ArmSummary, name: str) -> str:
+    values = [run.ledger[name] for run in arm.runs if name in run.ledger]
+    if not values:
+        return ""
+    whole = all(value == round(value) for value in values)
+    return table.count_text(fmean(values)) if whole else f"{fmean(values):,.3f}"
+
+
+def _yaml(content: dict[str, Any]) -> str:
+    yaml = YAML(typ="rt", pure=True)
+    yaml.default_flow_style = False
+    buffer = io.StringIO()
+    yaml.dump(content, buffer)
+    return re.sub(r"\n\.\.\.\n$", "\n", buffer.getvalue())
