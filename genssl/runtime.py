@@ -31,9 +31,15 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def set_threads(threads: int | Literal["auto"], *, shared_with: int = 0) -> int:
-    """Sets torch's intra-op threads; "auto" leaves `shared_with` cores to others. Returns the number."""
-    count = max(1, usable_cores() - shared_with) if threads == "auto" else threads
+def set_threads(threads: int | Literal["auto"], *, shared_with: int = 0, among: int = 1) -> int:
+    """Sets torch's intra-op threads; returns the number.
+
+    Args:
+        threads: the number, or "auto" for all usable cores.
+        shared_with: cores that "auto" leaves to others.
+        among: how many processes share the rest under "auto".
+    """
+    count = max(1, (usable_cores() - shared_with) // among) if threads == "auto" else threads
     torch.set_num_threads(count)
     return count
 

@@ -11,6 +11,8 @@ import typer
 from genssl import __version__
 from genssl.cli import (
     bench_server,
+    compare,
+    convert_weights,
     list_command,
     plan,
     pregenerate,
@@ -36,6 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run.run)
+app.command("compare")(compare.compare)
 app.command("runs")(runs.runs)
 app.command("serve-generator")(serve_generator.serve_generator)
 app.command("top")(top.top)
@@ -44,6 +47,7 @@ app.command("pregenerate")(pregenerate.pregenerate)
 app.command("plan")(plan.plan)
 app.add_typer(store.app, name="store")
 app.command("train-generator")(train_generator.train_generator)
+app.command("convert-weights")(convert_weights.convert_weights)
 app.command("preview")(preview.preview)
 app.command("show")(show.show)
 app.command("validate")(validate.validate)

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
-from genssl.cli.options import Overrides, RecipeArgument
+from genssl.cli.options import Overrides
+
+if TYPE_CHECKING:
+    from genssl.config.recipe import Recipe
 
 
 def run(
-    recipe: RecipeArgument,
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/simclr_sd.yaml.", show_default=False),
+    ] = None,
     overrides: Overrides = None,
     out: Annotated[
         Path | None, typer.Option(help="Run directory; by default runs/NAME-DATE-TIME.", show_default=False)
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Go on with the run in this directory; with a recipe, begin it there if there is none yet.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Train and evaluate: one run from a recipe to a run directory.
@@ -23,23 +39,59 @@ def run(
     \b
     genssl run recipes/simclr_sd.yaml
     genssl run recipes/simclr_sd.yaml variants.source=none seed=1 --out runs/baseline-1
+    genssl run --resume runs/baseline-1                          # after an interruption
+    torchrun --nproc-per-node 4 -m genssl run recipes/simclr_sd.yaml
     """
-    from genssl.config.load import load
-    from genssl.config.recipe import Recipe
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun started several of this
+        from genssl.training.distributed import joined
 
-    loaded = load(Recipe, recipe, overrides or [])
-    directory = out or Path("runs") / f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
+        with joined() as ranks:
+            loaded, directory = _what_and_where(recipe, overrides or [], out, resume)
+            if ranks.first:
+                ranks.tell("out", str(directory))
+                _run(loaded, directory, resume is not None, file=sys.stdout)
+            else:  # the first rank speaks for all, and chooses a directory's name for all
+                with Path(os.devnull).open("w") as nowhere:
+                    _run(loaded, Path(ranks.hear("out")), resume is not None, file=nowhere)
+        return
+    loaded, directory = _what_and_where(recipe, overrides or [], out, resume)
+    _run(loaded, directory, resume is not None, file=sys.stdout)
 
+
+def _run(recipe: Recipe, directory: Path, resume: bool, *, file: IO[str]) -> None:
     from rich.console import Console
 
     from genssl.cli.tables import results_table
     from genssl.training.progress import Progress
     from genssl.training.run import run as train
 
-    console = Console(highlight=False)
-    for warning in loaded.warnings():
+    console = Console(highlight=False, file=file)
+    for warning in recipe.warnings():
         console.print(f"warning: {warning}", style="yellow")
     with Progress(console) as progress:
-        results = train(loaded, directory, progress)
-    console.print(results_table(results))
-    console.print(f"{directory}/report.html has the whole of it")
+        results = train(recipe, directory, progress, resume=resume)
+    if results:
+        console.print(results_table(results))
+        console.print(f"{directory}/report.html has the whole of it")
+
+
+def _what_and_where(
+    recipe: Path | None, overrides: list[str], out: Path | None, resume: Path | None
+) -> tuple[Recipe, Path]:
+    """Returns the recipe and the run directory that the command line means."""
+    from genssl.config.load import load
+    from genssl.config.recipe import Recipe
+    from genssl.errors import UserError
+
+    if resume is None:
+        if recipe is None:
+            raise typer.BadParameter("Missing argument 'RECIPE' (or --resume DIR, to go on with a run).")
+        loaded = load(Recipe, recipe, overrides)
+        return loaded, out or Path("runs") / f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if out is not None and out != resume:
+        raise UserError(f"--resume {resume} goes on in that directory; leave --out {out} out")
+    if recipe is not None:
+        return load(Recipe, recipe, overrides), resume
+    from genssl.training.resume import recipe_of
+
+    return recipe_of(resume), resume

@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from genssl.training.run_states import Unfinished
 
 
 def runs(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A folder of run directories.")] = Path("runs"),
 ) -> None:
-    """Tabulate finished runs: recipes that differ in nothing but the seed share a row, mean ± 95 % t-interval."""
+    """Tabulate runs; finished ones that differ in nothing but the seed share a row, mean ± 95 % t-interval.
+
+    Runs that are under way or were interrupted follow, with how to go on.
+    """
     from rich.console import Console
 
     from genssl.cli.tables import runs_table
     from genssl.config.summary import summarise_runs
+    from genssl.training.run_states import unfinished_runs
 
     console = Console(highlight=False)
     if not console.is_terminal:  # a file has no edge to wrap at
         console.width = 160
-    console.print(runs_table(summarise_runs(folder)))
+    unfinished = unfinished_runs(folder)
+    if not unfinished or any(folder.glob("*/results.json")):
+        console.print(runs_table(summarise_runs(folder)))
+    if unfinished:
+        console.print(_table(unfinished))
+
+
+def _table(unfinished: list[Unfinished]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="not finished", title_justify="left")
+    for name in ("recipe", "seed", "epochs", "state"):
+        table.add_column(name, justify="right" if name == "epochs" else "left")
+    for run in unfinished:
+        table.add_row(run.name, str(run.seed), f"{run.epochs_done} of {run.epochs}", run.state)
+    return table

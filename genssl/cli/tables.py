@@ -36,20 +36,16 @@ def results_table(results: dict[str, Any]) -> Table:
 
 
 def quality_table(quality: dict[str, Any]) -> Table:
-    """Returns what was measured of a generator, one row a noise level."""
-    steps, guidance = quality["num_inference_steps"], quality["guidance_scale"]
-    title = f"{quality['sources']} held-out sources, {steps} steps, guidance {guidance:g}"
+    """Returns what was measured of a generator, one row a setting."""
+    from genssl.training.generator_quality import cell, columns
+
+    title = f"{quality['sources']} held-out sources ({quality['measured_on']})"
+    title += "".join(f", {name.replace('_', ' ')} {value:g}" for name, value in quality["fixed"].items())
     table = Table(title=title, title_justify="left")
-    for heading in ("noise level", "label agreement", "distance within a source", "variants/s"):
+    for heading in columns(quality):
         table.add_column(heading, justify="right")
     for row in quality["settings"]:
-        agreement = "no labels" if row["label_agreement"] is None else f"{row['label_agreement']:.3f}"
-        table.add_row(
-            str(row["noise_level"]),
-            agreement,
-            f"{row['distance_within_source']:.2f}",
-            f"{row['variants_per_second']:,}",
-        )
+        table.add_row(*(cell(value) for value in row.values()))
     distance, judge = quality["distance_between_real_images"], quality["label_agreement_by"]
     table.caption = f"two random real images are {distance:.2f} apart; judged by {judge}"
     return table

@@ -8,53 +8,13 @@ from typing import Annotated, Literal
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 
 from genssl.config.address import check_address
+from genssl.config.augmentation import AugmentationConfig as AugmentationConfig
 from genssl.config.base import BUCKETS, Buckets, ComponentConfig, Kind, Section
+from genssl.config.train import MonitorConfig as MonitorConfig
+from genssl.config.train import TrainConfig as TrainConfig
+from genssl.config.views import ViewsConfig as ViewsConfig
 
-Probability = Annotated[float, Field(ge=0, le=1)]
-Range = tuple[float, float]
-
-
-class AugmentationConfig(Section):
-    """Standard SSL augmentations of one view; every parameter is drawn per sample.
-
-    Defaults are SimCLR's (Chen et al. 2020, appendix A) at colour strength 1. A probability of 0 switches one off.
-    """
-
-    crop_scale: Range = Field((0.08, 1.0), description="area of the crop as a fraction of the image")
-    crop_ratio: Range = Field((3 / 4, 4 / 3), description="aspect ratio of the crop")
-    flip_probability: Probability = 0.5
-    jitter_probability: Probability = 0.8
-    brightness: float = Field(0.8, ge=0, description="factor drawn from [max(0, 1 - x), 1 + x]")
-    contrast: float = Field(0.8, ge=0)
-    saturation: float = Field(0.8, ge=0)
-    hue: float = Field(0.2, ge=0, le=0.5, description="shift drawn from [-x, x] of the colour circle")
-    grayscale_probability: Probability = 0.2
-    blur_probability: Probability = 0.5
-    blur_sigma: Range = Field((0.1, 2.0), description="standard deviation of the Gaussian in pixels")
-
-    @field_validator("crop_scale", "crop_ratio", "blur_sigma")
-    @classmethod
-    def _positive_and_ordered(cls, value: Range) -> Range:
-        if not 0 < value[0] <= value[1]:
-            raise ValueError("two numbers are expected, low first, both above 0")
-        return value
-
-    @field_validator("crop_scale")
-    @classmethod
-    def _at_most_the_image(cls, value: Range) -> Range:
-        if value[1] > 1:
-            raise ValueError("a crop cannot be larger than the image; the upper bound is 1.0")
-        return value
-
-
-class ViewsConfig(Section):
-    """Which views of a pair are variants (the paper's figure 4), and how views are augmented."""
-
-    policy: Literal["second", "both", "none"] = Field(
-        "second", description="second: view 2 may be a variant, view 1 is real; both: each view may, independently"
-    )
-    probability: Probability = 1.0
-    augmentation: AugmentationConfig = AugmentationConfig()
+LATENESS = "variants.late, variants.refresh and variants.budget"
 
 
 class ClientTLSConfig(Section):
@@ -116,6 +76,12 @@ class VariantsConfig(Section):
     )
     pool_bytes: int = Field(
         2**30, ge=2**20, description="late: reuse: received variants kept on disk; the oldest make room"
+    )
+    budget: int | None = Field(
+        None,
+        ge=1,
+        description="late: reuse: variants of each image that the run generates at most, spread over its epochs; other "
+        "variants of the image stand in for the rest",
     )
     refresh: RefreshConfig | None = None
     replay: Path | None = Field(
@@ -184,21 +150,6 @@ class ScheduleConfig(Section):
     warmup_epochs: float = Field(0.0, ge=0)
 
 
-class TrainConfig(Section):
-    """Length, batch and device of a run."""
-
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=2)
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    threads: Literal["auto"] | Annotated[int, Field(ge=1)] = Field("auto", description="torch threads of the trainer")
-    validation_fraction: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="above 0: this part of the train split is held out and evaluated instead of the test split",
-    )
-
-
 class Recipe(Section):
     """One training run."""
 
@@ -213,6 +164,7 @@ class Recipe(Section):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig
+    monitor: MonitorConfig = MonitorConfig()
     evaluate: Annotated[list[SerializeAsAny[ComponentConfig]], Kind("evaluators")] = Field(default_factory=list)
 
     # Rules between sections stand on the later section's field, not on the model: they then take part in the one report
@@ -254,6 +206,7 @@ class Recipe(Section):
             found.append(
                 "no view can be a variant (views.policy or views.probability says so); no generator is started"
             )
+        found += self.views.of_no_effect()
         if self.uses_variants() and self.views.policy == "both" and self.views.probability == 1:
             found.append(
                 "both views of every pair are variants; the paper's sweep loses 6 points that way (figure 4): "
@@ -266,13 +219,15 @@ class Recipe(Section):
     def _of_no_effect(self) -> list[str]:
         variants, found = self.variants, []
         late = variants.late
-        if variants.source != "online" and (late != "block" or variants.refresh is not None):
+        lateness = late != "block" or variants.refresh is not None or variants.budget is not None
+        if variants.source != "online" and lateness:
+            found.append(f"{LATENESS} have no effect: with variants.source {variants.source} no variant is late")
+        elif variants.replay is not None and lateness:
+            found.append(f"{LATENESS} have no effect: a replay waits for what its log names")
+        elif variants.budget is not None and late != "reuse":
             found.append(
-                "variants.late and variants.refresh have no effect: "
-                f"with variants.source {variants.source} no variant is late"
+                f"variants.budget has no effect: only variants.late: reuse does with fewer variants (late is {late})"
             )
-        elif variants.replay is not None and (late != "block" or variants.refresh is not None):
-            found.append("variants.late and variants.refresh have no effect: a replay waits for what its log names")
         elif variants.refresh is not None and late != "reuse":
             found.append(
                 f"variants.refresh has no effect: only variants.late: reuse keeps what it generates (late is {late})"
@@ -290,4 +245,11 @@ class Recipe(Section):
 
     def uses_variants(self) -> bool:
         """Says whether any view can be a variant under this recipe."""
-        return self.variants.source != "none" and self.views.policy != "none" and self.views.probability > 0
+        return self.variants.source != "none" and self.views.policy != "none" and self.variant_probability() > 0
+
+    def variant_probability(self) -> float:
+        """Returns the probability that a slot which may hold a variant does."""
+        if self.views.policy != "added":
+            return self.views.probability
+        made = 1 if self.variants.per_image == "fresh" else self.variants.per_image
+        return made / (made + self.views.real_weight)

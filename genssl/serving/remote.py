@@ -15,6 +15,7 @@ from genssl.generators.base import Parameters
 from genssl.serving.client import AsyncVariantClient
 from genssl.serving.messages import Priority
 from genssl.serving.targets import RECIPE_ADVICE
+from genssl.variants.budget import Budget
 from genssl.variants.ledger import Ledger, Origin
 from genssl.variants.plan import REAL
 from genssl.variants.pool import VariantPool
@@ -35,6 +36,7 @@ class RemoteSource:
         config: how many at once, how patient, and what a step does whose variants are late.
         ledger: gets calls, retries, bytes, latencies and generator seconds.
         pool: received variants, which `late: reuse` takes for others; belongs to this source from now on.
+        budget: which of the planned variants are asked for; None: all that the pool lacks.
         token: the bearer token that the servers want.
         tls: how the servers are checked.
         check: raises when the server is known to be gone for good.
@@ -64,6 +66,7 @@ class RemoteSource:
         config: VariantsConfig,
         ledger: Ledger,
         pool: VariantPool | None = None,
+        budget: Budget | None = None,
         token: str | None = None,
         tls: ClientTLSConfig | None = None,
         check: Callable[[], None] = lambda: None,
@@ -74,7 +77,8 @@ class RemoteSource:
         self._client_id, self._priority = client_id, priority
         self.received: Callable[[Sequence[VariantRequest], Sequence[Image]], object] | None = None
         self.lacking: Callable[[Sequence[VariantRequest]], list[VariantRequest]] | None = None
-        self._dataset, self._config, self._ledger, self._pool = dataset, config, ledger, pool
+        self._dataset, self._config, self._ledger = dataset, config, ledger
+        self._pool, self._budget = pool, budget
         self._token, self._tls = token, tls
         self._client: AsyncVariantClient | None = None
         self.generator: pb.GeneratorInfo | None = None
@@ -107,6 +111,8 @@ class RemoteSource:
         if step is not None:
             self.announced = step
             requests = self._rely_on_pool(requests, step)
+            if self._budget is not None:
+                requests = [request for request in requests if self._budget.allows(request)]
         self._queue.plan(requests, NO_STEP if step is None else step)
 
     def take(self, requests: Sequence[VariantRequest], step: int | None = None) -> Delivery:
@@ -239,6 +245,7 @@ class RemoteSource:
             self._ledger.retries_by_kind["full"] += answer.refusals
         if answer.retries > answer.refusals:
             self._ledger.retries_by_kind["away"] += answer.retries - answer.refusals
+        self._ledger.variants_computed += sum(origin == "generated" for _, origin in answer.images)
         self._ledger.bytes_received += answer.bytes_received
         self._ledger.generator_seconds += answer.generator_seconds
         if self.received is not None:

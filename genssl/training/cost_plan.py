@@ -1,6 +1,6 @@
 """What variants cost online, offline, and under a budget: arithmetic alone. Imports no torch and no numpy.
 
-With N images, E epochs, v views a pair that are variants on average, and rates R (variants/s of one generator) and
+With N images, E epochs, v variants an image and step on average, and rates R (variants/s of one generator) and
 T (images/s of the trainer, waiting left out):
 
     slots            S = N E v                     views that want a variant
@@ -38,7 +38,7 @@ class Setting:
     Attributes:
         images: N, of the train split.
         epochs: E.
-        views: v, views a pair that are variants, on average; 0 to 2.
+        views: v, variants that a step wants of each of its images, on average.
         generator_rate: R, variants a second of one generator.
         trainer_rate: T, images (pairs of views) a second of the trainer.
         variants: K, stored of each image.
@@ -131,8 +131,8 @@ def _budgeted(setting: Setting) -> Cost:
 
 
 def views_per_pair(recipe: Recipe) -> float:
-    """Returns how many of a pair's two views are variants, on average."""
-    return {"none": 0, "second": 1, "both": 2}[recipe.views.policy] * recipe.views.probability
+    """Returns how many variants a step wants of each of its images, on average."""
+    return recipe.views.variant_slots * recipe.variant_probability()
 
 
 def bytes_per_variant(size: int) -> dict[str, float]:

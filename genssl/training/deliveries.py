@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from genssl.config.recipe import Recipe
+from genssl.config.recipe import Recipe, VariantsConfig
 from genssl.data.base import ImageDataset
+from genssl.errors import UserError
+from genssl.training.distributed import ALONE, Ranks
 from genssl.training.progress import Progress
 from genssl.training.provenance import dataset_digest
 from genssl.training.sources import OpenSource
@@ -23,10 +25,33 @@ ONLINE_FRACTION = 0.5  # of fresh variants, below which a run is not simply call
 
 
 def follow_log(
-    recipe: Recipe, dataset: ImageDataset, plan: ViewPlan, opened: OpenSource | None, out: Path
+    recipe: Recipe,
+    dataset: ImageDataset,
+    plan: ViewPlan,
+    opened: OpenSource | None,
+    out: Path,
+    done: int = 0,
+    ranks: Ranks = ALONE,
 ) -> tuple[ViewPlan | Replay, AssignmentLog | None]:
-    """Returns the plan that the run follows, and the log that it writes where the plan alone does not tell all."""
+    """Returns the plan that the run follows, and the log that it writes where the plan alone does not tell all.
+
+    Args:
+        recipe: of the run.
+        dataset: has the sources.
+        plan: of the recipe.
+        opened: the variant source.
+        out: the run directory.
+        done: steps that a run which goes on has done.
+        ranks: of the run; the log is that of one process, so several write none.
+
+    Raises:
+        UserError: if several ranks are to follow the log of one.
+    """
     if opened is None or (recipe.variants.late == "block" and recipe.variants.replay is None):
+        return plan, None
+    if ranks.size > 1:
+        if recipe.variants.replay is not None:
+            raise UserError("variants.replay: a log is of one process; replay it without torchrun")
         return plan, None
     header = {
         "dataset": dataset.name,
@@ -35,15 +60,17 @@ def follow_log(
         "seed": recipe.seed,
         "batch_size": recipe.train.batch_size,
         "policy": recipe.views.policy,
-        "probability": recipe.views.probability,
+        "probability": recipe.variant_probability(),
         "per_image": recipe.variants.per_image,
         "fingerprint": opened.provenance["fingerprint"],
         "parameters": opened.provenance["parameters"],
     }
+    if recipe.views.policy == "third":
+        header["third_count"] = recipe.views.third_count
     if recipe.variants.replay is None:
-        return plan, AssignmentLog(out / "assignments.jsonl", header)
+        return plan, AssignmentLog(out / "assignments.jsonl", header, done)
     steps = recipe.train.epochs * plan.steps_per_epoch
-    return Replay(plan, recipe.variants.replay, header, steps), AssignmentLog(out / "assignments.jsonl", header)
+    return Replay(plan, recipe.variants.replay, header, steps), AssignmentLog(out / "assignments.jsonl", header, done)
 
 
 def announced(
@@ -52,17 +79,17 @@ def announced(
     dataset: ImageDataset,
     source: VariantSource | None,
     ahead: Callable[[], int],
+    done: int = 0,
 ) -> Iterator[StepPlan]:
-    """Yields every step of the run, after its variants and those of the `ahead()` following steps were announced."""
+    """Yields every step but the first `done`, after its variants and those of `ahead()` more steps were announced."""
     coming: deque[StepPlan] = deque()
-    for epoch in range(epochs):
-        for step in range(plan.steps_per_epoch):
-            step_plan = plan.step(epoch, step)
-            if source is not None:
-                source.plan(requests_of(step_plan, dataset), epoch * plan.steps_per_epoch + step)
-            coming.append(step_plan)
-            while len(coming) > max(0, ahead()):
-                yield coming.popleft()
+    for number in range(done, epochs * plan.steps_per_epoch):
+        step_plan = plan.step(*divmod(number, plan.steps_per_epoch))
+        if source is not None:
+            source.plan(requests_of(step_plan, dataset), number)
+        coming.append(step_plan)
+        while len(coming) > max(0, ahead()):
+            yield coming.popleft()
     yield from coming
 
 
@@ -101,28 +128,31 @@ def enter(
         write(step, origins, indices)
 
 
-def how_online(ledger: Ledger, progress: Progress, source: str = "online") -> dict[str, Any]:
+def how_online(ledger: Ledger, progress: Progress, variants: VariantsConfig) -> dict[str, Any]:
     """Says, for results.json and the user, if most of the variants were not the planned ones.
 
     Args:
         ledger: of the finished training.
         progress: tells the user.
-        source: the recipe's `variants.source`.
+        variants: the recipe's.
     """
     fresh = ledger.fresh_fraction
     if not ledger.wanted or fresh >= ONLINE_FRACTION:
         return {}
-    if source == "stored":
+    if variants.source == "stored":
         said = (
             f"only {fresh:.0%} of the wanted variants were in the store; the others were real images. "
             "Call this run by these numbers, not simply stored: genssl pregenerate makes what is missing"
         )
     else:
+        budget, why = variants.budget, "its generator was too slow for it"
+        if budget is not None:
+            why = f"variants.budget allows {budget} variants an image"
         said = (
-            f"only {fresh:.0%} of the wanted variants came in time; {ledger.origins['reused'] / ledger.wanted:.0%} "
+            f"only {fresh:.0%} of the wanted variants came as planned; {ledger.origins['reused'] / ledger.wanted:.0%} "
             f"were other variants of the same image, {ledger.origins['real'] / ledger.wanted:.0%} real images. Call "
-            "this run by these numbers, not simply online: its generator was too slow for it"
+            f"this run by these numbers, not simply online: {why}"
         )
     progress.note(said)
     mostly = "reused variants" if ledger.origins["reused"] >= ledger.origins["real"] else "real images"
-    return {"source": f"{source}, mostly {mostly}", "note": said}
+    return {"source": f"{variants.source}, mostly {mostly}", "note": said}

@@ -8,12 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 from torch import nn
 
 from genssl.config.recipe import Recipe
-from genssl.variants.ledger import Ledger
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -31,19 +29,6 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(
         path, lambda partial: partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n") and None
     )
-
-
-def save_checkpoint(
-    path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, *, epoch: int, ledger: Ledger
-) -> None:
-    """Writes model and optimiser after `epoch` whole epochs; `torch.load(weights_only=True)` reads it."""
-    state = {
-        "epoch": epoch,
-        "method": method.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "ledger": ledger.summary(),
-    }
-    write_atomically(path, lambda partial: torch.save(state, partial))
 
 
 def save_encoder(path: Path, backbone: nn.Module, recipe: Recipe) -> None:

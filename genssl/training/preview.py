@@ -7,11 +7,12 @@ from pathlib import Path
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
 from genssl.runtime import pick_device, set_threads
-from genssl.training.run import load_splits, view_plan
+from genssl.training.planning import view_plan
 from genssl.training.samples import draw_run_samples
 from genssl.training.sources import open_source
+from genssl.training.splits import load_splits
 from genssl.variants.ledger import Ledger
-from genssl.views.augment import Augment
+from genssl.views.augmentations import Augmentations
 
 
 def preview(recipe: Recipe, out: Path) -> None:
@@ -31,7 +32,7 @@ def preview(recipe: Recipe, out: Path) -> None:
         set_threads(recipe.train.threads)
     dataset = load_splits(recipe.model_copy(update={"evaluate": []})).train
     with open_source(recipe, dataset, Ledger(), device, None) as opened:
-        augment = Augment(recipe.views.augmentation, dataset.image_size)
+        augmentations = Augmentations(recipe.views, dataset.image_size)
         draw_run_samples(
-            out, recipe, dataset, view_plan(recipe, len(dataset)), opened.source if opened else None, augment
+            out, recipe, dataset, view_plan(recipe, len(dataset)), opened.source if opened else None, augmentations
         )

@@ -17,9 +17,10 @@ class Progress:
 
     Args:
         console: where it is written; without a terminal there is one line an epoch.
+        transient: the live line goes away at the end.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, transient: bool = False) -> None:
         self._console = console
         self._bar = RichProgress(
             TextColumn("[bold]{task.description}"),
@@ -30,6 +31,7 @@ class Progress:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
+            transient=transient,
         )
         self._task = self._bar.add_task("starting", total=None, facts="")
         self._steps_per_epoch = 1
@@ -49,12 +51,13 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Prints a line."""
-        self._bar.console.print(text)
+        self._bar.console.print(text, soft_wrap=True)  # a command in it is there to be copied
 
-    def start(self, recipe: Recipe, steps_per_epoch: int) -> None:
-        """Says how long the training will be."""
+    def start(self, recipe: Recipe, steps_per_epoch: int, done: int = 0) -> None:
+        """Says how long the training will be, and how many of its steps were done before."""
+        self._steps = done
         self._steps_per_epoch, self._epochs = steps_per_epoch, recipe.train.epochs
-        self._bar.reset(self._task, total=steps_per_epoch * recipe.train.epochs)
+        self._bar.reset(self._task, total=steps_per_epoch * recipe.train.epochs, completed=done)
 
     def step(self, epoch: int, loss: float, *, images: int, seconds: float, ledger: Ledger) -> None:
         """Counts one step."""

@@ -16,7 +16,8 @@ from genssl.config.recipe import Recipe
 from genssl.training.files import write_atomically
 
 LEDGER_WORDS = {
-    "variants_generated": "variants generated for this run",
+    "variants_generated": "views made of a variant that was generated for them",
+    "variants_computed": "variants that the generator made for this run, used or not",
     "variants_from_store": "variants taken from a store",
     "variants_reused": "variants used again because the planned one was late",
     "fallbacks_to_real": "views that fell back to the real image",

@@ -6,70 +6,85 @@ import json
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from genssl.config.dump import to_yaml
 from genssl.config.recipe import Recipe
-from genssl.data.base import ImageDataset
-from genssl.data.load import hold_out, load_dataset
-from genssl.errors import ConfigError, ServerUnavailableError, UserError
-from genssl.evaluators.base import EvaluationData
+from genssl.errors import ServerUnavailableError, UserError
 from genssl.registry import BACKBONES, METHODS
 from genssl.runtime import pick_device, seeded_initialisation, set_threads
-from genssl.serving.remote import RemoteSource
+from genssl.training.checkpoint import LATEST, Checkpoints, Position, restore, restore_ledger
+from genssl.training.cross_rank_norm import synchronise_batch_norm
 from genssl.training.deliveries import announced, enter, follow_log, how_online, take
-from genssl.training.evaluate import check, evaluate
-from genssl.training.files import save_checkpoint, save_encoder, write_atomically, write_json
+from genssl.training.distributed import ranks_now, require_divisible
+from genssl.training.evaluate import evaluate
+from genssl.training.files import save_encoder, write_atomically, write_json
 from genssl.training.loader import SourceLoader
+from genssl.training.lock import claim
+from genssl.training.loggers import MetricsLog, check_loggers, open_loggers
+from genssl.training.monitors import KNN, Monitor, warning_of
 from genssl.training.optim import build_optimizer, lr_factor, peak_lr
+from genssl.training.planning import build_refresher, prefetch_depth, view_plan
 from genssl.training.progress import Progress
 from genssl.training.provenance import provenance
-from genssl.training.refresh import Refresher
 from genssl.training.report import write_report
+from genssl.training.resume import entry, identity, is_finished, require_same
 from genssl.training.samples import draw_run_samples
-from genssl.training.sources import open_source, open_stored_first, require_stored, server_threads, start_server
+from genssl.training.shared_server import start_shared_server
+from genssl.training.sources import open_source, open_stored_first, require_stored, server_threads
+from genssl.training.splits import load_splits
+from genssl.training.stopping import Stopped, StopSignals
+from genssl.training.update import Update
 from genssl.variants.assignments import Replay
-from genssl.variants.depth import PrefetchDepth, bytes_per_step
 from genssl.variants.ledger import Ledger
-from genssl.variants.plan import ViewPlan
 from genssl.variants.store_manifest import StoreError
-from genssl.views.augment import Augment
+from genssl.views.augmentations import Augmentations
 from genssl.views.compose import compose_views
+from genssl.views.pair_weights import PairWeights
 
 LOADER_THREADS = 2
 SOURCES_AHEAD = 4
 
 
-@dataclass
-class Splits:
-    """What a run trains on and is judged on."""
-
-    train: ImageDataset
-    evaluation: EvaluationData | None
-
-
-def run(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
+def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
     """Trains and evaluates, and writes the run directory.
 
     Args:
         recipe: what to do.
         out: the run directory; created, and refused if it holds a run already.
         progress: shows how far it is.
+        resume: goes on with the run that the directory holds, from its last checkpoint; begins one if it holds none.
 
     Returns:
-        The content of results.json.
+        The content of results.json; nothing on ranks other than the first.
 
     Raises:
         UserError: for everything that the user can put right.
     """
     started = time.perf_counter()
     # ---- Device and data: first, so that a mistake in the recipe leaves nothing behind ----
-    refuse_used(out)
-    device = pick_device(recipe.train.device)
+    if resume:
+        require_same(recipe, out)
+        if is_finished(out):
+            progress.note(f"{out} is finished; there is nothing to resume")
+            return read_results(out)
+    ranks = ranks_now()
+    if ranks.first and not resume:
+        refuse_used(out)
+    device = ranks.device(pick_device(recipe.train.device))
+    require_divisible(recipe, ranks)
     splits = load_splits(recipe)
-    plan = view_plan(recipe, len(splits.train))
+    plan = view_plan(recipe, len(splits.train), ranks)
+    total_steps = recipe.train.epochs * plan.steps_per_epoch
+    augmentations = Augmentations(recipe.views, splits.train.image_size)
+    judged = recipe.views.pair_weights
+    weigh = PairWeights(judged, splits.train, device) if judged is not None else None
+    monitor = Monitor(recipe, splits.train, splits.held_out, device)
+    check_loggers(recipe)
     if splits.train.skipped:
         progress.note(f"{len(splits.train.skipped)} corrupt images are left out, such as {splits.train.skipped[0]}")
 
@@ -77,61 +92,97 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
         # ---- Stored variants: that they are all there is known before anything is written ----
         ledger = Ledger()
         opened = stack.enter_context(open_stored_first(recipe, splits.train, plan, ledger, device))
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out {out}: cannot be created ({error.strerror})") from None
+
+        # ---- Run directory, and the checkpoint to go on from ----
+        if ranks.first:
+            stack.enter_context(claim(out))
+            if not resume:
+                refuse_used(out)  # another process may have begun one since
+        checkpoints = Checkpoints(out, recipe.train.keep_checkpoints, identity(recipe, splits.train))
+        state, notes = checkpoints.latest() if resume else (None, [])
+        for note in notes:
+            progress.note(note)
+        if ranks.first:
+            write_atomically(out / "recipe.yaml", lambda path: path.write_text(to_yaml(recipe)))
 
         # ---- Variants: the server loads its model while the trainer prepares ----
-        server = stack.enter_context(start_server(recipe, out / "server.log"))
+        server = stack.enter_context(start_shared_server(recipe, out, ranks))
         if device.type == "cpu":
-            set_threads(recipe.train.threads, shared_with=server_threads(recipe) if server else 0)
-        write_atomically(out / "recipe.yaml", lambda partial: partial.write_text(to_yaml(recipe)))
+            shared_with = server_threads(recipe) if server else 0
+            set_threads(recipe.train.threads, shared_with=shared_with, among=ranks.local_size)
 
         # ---- Model ----
         with seeded_initialisation("model", recipe.seed):
             backbone = BACKBONES.get(recipe.backbone.name)(recipe.backbone)
             method: Any = METHODS.get(recipe.method.name)(recipe.method, backbone)
+        if ranks.size > 1:
+            method = synchronise_batch_norm(method, device)
         method.to(device).train()
         optimizer = build_optimizer(recipe.optimizer, method, recipe.train.batch_size)
         peak = peak_lr(recipe.optimizer, recipe.train.batch_size)
-        augment = Augment(recipe.views.augmentation, splits.train.image_size)
+        if recipe.train.channels_last:
+            method.to(memory_format=torch.channels_last)
+        if recipe.train.compile:
+            backbone.compile()  # in place, so that the names of its weights stay
+        update = Update(method, optimizer, recipe.train, device, ranks)
+        saved: dict[str, Any] = {"method": method, "optimizer": optimizer, "scaler": update.scaler}
 
-        # ---- Loop ----
+        # ---- Position: the first step, or where the checkpoint was written ----
+        position = Position()
+        if state is not None:
+            position = restore(state, out / LATEST, **saved)
+            restore_ledger(state, ledger)
+            position.resumed.append(entry(recipe, device, position.step))
+            progress.note(f"resumed after step {position.step} of {total_steps}")
+        save = partial(checkpoints.save, position, ledger=ledger, **saved)
+
+        # ---- Variants and logs ----
         opened = opened or stack.enter_context(open_source(recipe, splits.train, ledger, device, server, out))
         source = opened.source if opened else None
-        followed, assignments = follow_log(recipe, splits.train, plan, opened, out)
+        checkpoints.identify(state, generator=opened.provenance["fingerprint"] if opened else "")
+        followed, assignments = follow_log(recipe, splits.train, plan, opened, out, position.step, ranks)
         if isinstance(followed, Replay):
             require_stored(recipe, splits.train, followed, opened)
         write = stack.enter_context(assignments).write if assignments else None
-        depth = prefetch_depth(recipe, opened.remote if opened else None, ledger)
+        depth = prefetch_depth(recipe, opened.remote if opened else None, ledger, ranks)
         if depth.note:
             progress.note(depth.note)
         # The loader reads ahead too, and what it has read has been announced.
         sources_ahead = min(SOURCES_AHEAD, depth.steps)
-        loader = SourceLoader(splits.train, threads=LOADER_THREADS, ahead=sources_ahead)
+        loader = SourceLoader(splits.train, threads=LOADER_THREADS, ahead=sources_ahead, workers=recipe.train.workers)
         stack.callback(loader.close)
-        refresher = build_refresher(recipe, splits.train, opened.remote if opened else None)
-        progress.start(recipe, plan.steps_per_epoch)
-        log = stack.enter_context((out / "metrics.jsonl").open("w"))
-        plans = announced(followed, recipe.train.epochs, splits.train, source, lambda: depth.steps - sources_ahead)
-        loop_started = time.perf_counter()
-        for step, (step_plan, sources) in enumerate(loader.batches(plans)):
+        refresher = build_refresher(recipe, splits.train, opened.remote if opened else None, ranks)
+        loggers = open_loggers(recipe, out, resumed=position.step > 0) if ranks.first else []
+        log = stack.enter_context(MetricsLog(out if ranks.first else None, loggers, position.step))
+        collapse = warning_of(log.rows, recipe.optimizer.lr)
+
+        # ---- Loop ----
+        progress.start(recipe, plan.steps_per_epoch, position.step)
+        plans = announced(
+            followed, recipe.train.epochs, splits.train, source, lambda: depth.steps - sources_ahead, position.step
+        )
+        # What draws from torch's own streams, such as dropout, must not depend on, or disturb, what runs beside it.
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        signals = stack.enter_context(StopSignals(breaks=ranks.size == 1))
+        saved_step, stop = position.step, False
+        loop_started = time.perf_counter() - position.seconds
+        for step, (step_plan, sources) in enumerate(loader.batches(plans), start=position.step):
             stalled = ledger.stall_seconds
             step_started = time.perf_counter()
-            delivery = take(step, step_plan, splits.train, source, ledger)
+            try:
+                with signals.waiting():
+                    delivery = take(step, step_plan, splits.train, source, ledger)
+            except Stopped:
+                stop = True
+                break
             enter(step, followed, step_plan, splits.train, delivery, ledger, write)
-            views = compose_views(step_plan, sources, delivery, augment, recipe.seed, device)
+            views = compose_views(step_plan, sources, delivery, augmentations, recipe.seed, device)
+            views = views if weigh is None else weigh(views)
             lr = peak * lr_factor(recipe.schedule, step, plan.steps_per_epoch, recipe.train.epochs)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            output = method.step(views)
-            optimizer.zero_grad(set_to_none=True)
-            output.loss.backward()
-            optimizer.step()
-            method.after_step((step + 1) / (recipe.train.epochs * plan.steps_per_epoch))
+            loss, extra = update(views, lr, recipe.seed, step)
+            method.after_step((step + 1) / total_steps)
 
-            loss = output.loss.item()
+            loss, stop = ranks.agree(loss, signals.number is not None, device)
             if not math.isfinite(loss):
                 raise UserError(
                     f"the loss became {loss} at epoch {step_plan.epoch}, step {step_plan.step}; "
@@ -141,28 +192,55 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
                 refresher.step()
             now = time.perf_counter()
             depth.step_done(now - step_started - (ledger.stall_seconds - stalled))
-            seconds = now - loop_started
-            ledger.trainer_seconds = seconds - ledger.stall_seconds
+            position.step, position.seconds = step + 1, now - loop_started
+            ledger.trainer_seconds = position.seconds - ledger.stall_seconds
             progress.step(
-                step_plan.epoch, loss, images=(step + 1) * recipe.train.batch_size, seconds=seconds, ledger=ledger
+                step_plan.epoch,
+                loss,
+                images=position.step * recipe.train.batch_size,
+                seconds=position.seconds,
+                ledger=ledger,
             )
-            if step_plan.step == plan.steps_per_epoch - 1:
-                row = {
-                    "epoch": step_plan.epoch + 1,
-                    "step": step + 1,
-                    "loss": loss,
-                    "lr": lr,
-                    "seconds": round(seconds, 3),
-                    **ledger.summary(),
-                }
-                log.write(json.dumps(row | output.metrics) + "\n")
-                log.flush()
-                save_checkpoint(out / "checkpoint.pt", method, optimizer, epoch=step_plan.epoch + 1, ledger=ledger)
+
+            # ---- Between steps: measure, log, save ----
+            epoch, steps_left = divmod(position.step, plan.steps_per_epoch)
+            best = False
+            if steps_left == 0 and ranks.first:
+                seen = monitor.measure(method, epoch)
+                best = KNN in seen and (position.best is None or seen[KNN] > position.best)
+                position.best = seen[KNN] if best else position.best
+                row = {"epoch": epoch, "step": position.step, "loss": loss, "lr": lr}
+                row |= {"seconds": round(position.seconds, 3), **ledger.summary(), **extra, **seen}
+                log.write(row)
+                if KNN in seen:
+                    progress.note(f"epoch {epoch}: online kNN {seen[KNN]:.1%}")
+                before, collapse = collapse, warning_of(log.rows, recipe.optimizer.lr)
+                if collapse and not before:
+                    progress.note(collapse)
+            if assignments is not None:
+                assignments.flush()
+            due = is_due(recipe, position.step, plan.steps_per_epoch, total_steps) or stop
+            if (due or best) and ranks.first:
+                save(epoch=epoch, is_best=best, due=due)
+                saved_step = position.step if due else saved_step
+            if stop:
+                break
+        signals.restore()
+        if stop or signals.number is not None:
+            if position.step > saved_step and ranks.first:
+                save(epoch=position.step // plan.steps_per_epoch)
+            done = f"{position.step} of {total_steps}"
+            progress.note(f"stopped after step {done}; continue with: genssl run --resume {out}")
+            ranks.end_together("stopped")
+            signals.follow()
         # What the ledger says ends here; the pictures below cost a few more calls.
         counted = ledger.summary()
-        mode = how_online(ledger, progress, recipe.variants.source)
+        mode = how_online(ledger, progress, recipe.variants)
 
-        # ---- Results ----
+        # ---- Results: of the first rank; the others wait, since they would take shared things with them ----
+        if not ranks.first:
+            ranks.end_together("finished")
+            return {}
         save_encoder(out / "encoder.safetensors", backbone, recipe)
         metrics: dict[str, float] = {}
         protocols: dict[str, dict[str, Any]] = {}
@@ -173,16 +251,20 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
             "metrics": metrics,
             "ledger": counted,
             "protocol": protocols,
-            "provenance": provenance(recipe, splits.train, opened.provenance | mode if opened else None, device),
-            "seconds": round(time.perf_counter() - started, 3),
+            "monitor": monitor.summary(log.rows, position.best, collapse),
+            "provenance": provenance(recipe, splits.train, opened.provenance | mode if opened else None, device)
+            | ranks.provenance(),
+            "resumed": position.resumed,
+            "seconds": round(time.perf_counter() - started + (state["seconds"] if state else 0.0), 3),
         }
         write_json(out / "results.json", results)
         try:
-            draw_run_samples(out / "samples.png", recipe, splits.train, plan, source, augment)
+            draw_run_samples(out / "samples.png", recipe, splits.train, plan, source, augmentations)
         except (ServerUnavailableError, StoreError) as error:  # a finished training is not lost for a picture
             progress.note(f"samples.png shows no variants: {error}")
-            draw_run_samples(out / "samples.png", recipe, splits.train, plan, None, augment)
+            draw_run_samples(out / "samples.png", recipe, splits.train, plan, None, augmentations)
         write_report(out, recipe, results)
+        ranks.end_together("finished")
         return results
 
 
@@ -194,52 +276,15 @@ def refuse_used(out: Path) -> None:
         raise UserError(f"{out} is a file; give a directory with --out")
 
 
-def load_splits(recipe: Recipe) -> Splits:
-    """Loads the train split, and what the evaluators need if there are any."""
-    train = load_dataset(recipe.dataset, "train")
-    test_name = "test"
-    test: ImageDataset | None = None
-    if recipe.train.validation_fraction > 0:
-        train, test = hold_out(train, recipe.train.validation_fraction)
-        test_name = f"validation ({recipe.train.validation_fraction:g} of train)"
-    if recipe.train.batch_size > len(train):
-        raise ConfigError(
-            [f"train.batch_size: {recipe.train.batch_size} is more than the {len(train)} training images; lower it"]
-        )
-    if not recipe.evaluate:
-        return Splits(train, None)
-    evaluation = EvaluationData(train, test or load_dataset(recipe.dataset, "test"), test_name)
-    check(recipe.evaluate, evaluation)
-    return Splits(train, evaluation)
+def read_results(out: Path) -> dict[str, Any]:
+    """Returns the content of a finished run's results.json."""
+    results: dict[str, Any] = json.loads((out / "results.json").read_text())
+    return results
 
 
-def view_plan(recipe: Recipe, num_sources: int) -> ViewPlan:
-    """Returns the plan of a run."""
-    return ViewPlan(
-        seed=recipe.seed,
-        num_sources=num_sources,
-        batch_size=recipe.train.batch_size,
-        policy=recipe.views.policy if recipe.uses_variants() else "none",
-        probability=recipe.views.probability,
-        per_image=recipe.variants.per_image,
-    )
-
-
-def prefetch_depth(recipe: Recipe, remote: RemoteSource | None, ledger: Ledger) -> PrefetchDepth:
-    """Returns how many steps ahead the run asks for variants."""
-    size = remote.image_size if remote is not None else 0
-    views = {"none": 0, "second": 1, "both": 2}[recipe.views.policy]
-    return PrefetchDepth(
-        recipe.variants.prefetch_steps,
-        bytes_per_step=bytes_per_step(recipe.train.batch_size, views, recipe.views.probability, size),
-        max_bytes=recipe.variants.prefetch_bytes,
-        ledger=ledger,
-    )
-
-
-def build_refresher(recipe: Recipe, dataset: ImageDataset, remote: RemoteSource | None) -> Refresher | None:
-    """Returns what generates ahead of the plan, if the recipe asks for it and there is a pool to put it."""
-    if recipe.variants.refresh is None or remote is None:
-        return None
-    plan = view_plan(recipe, len(dataset))
-    return Refresher(plan, recipe.train.epochs, dataset, remote, recipe.variants.refresh.budget)
+def is_due(recipe: Recipe, step: int, steps_per_epoch: int, total_steps: int) -> bool:
+    """Says whether a checkpoint is to be written after so many steps."""
+    if step == total_steps or step % (recipe.train.checkpoint_every_epochs * steps_per_epoch) == 0:
+        return True
+    every = recipe.train.checkpoint_every_steps
+    return every is not None and step % every == 0

@@ -14,15 +14,20 @@ from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.runtime import stream
 from genssl.training.files import write_atomically
-from genssl.variants.plan import VIEWS, ViewPlan
+from genssl.variants.plan import ViewPlan, fresh_indices, variant_columns
 from genssl.variants.source import VariantRequest, VariantSource
-from genssl.views.augment import Augment
+from genssl.views.augmentations import Augmentations
 
 ROWS, VIEW_COLUMNS, VARIANT_COLUMNS = 8, 3, 6
 
 
 def draw_run_samples(
-    path: Path, recipe: Recipe, dataset: ImageDataset, plan: ViewPlan, source: VariantSource | None, augment: Augment
+    path: Path,
+    recipe: Recipe,
+    dataset: ImageDataset,
+    plan: ViewPlan,
+    source: VariantSource | None,
+    augmentations: Augmentations,
 ) -> None:
     """Draws sources of the first batch, standard views, and the first variants that a run of the recipe uses.
 
@@ -35,7 +40,7 @@ def draw_run_samples(
     pixels = torch.from_numpy(sources).float() / 255
     columns: list[tuple[str, Sequence[UInt8Array]]] = [("source", list(sources))]
     for number in range(VIEW_COLUMNS):
-        views = augment(pixels, stream("samples", recipe.seed, number))
+        views = augmentations.real(number)(pixels, stream("samples", recipe.seed, number))
         columns.append((f"view {number + 1}", list((views * 255).round().to(torch.uint8).numpy())))
     if source is not None:
         indices = variant_indices(recipe, VARIANT_COLUMNS)
@@ -57,7 +62,9 @@ def variant_indices(recipe: Recipe, count: int) -> list[int]:
     """Returns the first indices of a source that the recipe's runs use."""
     if recipe.variants.per_image != "fresh":
         return list(range(min(count, recipe.variants.per_image)))
-    return [recipe.seed * 2**32 + epoch * VIEWS + 1 for epoch in range(count)]
+    columns, variant = variant_columns(recipe.views.policy, recipe.views.third_count)
+    last = variant[-1] if variant else columns - 1
+    return [int(fresh_indices(recipe.seed, epoch, columns)[last]) for epoch in range(count)]
 
 
 def write_grid(path: Path, columns: Sequence[tuple[str, Sequence[UInt8Array]]], title: str) -> None:

@@ -22,8 +22,10 @@ from genssl.serving.embedded import EmbeddedServer
 from genssl.serving.messages import Priority
 from genssl.serving.remote import RemoteSource
 from genssl.serving.token_file import read_token_file
+from genssl.training.cost_plan import views_per_pair
 from genssl.training.stores import lay_under, open_stored, refuse_foreign, require_planned, store_provenance
 from genssl.variants.assignments import Replay
+from genssl.variants.budget import Budget
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
@@ -272,6 +274,7 @@ def _remote(
     if server is not None:
         server.wait_until_bound()
     return RemoteSource(
+        budget=_budget(recipe, dataset) if pool is not None else None,
         targets=[server.address] if server else variants.targets,
         generator_id=generator_id(recipe.generator),
         parameters=_parameters(recipe, server),
@@ -302,6 +305,12 @@ def _open_pool(recipe: Recipe, folder: Path | None) -> VariantPool | None:
         max_age_steps=variants.max_age_steps,
         max_per_source=MOST_PER_SOURCE if variants.per_image == "fresh" else max(MOST_PER_SOURCE, variants.per_image),
     )
+
+
+def _budget(recipe: Recipe, dataset: ImageDataset) -> Budget | None:
+    if recipe.variants.budget is None:
+        return None
+    return Budget(recipe.variants.budget, recipe.train.epochs * views_per_pair(recipe), len(dataset))
 
 
 def _check_same_model(recipe: Recipe, info: pb.GeneratorInfo) -> None:

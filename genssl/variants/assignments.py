@@ -2,13 +2,14 @@
 
 The first line says what plan the log belongs to. Every further line is one step: its number, one letter an origin
 (g generated, s store, u reused, r real) and the index delivered (-1 for the real image), for each slot that the plan
-wanted to be a variant, row by row, first view before second.
+wanted to be a variant, row by row, first column before second.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,13 +31,26 @@ class AssignmentLog:
     """Writes the log, a line a step.
 
     Args:
-        path: of the file; replaced.
+        path: of the file; replaced, unless a run goes on.
         header: what the plan depends on, such as the data set's digest and the seed.
+        done: how many steps of the log stay, when a run goes on; what follows them is cut off.
+
+    Raises:
+        UserError: if the log of a run that goes on lacks some of those steps.
     """
 
-    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, header: Mapping[str, Any], done: int = 0) -> None:
+        if done:
+            self._file = path.open("r+")
+            self._file.seek(_end_of(path, done))
+            self._file.truncate()
+            return
         self._file = path.open("w")
         self._file.write(json.dumps({"format": FORMAT, **header}) + "\n")
+
+    def flush(self) -> None:
+        """Hands what was written to the system, where it outlives this process."""
+        self._file.flush()
 
     def __enter__(self) -> AssignmentLog:
         return self
@@ -103,7 +117,7 @@ class Replay:
         self._rows[epoch * self.steps_per_epoch + step] = slots.nonzero()[0]
         indices = planned.indices.copy()
         indices[slots] = np.array(logged, np.int64)
-        return StepPlan(epoch=epoch, step=step, rows=planned.rows, indices=indices)
+        return replace(planned, indices=indices)
 
     def slots(self, step: int) -> npt.NDArray[np.int64]:
         """Returns int64 [N], the batch's row of every slot that the plan wanted to be a variant; once a step."""
@@ -141,6 +155,24 @@ class Replay:
                 "leave it alone until the run is done"
             ) from None
         return entry["origins"], entry["indices"]
+
+
+def _end_of(path: Path, steps: int) -> int:
+    """Returns where in the file the line of the last of `steps` steps ends."""
+    end = 0
+    try:
+        with path.open("rb") as file:
+            for number in range(steps + 1):  # the first line is the header
+                line = file.readline()
+                if not line.endswith(b"\n") or (number and _entry(line)["step"] != number - 1):
+                    raise ValueError
+                end += len(line)
+    except (OSError, ValueError):
+        raise UserError(
+            f"{path} does not have the {steps} steps that this run has done, so the run cannot go on; restore the "
+            "file, or start another run"
+        ) from None
+    return end
 
 
 def _read(path: Path, steps: int) -> tuple[dict[str, Any], npt.NDArray[np.int64]]:

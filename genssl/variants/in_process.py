@@ -20,7 +20,7 @@ class InProcessSource:
     Args:
         engine: makes the variants.
         dataset: has the sources.
-        ledger: gets calls and generator seconds.
+        ledger: gets calls, variants and generator seconds.
         parameters: on top of the generator's defaults.
         cached_embeddings: source embeddings kept in memory.
     """
@@ -60,6 +60,7 @@ class InProcessSource:
             images, seconds = self._engine.generate(rows[start : start + self._engine.buckets[-1]])
             self._ledger.generator_seconds += seconds
             self._ledger.calls += 1
+            self._ledger.variants_computed += len(images)
             parts.append(images)
         indices = [request.index for request in requests]
         return Delivery(images=np.concatenate(parts), origins=["generated"] * len(rows), indices=indices)

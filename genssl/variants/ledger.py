@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class Ledger:
         stall_seconds: time the training waited for variants.
         generator_seconds: device time that the generator spent on this run's variants, as the server reports it.
         trainer_seconds: wall time of the training loop without stalls.
+        variants_computed: variants that the generator made for this run, whether a view got them or not.
         bytes_received: payload bytes of variants over the wire.
         calls: requests sent to a server or generate calls in process.
         retries: requests repeated because the server was unreachable or overloaded.
@@ -39,6 +40,7 @@ class Ledger:
     stall_seconds: float = 0.0
     generator_seconds: float = 0.0
     trainer_seconds: float = 0.0
+    variants_computed: int = 0
     bytes_received: int = 0
     calls: int = 0
     retries: int = 0
@@ -70,11 +72,33 @@ class Ledger:
         latest = list(self.fetch_seconds)  # the queue's thread appends meanwhile
         return float(np.percentile(latest, percent)) if latest else 0.0
 
+    def state(self) -> dict[str, Any]:
+        """Returns everything, as plain values and arrays, for `restore`."""
+        names, stood_in = self.usage.state()
+        counts = {name: getattr(self, name) for name in _PLAIN}
+        return counts | {
+            "origins": dict(self.origins),
+            "retries_by_kind": dict(self.retries_by_kind),
+            "fetch_seconds": list(self.fetch_seconds),
+            "usage_names": names,
+            "usage_stood_in": stood_in,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Replaces everything by what `state` returned."""
+        for name in _PLAIN:
+            setattr(self, name, state.get(name, 0))
+        self.origins, self.retries_by_kind = Counter(state["origins"]), Counter(state["retries_by_kind"])
+        self.fetch_seconds.clear()
+        self.fetch_seconds.extend(state["fetch_seconds"])
+        self.usage.restore(state["usage_names"], state["usage_stood_in"])
+
     def summary(self) -> dict[str, float | int]:
         """Returns the ledger as results.json holds it."""
         stand_ins = self.usage.stand_ins
         return {
             "variants_generated": self.origins["generated"],
+            "variants_computed": self.variants_computed,
             "variants_from_store": self.origins["store"],
             "variants_reused": self.origins["reused"],
             "fallbacks_to_real": self.origins["real"],
@@ -95,3 +119,7 @@ class Ledger:
             "fetch_seconds_p50": round(self.fetch_percentile(50), 4),
             "fetch_seconds_p95": round(self.fetch_percentile(95), 4),
         }
+
+
+# The counts and seconds that are plain numbers; a prefetch depth is worked out anew by every process.
+_PLAIN = [one.name for one in fields(Ledger) if one.type in ("int", "float") and one.name != "prefetch_depth"]

@@ -16,6 +16,7 @@ SHARDS = 1 << SHARD_BITS
 PENDING = 1 << 16  # entries that wait to be sorted in, at least
 PENDING_PART = 32  # at most this part of what is sorted: each entry is then copied about 32 times in a run
 MASK = (1 << 64) - 1
+_FIRSTS = np.arange(1, SHARDS, dtype=np.uint64) << np.uint64(64 - SHARD_BITS)  # the least name of each shard but one
 
 
 class VariantUsage:
@@ -34,7 +35,8 @@ class VariantUsage:
 
     def add(self, source_id: bytes, index: int, stands_in: bool) -> None:
         """Counts one use of a variant, in its own place or in another's."""
-        self._new_names.append(hash((source_id, index)) & MASK)
+        # Of numbers, since the hash of bytes is another in every process, and a run may go on in a later one.
+        self._new_names.append(hash((int.from_bytes(source_id), index)) & MASK)
         self._new_stand_ins.append(stands_in)
         if len(self._new_names) >= max(PENDING, self._sorted // PENDING_PART):
             self._merge()
@@ -57,6 +59,18 @@ class VariantUsage:
         self._merge()
         return max(int(counts.max(initial=0)) for counts in self._stood_in)
 
+    def state(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]:
+        """Returns names uint64 [N] and how often each stood in uint32 [N], for `restore`."""
+        self._merge()
+        return np.concatenate(self._names), np.concatenate(self._stood_in)
+
+    def restore(self, names: npt.NDArray[np.uint64], stood_in: npt.NDArray[np.uint32]) -> None:
+        """Replaces everything by what `state` returned, in this process or another."""
+        bounds = np.searchsorted(names, _FIRSTS)
+        self._names, self._stood_in = np.split(names.copy(), bounds), np.split(stood_in.copy(), bounds)
+        self._sorted = len(names)
+        self._new_names, self._new_stand_ins = array("Q"), array("B")
+
     def _merge(self) -> None:
         """Sorts in what was added."""
         if not self._new_names:
@@ -65,8 +79,7 @@ class VariantUsage:
         names, places = np.unique(np.array(self._new_names, np.uint64), return_inverse=True)
         stood_in = np.bincount(places[np.array(self._new_stand_ins, bool)], minlength=len(names)).astype(np.uint32)
         self._new_names, self._new_stand_ins = array("Q"), array("B")
-        firsts = np.arange(1, SHARDS, dtype=np.uint64) << np.uint64(64 - SHARD_BITS)
-        bounds = [0, *np.searchsorted(names, firsts).tolist(), len(names)]
+        bounds = [0, *np.searchsorted(names, _FIRSTS).tolist(), len(names)]
         for shard, (start, end) in enumerate(pairwise(bounds)):
             if start < end:
                 self._merge_shard(shard, names[start:end], stood_in[start:end])

@@ -51,6 +51,7 @@ def test_the_run_directory_is_complete(online):
     expected = {
         "recipe.yaml",
         "metrics.jsonl",
+        "metrics.csv",
         "results.json",
         "encoder.safetensors",
         "checkpoint.pt",

@@ -1,0 +1,50 @@
+"""What a run trains on, and what it is judged on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from genssl.config.recipe import Recipe
+from genssl.data.base import ImageDataset
+from genssl.data.load import hold_out, load_dataset
+from genssl.errors import ConfigError
+from genssl.evaluators.base import EvaluationData
+from genssl.training.evaluate import check
+
+
+@dataclass
+class Splits:
+    """The images of a run.
+
+    Attributes:
+        train: what is trained on.
+        held_out: the part of train that is not, if the recipe holds one out.
+        evaluation: what the evaluators need, if there are any.
+    """
+
+    train: ImageDataset
+    held_out: ImageDataset | None
+    evaluation: EvaluationData | None
+
+
+def load_splits(recipe: Recipe) -> Splits:
+    """Loads the train split, and what the evaluators need if there are any.
+
+    Raises:
+        UserError: if the recipe's data cannot be had, or do not suffice for its batch or its evaluators.
+    """
+    train = load_dataset(recipe.dataset, "train")
+    test_name = "test"
+    held_out: ImageDataset | None = None
+    if recipe.train.validation_fraction > 0:
+        train, held_out = hold_out(train, recipe.train.validation_fraction)
+        test_name = f"validation ({recipe.train.validation_fraction:g} of train)"
+    if recipe.train.batch_size > len(train):
+        raise ConfigError(
+            [f"train.batch_size: {recipe.train.batch_size} is more than the {len(train)} training images; lower it"]
+        )
+    if not recipe.evaluate:
+        return Splits(train, held_out, None)
+    evaluation = EvaluationData(train, held_out or load_dataset(recipe.dataset, "test"), test_name)
+    check(recipe.evaluate, evaluation)
+    return Splits(train, held_out, evaluation)

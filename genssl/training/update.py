@@ -1,0 +1,158 @@
+"""One optimiser step: forward, backward and update, in the recipe's precision and micro-batches."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from genssl.config.recipe import TrainConfig
+from genssl.methods.base import StepOutput, Views
+from genssl.runtime import stream
+from genssl.training.distributed import ALONE, Ranks
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Update:
+    """Trains a method by a batch at a time.
+
+    Args:
+        method: has `step(views)`.
+        optimizer: of its parameters.
+        config: precision, micro-batches, clipping and memory order.
+        device: of both.
+        ranks: whose gradients are averaged.
+
+    Attributes:
+        scaler: of fp16 gradients, which is part of a checkpoint; None for other precisions.
+    """
+
+    def __init__(
+        self,
+        method: Any,
+        optimizer: torch.optim.Optimizer,
+        config: TrainConfig,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self._method, self._optimizer, self._config, self._device = method, optimizer, config, device
+        self._rank = ranks.rank
+        self._step = step_of(method, ranks, device)
+        self.scaler = torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
+
+    def __call__(self, views: Views, lr: float, *names: int) -> tuple[float, dict[str, float]]:
+        """Takes one optimiser step.
+
+        Args:
+            views: of this rank's part of the batch.
+            lr: learning rate of the step.
+            names: run seed and step; what the method draws at random depends on them and the rank alone.
+
+        Returns:
+            The loss and the method's metrics, means over the micro-batches.
+        """
+        seed_default_streams("update", *names, self._rank, device=self._device)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        parts = chunks(views, self._config.accumulate)
+        losses, metrics = [], defaultdict[str, float](float)
+        self._optimizer.zero_grad(set_to_none=True)
+        for number, part in enumerate(parts):
+            with self._without_sync(last=number == len(parts) - 1):
+                with self._autocast():
+                    output = self._step(self._in_order(part))
+                loss = output.loss if len(parts) == 1 else output.loss / len(parts)
+                (self.scaler.scale(loss) if self.scaler is not None else loss).backward()
+            losses.append(output.loss.detach())
+            for name, value in output.metrics.items():
+                metrics[name] += value / len(parts)
+        if self._config.clip_grad_norm is not None:
+            if self.scaler is not None:
+                self.scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self._method.parameters(), self._config.clip_grad_norm)
+        if self.scaler is None:
+            self._optimizer.step()
+        else:
+            self.scaler.step(self._optimizer)
+            self.scaler.update()
+        return sum(loss.item() for loss in losses) / len(losses), dict(metrics)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._config.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self._device.type, DTYPES[self._config.precision])
+
+    def _without_sync(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Inside, gradients are only added up on this rank; they are averaged over the ranks with the last part."""
+        if last or not isinstance(self._step, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        return self._step.no_sync()
+
+    def _in_order(self, views: Views) -> Views:
+        if not self._config.channels_last:
+            return views
+        return map_views(views, lambda rows: rows.to(memory_format=torch.channels_last) if rows.ndim == 4 else rows)
+
+
+class _Step(nn.Module):
+    """A method whose forward is its step, since it is in `forward` that DDP listens."""
+
+    def __init__(self, method: Any) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, views: Views) -> StepOutput:
+        output: StepOutput = self.method.step(views)
+        return output
+
+
+def step_of(method: Any, ranks: Ranks, device: torch.device) -> Any:
+    """Returns what computes a step's loss; among several ranks it averages the gradients over them."""
+    if ranks.size == 1:
+        return method.step
+    # Buffers need no broadcast: batch norms and queues see the global batch, so every rank has the same.
+    devices = [device] if device.type == "cuda" else None
+    with warnings.catch_warnings():  # newer versions of torch would call this by another name
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.parallel.DistributedDataParallel(_Step(method), device_ids=devices, broadcast_buffers=False)
+
+
+def chunks(views: Views, count: int) -> list[Views]:
+    """Cuts a batch of views into `count` equal parts, by rows."""
+    if count == 1:
+        return [views]
+    size = len(views.pair[0]) // count
+
+    def part(start: int) -> Views:
+        return map_views(views, lambda rows: rows[start : start + size])
+
+    return [part(number * size) for number in range(count)]
+
+
+def map_views(views: Views, change: Callable[[torch.Tensor], torch.Tensor]) -> Views:
+    """Returns the views with every tensor of images, and the weights, changed."""
+    first, second = views.pair
+    return Views(
+        pair=(change(first), change(second)),
+        generated=tuple(change(images) for images in views.generated),
+        crops=tuple(change(images) for images in views.crops),
+        pair_weights=None if views.pair_weights is None else change(views.pair_weights),
+    )
+
+
+def seed_default_streams(*names: object, device: torch.device) -> None:
+    """Seeds torch's default generators, of the CPU and of `device`, by names.
+
+    Everything of genssl draws from streams of its own; layers such as dropout do not. Seeded anew in every step, they
+    too depend on the step alone, and a resumed run needs no generator's state.
+    """
+    seed = stream(*names).initial_seed()
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
