@@ -18,6 +18,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_json_file_has_the_ratio_to_in_process_generation(server, tmp_path):
     out = tmp_path / "bench.json"
     arguments = ["--seconds", "1.5", "--rounds", "3", "--rows", "16", "--clients", "2", "--json", str(out)]

@@ -295,6 +295,7 @@ def test_a_full_server_is_left_alone_for_as_long_as_it_says(tmp_path):
     assert 0.8 <= second - first < 2
 
 
+@pytest.mark.slow
 def test_a_real_servers_full_queue_shrinks_the_window_and_serves_everything(tmp_path, start_server, digits_train):
     limits = ("limits.max_queued_variants=16", "limits.max_variants_per_request=8")
     with start_server(tmp_path, *limits) as server:

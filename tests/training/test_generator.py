@@ -64,6 +64,7 @@ def test_the_folder_is_a_diffusers_pipeline_that_equals_our_sampler(trained, dig
     assert np.abs(np.asarray(stock).transpose(2, 0, 1).astype(int) - ours).max() <= 1
 
 
+@pytest.mark.slow
 def test_training_again_gives_the_same_weights(trained, tmp_path):
     _, folder = trained
     train_generator(recipe(), tmp_path / "again", quiet())
@@ -81,6 +82,7 @@ def test_the_card_says_what_it_was_made_of_and_how_good_it_is(trained):
     assert str(quality["settings"][0]["label_agreement"]) in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_training_reads_no_labels(tmp_path, monkeypatch):
     """With every label gone the weights are the same, and the card says that nothing was judged."""
     from genssl.data.digits import Digits

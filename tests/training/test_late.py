@@ -97,6 +97,7 @@ def test_a_replay_of_a_late_run_is_bit_identical(slow_run, tmp_path):
     assert wanted(again["ledger"]) == wanted(first["ledger"])
 
 
+@pytest.mark.slow
 def test_a_budget_bounds_what_is_generated_and_the_rest_is_reused(tmp_path):
     epochs, budget = 8, 2
     recipe = recipe_of("variants.late=reuse", f"variants.budget={budget}", f"train.epochs={epochs}")

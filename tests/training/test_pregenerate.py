@@ -410,6 +410,7 @@ def kill_and_go_on(reference: Path, folder: Path, times: int) -> tuple[int, int]
     return hits, number + 1
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_nothing_is_lost(whole, tmp_path):
     hits, _ = kill_and_go_on(whole[0], tmp_path, 3)
     assert hits >= 2

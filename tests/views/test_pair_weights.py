@@ -22,9 +22,10 @@ CPU = torch.device("cpu")
 def folder(tmp_path_factory):
     """A run directory as far as it matters here."""
     config = ResNet18Config(width=4, stem="small")
+    path = tmp_path_factory.mktemp("run")
     with seeded_initialisation("pair weights"):
-        save_encoder(tmp_path_factory.mktemp("run") / "encoder.safetensors", build_resnet(config), config, 8)
-    return tmp_path_factory.getbasetemp() / "run0"
+        save_encoder(path / "encoder.safetensors", build_resnet(config), config, 8)
+    return path
 
 
 def naive(first: np.ndarray, second: np.ndarray, direction: np.ndarray, gamma: float) -> np.ndarray:
