@@ -16,7 +16,7 @@ from genssl.studies.stores import StoreShare, StudyStores
 from genssl.studies.summary import ArmSummary, Control, Cost, Estimate, RunSummary, Summary
 from genssl.studies.verdict import cautions, verdict
 
-SAME_CALLS = 0.05  # part by which numbers of generator calls that count as equal may differ
+SAME_CALLS = 0.1  # part by which numbers of generator calls that count as equal may differ
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ class Summary(Section):
         seeds: of every arm.
         reference: the arm without variants.
         arms: in the order of the study.
-        equal_generator_calls: groups of arms whose numbers of generator calls agree within 5 %.
+        equal_generator_calls: groups of arms whose numbers of generator calls agree within 10 %.
         stores: what was generated ahead.
         controls: by name; "a_a" if the study has such an arm.
         verdict: sentences, the most important first, each with its uncertainty.

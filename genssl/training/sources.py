@@ -310,7 +310,9 @@ def _open_pool(recipe: Recipe, folder: Path | None) -> VariantPool | None:
 def _budget(recipe: Recipe, dataset: ImageDataset) -> Budget | None:
     if recipe.variants.budget is None:
         return None
-    return Budget(recipe.variants.budget, recipe.train.epochs * views_per_pair(recipe), len(dataset))
+    batch = recipe.train.batch_size
+    visits = recipe.train.epochs * (len(dataset) // batch * batch) / len(dataset)  # an epoch drops its last rows
+    return Budget(recipe.variants.budget, visits * views_per_pair(recipe), len(dataset))
 
 
 def _check_same_model(recipe: Recipe, info: pb.GeneratorInfo) -> None:
