@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from safetensors.torch import load_file
 
+from genssl.config.document import read_document
 from genssl.config.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
@@ -31,6 +32,7 @@ from genssl.training.run import run
 
 STUDY = "study.yaml"
 RUNS = "runs"
+ENCODER = "encoder.safetensors"
 
 
 class Watcher(Protocol):
@@ -85,13 +87,10 @@ def compare(loaded: LoadedStudy, out: Path, watcher: Watcher) -> Summary:
                 if done is not None:
                     finished[item.arm.name, seed] = done
         summary = summarise(loaded, finished, stores)
-        write_atomically(out / "summary.json", lambda partial: partial.write_text(_json(summary)))
+        text = summary.model_dump_json(indent=2) + "\n"
+        write_atomically(out / "summary.json", lambda partial: partial.write_text(text))
         write_report(out, summary)
         return summary
-
-
-def _json(summary: Summary) -> str:
-    return summary.model_dump_json(indent=2) + "\n"
 
 
 @contextmanager
@@ -105,18 +104,20 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _claim(loaded: LoadedStudy, out: Path) -> None:
-    """Writes down which study the folder holds, and refuses one that holds another."""
+    """Writes down which study the folder holds, and refuses one that holds another.
+
+    A study may gain arms and seeds: every run that is there is compared with the recipe that it should have.
+    """
     path = out / STUDY
-    text = to_yaml(loaded.study)
     if path.exists():
-        if path.read_text() != text:
+        name = read_document(path).data.get("name")
+        if name != loaded.study.name:
             raise UserError(
-                f"--out {out}: holds runs of another study, or of this one before it was changed ({path}); "
-                "give another folder"
+                f"--out {out}: holds runs of the study {name!r}, not of {loaded.study.name!r}; give another folder"
             )
-        return
-    if any(entry.name != ".lock" for entry in out.iterdir()):
+    elif any(entry.name != ".lock" for entry in out.iterdir()):
         raise UserError(f"--out {out}: is not empty and holds no study; give another folder")
+    text = to_yaml(loaded.study)
     write_atomically(path, lambda partial: partial.write_text(text))
 
 
@@ -164,7 +165,7 @@ def _once(
 def _digest(folder: Path) -> str:
     """Returns a digest of a run's weights; the file's own bytes also depend on the order of its metadata."""
     data = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(load_file(folder / "encoder.safetensors").items()):
+    for name, tensor in sorted(load_file(folder / ENCODER).items()):
         data.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         data.update(tensor.numpy().tobytes())
     return data.hexdigest()
@@ -217,7 +218,7 @@ def _results_of(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
         UserError: if the folder holds a run of another recipe.
     """
     path = folder / "results.json"
-    if not path.is_file():
+    if not path.is_file() or not (folder / ENCODER).is_file():
         return None
     there = load(Recipe, folder / "recipe.yaml")
     if _without_places(there) != _without_places(recipe):

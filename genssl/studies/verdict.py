@@ -66,9 +66,12 @@ def _control(summary: Summary, name: str) -> str:
             f"Control: {arm.label} equals {of.label} exactly, in every metric and every weight at every seed. "
             "What differs elsewhere comes from the variants, not from the way they arrive."
         )
+    why = ""
+    if summary.provenance["machine"]["device"] != "cpu":
+        why = " On a GPU, kernels that add in no fixed order can be the reason; on a CPU nothing excuses it."
     return (
         f"CONTROL FAILED: {arm.label} should equal {of.label} exactly and differs by up to "
-        f"{100 * control.max_abs_difference:.2f} points; do not trust the other comparisons."
+        f"{100 * control.max_abs_difference:.2f} points; do not trust the other comparisons.{why}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,12 +171,26 @@ def test_the_verdict_begins_with_the_question(done):
     assert summary.cautions
 
 
-def test_a_changed_study_is_refused(done, tmp_path):
+def test_another_study_is_refused(done, tmp_path):
     out, *_ = done
     changed = tmp_path / "study.yaml"
-    changed.write_text(STUDY.replace("seeds: [0, 1]", "seeds: [0, 2]"))
-    with pytest.raises(UserError, match="holds runs of another study"):
+    changed.write_text(STUDY.replace("name: small", "name: other"))
+    with pytest.raises(UserError, match="holds runs of the study 'small', not of 'other'"):
         compare(load_study(changed), out, Watcher())
+
+
+def test_a_study_may_gain_an_arm_and_lose_a_seed(done, tmp_path):
+    there, before, *_ = done
+    out = Path(shutil.copytree(there, tmp_path / "moved"))
+    changed = tmp_path / "study.yaml"
+    added = "  - {name: one, label: One, set: {variants.source: stored, variants.per_image: 1}}\n"
+    changed.write_text(STUDY + added)
+    watcher = Watcher()
+    summary = compare(load_study(changed, seeds=[0]), out, watcher)
+    assert watcher.anew == [("one", 0)]
+    assert len(watcher.there) == len(before.arms)
+    assert summary.arm("one").cost.generator_calls == 1437  # its share of the two that are stored
+    assert summary.arm("none").metrics["knn/top1"].mean == before.arm("none").runs[0].metrics["knn/top1"]
 
 
 def test_other_settings_on_the_command_line_are_refused(done, study):
