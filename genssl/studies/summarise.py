@@ -81,6 +81,7 @@ def summarise(loaded: LoadedStudy, finished: dict[tuple[str, int], Finished], st
         for item in loaded.arms
     }
     compared = [item for item in loaded.arms if len(by_arm[item.arm.name]) == len(seeds)]
+    by_arm = {item.arm.name: by_arm[item.arm.name] for item in compared}
     metrics = _metrics(study.metric, by_arm[study.reference][0])
     arms = [_arm(item, by_arm, metrics, loaded) for item in compared]
     stored = stores.costs([item.recipe for item in loaded.arms if item.stored_variants])
@@ -126,7 +127,7 @@ def _metrics(primary: str, run: Finished) -> list[str]:
 
 def _arm(item: LoadedArm, by_arm: dict[str, list[Finished]], metrics: Sequence[str], loaded: LoadedStudy) -> ArmSummary:
     arm, runs = item.arm, by_arm[item.arm.name]
-    against = loaded.against(arm)
+    against = [name for name in loaded.against(arm) if name in by_arm]  # one may have been left out
     differences: dict[str, dict[str, Estimate]] = {}
     for other in against:
         pairs = {

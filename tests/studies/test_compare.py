@@ -193,6 +193,22 @@ def test_a_study_may_gain_an_arm_and_lose_a_seed(done, tmp_path):
     assert summary.arm("none").metrics["knn/top1"].mean == before.arm("none").runs[0].metrics["knn/top1"]
 
 
+def test_an_arm_whose_time_is_too_short_is_left_out_and_said_to_be(done, tmp_path):
+    there, before, *_ = done
+    out = Path(shutil.copytree(there, tmp_path / "moved"))
+    # Nothing fits into the time that the arm without variants takes, least of all with variants to be made first.
+    added = "  - {name: hurried, wall_clock_of: none, set: {variants.source: stored}, against: [none]}\n"
+    changed = tmp_path / "study.yaml"
+    changed.write_text(STUDY.replace("against: [none, stored-2]", "against: [none, stored-2, hurried]") + added)
+    watcher = Watcher()
+    summary = compare(load_study(changed), out, watcher)
+    assert watcher.anew == []
+    assert [arm.name for arm in summary.arms] == [arm.name for arm in before.arms]
+    assert any(note.startswith("hurried: ") for note in watcher.notes)
+    assert any(caution.startswith("hurried is left out") for caution in summary.cautions)
+    assert (out / "report.html").is_file()
+
+
 def test_other_settings_on_the_command_line_are_refused(done, study):
     out, *_ = done
     with pytest.raises(UserError, match="holds a finished run of other settings"):
