@@ -26,6 +26,7 @@ FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 2.0
 LOADING_POLL_SECONDS = 0.2
 PROBE_SECONDS = 5.0
 SILENT_SECONDS = 10.0  # an unanswered call of this age, and no other answer since, make one suspect a stuck server
+RECENT_SECONDS = 10.0  # for so long a refusal is named as the reason why others wait
 FIRST_AVOIDANCE, LONGEST_AVOIDANCE = 30.0, 480.0  # each trial of a slow server may cost its caller a whole deadline
 _warned: set[str] = set()
 
@@ -146,6 +147,7 @@ class Target:
         self.generators: dict[str, pb.GeneratorInfo] = {}
         self.met = self.ready = False
         self.trouble = self.fault = ""
+        self._refusal, self._refused_at = "", 0.0
         self.outstanding = 0
         self.used = self.heard = 0.0
         self.not_before = 0.0
@@ -249,7 +251,8 @@ class Target:
 
     def refused(self, sent: float, retry_after: float | None, details: str) -> None:
         """Notes that the server is full: fewer requests at once, and none before it wants them."""
-        self.trouble, self.heard = f"RESOURCE_EXHAUSTED: {details}", time.monotonic()
+        self.trouble = self._refusal = f"RESOURCE_EXHAUSTED: {details}"
+        self.heard = self._refused_at = time.monotonic()
         self.window.refused(sent, time.monotonic())
         self.strike(sent)
         delay = self.pause() if retry_after is None else retry_after * (1 + self._jitter.random() / 4)
@@ -272,10 +275,13 @@ class Target:
 
     def state(self) -> str:
         """Says, for an error message, how the server is doing and what to do about it."""
-        if self.trouble.startswith(("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")) or not self.trouble:
+        # A limit that lets a request through now and then is still why the others wait.
+        limited = self._refusal if time.monotonic() - self._refused_at < RECENT_SECONDS else ""
+        trouble = self.trouble or limited
+        if trouble.startswith(("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")) or not trouble:
             return (
                 f"the generation server at {self.address} is too slow for what is asked, or stuck"
-                f"{f' ({self.trouble})' if self.trouble else ''}: {self._advice.slow}"
+                f"{f' ({trouble})' if trouble else ''}: {self._advice.slow}"
             )
         hint = ""
         if "handshake" in self.trouble.lower() or "CERTIFICATE" in self.trouble:

@@ -228,7 +228,8 @@ def test_tls_tokens_metrics_and_json_logs_together(start_server, tmp_path, digit
     settings = [
         f"tls={{certificate: {certificates / 'certificate.pem'}, key: {certificates / 'key.pem'}}}",
         f"tokens=[{{name: lab, file: {certificates / 'token'}, "
-        "max_variants_per_second: 50, max_queued_variants: 200}]",
+        "max_variants_per_second: 50, max_queued_variants: 4000}]",
+        "limits.max_variants_per_request=16",
         "metrics={address: '127.0.0.1:0'}",
         "log=json",
     ]
@@ -243,10 +244,10 @@ def test_tls_tokens_metrics_and_json_logs_together(start_server, tmp_path, digit
             assert batch.images.shape == (4, 3, 8, 8)
         with (
             VariantClient(server.address, tls=Files, token=TOKEN, deadline_seconds=3) as greedy,
-            # 1024 are a burst; the next ones must wait for seconds.
+            # 100 are a burst; the others must wait for seconds. The queue has room for all: only the rate refuses.
             pytest.raises(ServerUnavailableError, match="50 variants a second"),
         ):
-            greedy.variants(images[:1] * 1500, range(1500))
+            greedy.variants(images[:1] * 600, range(600))
         with (
             VariantClient(server.address, tls=Files, token="x" * 32) as stranger,
             pytest.raises(RequestRefusedError, match="UNAUTHENTICATED"),
