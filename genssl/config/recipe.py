@@ -137,6 +137,7 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD and LARS")
     trust_coefficient: float = Field(0.02, gt=0, description="LARS: eta")
+    clip: bool = Field(True, description="LARS: no layer's rate exceeds lr; solo-learn's clip_lr")
 
 
 class ScheduleConfig(Section):

@@ -13,20 +13,25 @@ from genssl.config.recipe import OptimizerConfig, ScheduleConfig
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with momentum and layer-wise rates (You et al. 2017, arXiv 1708.03888), in the clipped form of solo-learn.
+    """SGD with momentum and layer-wise rates (You et al. 2017, arXiv 1708.03888), as in solo-learn.
 
-    For a parameter w with gradient g the local rate is min(eta |w| / (|g| + wd |w|) / lr, 1); g + wd w is scaled by
-    it before momentum. Groups with `adapt: False` (biases, normalisation) get plain SGD. Unlike timm's Lars the rate
-    applies at weight decay 0 as well; where |w| or |g| is 0 it is 1.
+    For a parameter w with gradient g let r = eta |w| / (|g| + wd |w|). The local rate is min(r / lr, 1) with `clip`,
+    and r without; g + wd w is scaled by it before momentum. Groups with `adapt: False` (biases, normalisation) get
+    plain SGD. Unlike timm's Lars the rate applies at weight decay 0 as well; where |w| or |g| is 0 it is 1.
     """
 
     def __init__(
-        self, params: Iterable[Any], *, lr: float, momentum: float, weight_decay: float, trust_coefficient: float
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        trust_coefficient: float,
+        clip: bool = True,
     ) -> None:
-        super().__init__(
-            params,
-            {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": trust_coefficient, "adapt": True},
-        )
+        rates = {"lr": lr, "eta": trust_coefficient, "clip": clip, "adapt": True}
+        super().__init__(params, {"momentum": momentum, "weight_decay": weight_decay, **rates})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -40,9 +45,8 @@ class LARS(torch.optim.Optimizer):
                 if group["adapt"]:
                     weight, gradient = parameter.norm(), parameter.grad.norm()
                     trust = group["eta"] * weight / (gradient + group["weight_decay"] * weight)
-                    local = torch.where(
-                        (weight > 0) & (gradient > 0), (trust / group["lr"]).clamp(max=1), torch.ones_like(weight)
-                    )
+                    rate = (trust / group["lr"]).clamp(max=1) if group["clip"] else trust
+                    local = torch.where((weight > 0) & (gradient > 0), rate, torch.ones_like(weight))
                     update = update * local
                 state = self.state[parameter]
                 if "momentum" not in state:
@@ -75,6 +79,7 @@ def build_optimizer(config: OptimizerConfig, module: nn.Module, batch_size: int)
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         trust_coefficient=config.trust_coefficient,
+        clip=config.clip,
     )
 
 

@@ -12,17 +12,19 @@ from genssl.config.recipe import OptimizerConfig, ScheduleConfig
 from genssl.training.optim import LARS, build_optimizer, lr_factor, peak_lr
 
 
-def test_lars_follows_its_formula_over_two_steps():
+@pytest.mark.parametrize("clip", [True, False])
+def test_lars_follows_its_formula_over_two_steps(clip):
     weight = nn.Parameter(torch.tensor([[3.0, 4.0]]))
     bias = nn.Parameter(torch.tensor([1.0]))
-    lr, momentum, decay, eta = 0.5, 0.9, 0.1, 0.02
+    lr, momentum, decay, eta = 0.5, 0.9, 0.1, 0.02 if clip else 3.0  # 3: a rate that would be clipped
     groups = [{"params": [weight]}, {"params": [bias], "weight_decay": 0.0, "adapt": False}]
-    optimizer = LARS(groups, lr=lr, momentum=momentum, weight_decay=decay, trust_coefficient=eta)
+    optimizer = LARS(groups, lr=lr, momentum=momentum, weight_decay=decay, trust_coefficient=eta, clip=clip)
     w, b, velocity_w, velocity_b = torch.tensor([[3.0, 4.0]]), 1.0, torch.zeros(1, 2), 0.0
     for gradient in (torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])):
         weight.grad, bias.grad = gradient.clone(), torch.tensor([2.0])
         optimizer.step()
-        local = min(eta * w.norm() / (gradient.norm() + decay * w.norm()) / lr, 1.0)
+        trust = eta * w.norm() / (gradient.norm() + decay * w.norm())
+        local = min(trust / lr, 1.0) if clip else trust
         velocity_w = momentum * velocity_w + local * (gradient + decay * w)
         w = w - lr * velocity_w
         velocity_b = momentum * velocity_b + 2.0
