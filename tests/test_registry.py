@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -250,3 +251,66 @@ def test_without_its_distribution_a_plug_in_is_unknown(site):
     refused = genssl(site.parent, "validate", str(site.parent / "r.yaml"))
     assert refused.returncode == 2
     assert "'toy' is not one of the methods" in refused.stderr
+
+
+# ---- A method in a package of its own trains ----
+
+METHOD_MODULE = '''
+"""W-MSE's little sister: pulls two views together and keeps the embeddings white, in one short file."""
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from genssl.config.base import ComponentConfig
+from genssl.methods.base import StepOutput
+
+
+class DecorrelateConfig(ComponentConfig):
+    """Settings of the method."""
+
+    name: Literal["decorrelate"] = "decorrelate"
+    dim: int = 16
+
+
+class Decorrelate(nn.Module):
+    """Squared distance of two views, and distance of the batch's covariance from the identity."""
+
+    Config = DecorrelateConfig
+
+    def __init__(self, config, backbone):
+        super().__init__()
+        self.backbone, self.feature_dim = backbone, backbone.feature_dim
+        self.projector = nn.Linear(backbone.feature_dim, config.dim)
+
+    def step(self, views):
+        first, second = (self.projector(self.backbone(view)) for view in views.pair)
+        centred = first - first.mean(dim=0)
+        covariance = centred.T @ centred / (len(first) - 1)
+        loss = (first - second).square().mean() + (covariance - torch.eye(len(covariance))).square().mean()
+        return StepOutput(loss)
+
+    def encode(self, images):
+        return self.backbone(images)
+
+    def after_step(self, done):
+        pass
+'''
+
+
+def test_a_method_of_another_package_trains_from_a_recipe(site, tmp_path):
+    (site / "decorrelate.py").write_text(METHOD_MODULE)
+    metadata = site / "genssl_toys-1.0.dist-info" / "entry_points.txt"
+    metadata.write_text("[genssl.methods]\ndecorrelate = decorrelate:Decorrelate\n")
+    (tmp_path / "r.yaml").write_text(
+        RECIPE.replace("{name: toy, strength: 3}", "{name: decorrelate, dim: 8}")
+        .replace("backbone: resnet18", "backbone: {name: resnet18, stem: small, width: 4}")
+        .replace("batch_size: 8", "batch_size: 128, threads: 1")
+        + "evaluate: [knn]\n"
+    )
+    done = genssl(site, "run", "r.yaml", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert 0.2 < results["metrics"]["knn/top1"] <= 1, "ten classes: better than chance"
+    assert (tmp_path / "out" / "encoder.safetensors").exists()

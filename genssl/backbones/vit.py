@@ -105,7 +105,7 @@ class ViT(nn.Module):
         """
         self._check(*images.shape[-2:])
         patches = self.patch_embed(images)
-        x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
+        x = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
         x = x + self._positions(*patches.shape[-2:])
         for block in self.blocks:
             x = block(x)
