@@ -171,6 +171,16 @@ DATASETS = Registry(
                 ("imagenet", "ImageNet", "ImageNet-1k, 1,000 classes"),
             ]
         ),
+        *(
+            _builtin("data", name, f"torchvision_files:{attribute}", f"{attribute}Config", summary)
+            for name, attribute, summary in [
+                ("dtd", "DTD", "Describable Textures, 47 classes"),
+                ("flowers102", "Flowers102", "Oxford Flowers, 102 classes"),
+                ("pets", "Pets", "Oxford-IIIT Pets, 37 classes"),
+                ("aircraft", "Aircraft", "FGVC-Aircraft, 100 classes"),
+                ("imagenette", "Imagenette", "Imagenette, 10 classes of ImageNet"),
+            ]
+        ),
     ],
 )
 
@@ -268,6 +278,38 @@ EVALUATORS = Registry(
             "few_shot:FewShot",
             "FewShotConfig",
             "logistic regression on a few labels a class, over many draws",
+        ),
+        *(
+            _builtin("evaluators", name, f"{name}:{attribute}", f"{attribute}Config", summary)
+            for name, attribute, summary in [
+                ("finetune", "Finetune", "a copy of the encoder and a head trained on all or some labels"),
+                ("robustness", "Robustness", "linear probe under the 15 corruptions of ImageNet-C's kinds"),
+                ("rankme", "RankMe", "effective rank of the features; needs no labels"),
+                (
+                    "alignment_uniformity",
+                    "AlignmentUniformity",
+                    "on the unit sphere, of real and generated views; needs no labels",
+                ),
+            ]
+        ),
+        *(
+            Entry(
+                name=name,
+                target=f"genssl.evaluators.{name}:{attribute}",
+                config=f"genssl.evaluators.metric_configs:{attribute}Config",
+                summary=summary,
+            )
+            for name, attribute, summary in [
+                ("frechet", "Frechet", "Frechet distance of variants to real images, beside that of real ones"),
+                ("prdc", "PRDC", "precision, recall, density and coverage of variants among real images"),
+                ("vendi", "Vendi", "effective number of different variants, of all and of each source"),
+                ("lpips_diversity", "LPIPSDiversity", "perceptual distance between variants, by the extra `metrics`"),
+                (
+                    "semantic_consistency",
+                    "SemanticConsistency",
+                    "cosine, retrieval and label agreement of variants and their source",
+                ),
+            ]
         ),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from genssl.config.summary import RunGroup, mean_and_interval
+from genssl.evaluators.units import is_detail, scale, shown
 
 
 def results_table(results: dict[str, Any]) -> Table:
@@ -16,7 +17,7 @@ def results_table(results: dict[str, Any]) -> Table:
     table.add_column()
     table.add_column(justify="right")
     for name, value in results["metrics"].items():
-        table.add_row(name, f"{100 * value:.2f} %")
+        table.add_row(name, shown(name, value))
     ledger = results["ledger"]
     if results["provenance"]["variants"]["source"] != "none":
         table.add_section()
@@ -52,9 +53,11 @@ def quality_table(quality: dict[str, Any]) -> Table:
 
 
 def runs_table(groups: list[RunGroup]) -> Table:
-    """Returns a row a group of runs; metrics in per cent, mean ± half-width of the 95 % t-interval over seeds."""
-    metrics = [name for name in dict.fromkeys(name for group in groups for name in group.metrics) if "_std" not in name]
-    table = Table(title="mean ± 95 % interval over seeds, in %", title_justify="left")
+    """Returns a row a group of runs; accuracies in per cent; mean ± half-width of the 95 % t-interval over seeds."""
+    metrics = [
+        name for name in dict.fromkeys(name for group in groups for name in group.metrics) if not is_detail(name)
+    ]
+    table = Table(title="mean ± 95 % interval over seeds; accuracies in %", title_justify="left")
     table.add_column("recipe")
     table.add_column("variants")
     table.add_column("seeds")
@@ -62,22 +65,22 @@ def runs_table(groups: list[RunGroup]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("seconds a run", justify="right")
     for group in groups:
-        cells = [_mean(group.metrics.get(name, [])) for name in metrics]
+        cells = [_mean(name, group.metrics.get(name, [])) for name in metrics]
         seconds = f"{sum(group.seconds) / len(group.seconds):.0f}"
         table.add_row(group.name, group.source, " ".join(map(str, group.seeds)), *cells, seconds)
     for group in groups:
         if group.baseline is not None:
             table.add_section()
             shared = [seed for seed in group.seeds if seed in group.baseline.seeds]
-            cells = [_mean(group.differences(name), signed=True) for name in metrics]
+            cells = [_mean(name, group.differences(name), signed=True) for name in metrics]
             table.add_row("paired difference", f"{group.source} - none", " ".join(map(str, shared)), *cells, "")
     return table
 
 
-def _mean(values: list[float], *, signed: bool = False) -> str:
-    """Returns "mean ± half-width" in per cent; without the latter for a single value, nothing for none."""
+def _mean(metric: str, values: list[float], *, signed: bool = False) -> str:
+    """Returns "mean ± half-width", of an accuracy in per cent; the mean of a single value, nothing for none."""
     if not values:
         return ""
-    mean, half = mean_and_interval(values)
-    text = f"{100 * mean:+.2f}" if signed else f"{100 * mean:.2f}"
-    return text if math.isnan(half) else f"{text} ± {100 * half:.2f}"
+    mean, half = (scale(metric) * value for value in mean_and_interval(values))
+    text = f"{mean:+.2f}" if signed else f"{mean:.2f}"
+    return text if math.isnan(half) else f"{text} ± {half:.2f}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,10 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from genssl.data.base import ImageDataset
-from genssl.errors import DataError
+from genssl.data.base import ImageDataset, UInt8Array
+from genssl.errors import DataError, UserError
 
 BATCH = 512
+BATCH_PIXELS = BATCH * 96 * 96  # of larger images a batch has fewer, so that activations do not grow with the image
+
+Variants = Callable[[ImageDataset, Sequence[int], int], UInt8Array]
+"""Takes (split, rows, variant index); returns that variant of every row, uint8 [n, 3, S, S] with the split's S."""
 
 
 @dataclass
@@ -31,22 +36,27 @@ class EvaluationData:
         train: where neighbours and probes come from.
         test: what is classified.
         test_name: what the test split is, such as "test" or "validation (a fifth of train)"; part of every protocol.
-
-    Raises:
-        DataError: if the data set has no labels.
+        variants: makes variants of images of either split; None in a run without a generator.
     """
 
-    def __init__(self, train: ImageDataset, test: ImageDataset, test_name: str) -> None:
-        if train.class_names is None:
-            raise DataError(
-                f"evaluate: the evaluators need labels and {train.name} has none here; "
-                "set `evaluate: []`, or give labels"
-            )
-        self.train, self.test, self.test_name = train, test, test_name
-        self.num_classes = len(train.class_names)
+    def __init__(
+        self, train: ImageDataset, test: ImageDataset, test_name: str, variants: Variants | None = None
+    ) -> None:
+        self.train, self.test, self.test_name, self.variants = train, test, test_name, variants
+        self.num_classes = len(train.class_names or ())
+
+    def require_labels(self, setting: str) -> None:
+        """Raises DataError, naming `setting`, unless both splits have labelled images."""
+        for split in (self.train, self.test):
+            if split.class_names is None or not any(split.label(row) >= 0 for row in range(len(split))):
+                raise DataError(
+                    f"{setting}: the evaluators need labels and {split.name} has none here; set `evaluate: []`, "
+                    "keep only evaluators that need none, such as rankme and alignment_uniformity, or give labels"
+                )
 
     def require_per_class(self, count: int, setting: str) -> None:
         """Raises DataError, naming `setting`, unless train has this many images of every class, and two classes."""
+        self.require_labels(setting)
         names = self.train.class_names
         assert names is not None
         labels = np.array([self.train.label(row) for row in range(len(self.train))])
@@ -59,32 +69,90 @@ class EvaluationData:
                 f"{counts.min()} for training"
             )
 
+    def require_variants(self, setting: str) -> Variants:
+        """Returns `variants`; raises DataError, naming `setting`, if there are none."""
+        if self.variants is None:
+            raise DataError(
+                f"{setting}: this needs variants of the images and there is no generator here; give the recipe a "
+                "`generator`, or a run that has one, or leave this evaluator out"
+            )
+        return self.variants
+
 
 class FrozenEncoder:
     """An encoder whose weights and statistics evaluators cannot change; features of a split are computed once.
 
     Args:
-        module: anything with `encode(float [B, 3, S, S] in [0, 1]) -> [B, D]`.
+        module: anything with `encode(float [B, 3, S, S] in [0, 1]) -> [B, D]`; it is put into evaluation mode, without
+            gradients.
         device: where it runs.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self._module, self._device = module.eval().requires_grad_(False), device
-        self._cache: dict[int, Features] = {}
+        self._module, self.device = module.eval().requires_grad_(False), device
+        # The data set is kept beside its features, since the id of one that is gone may be another's.
+        self._cache: dict[int, tuple[ImageDataset, Features]] = {}
 
-    @torch.inference_mode()
     def features(self, dataset: ImageDataset) -> Features:
-        """Encodes every labelled image of a split, without augmentation."""
+        """Encodes every labelled image of a split, without augmentation.
+
+        Raises:
+            DataError: if no image has a label.
+            UserError: if a feature is not finite.
+        """
         if id(dataset) not in self._cache:
-            rows = [row for row in range(len(dataset)) if dataset.label(row) >= 0]
-            parts = []
-            for start in range(0, len(rows), BATCH):
-                images = np.stack([dataset.image(row) for row in rows[start : start + BATCH]])
-                batch = torch.from_numpy(images).to(self._device).float() / 255
-                parts.append(self._module.encode(batch).float().cpu())  # type: ignore[operator]
-            labels = torch.tensor([dataset.label(row) for row in rows])
-            self._cache[id(dataset)] = Features(torch.cat(parts).clone(), labels)
-        return self._cache[id(dataset)]
+            every = torch.tensor([dataset.label(row) for row in range(len(dataset))])
+            rows = (every >= 0).nonzero()[:, 0]
+            if len(rows) == 0:
+                raise DataError(f"evaluate: {dataset.name} has no labelled image; give labels")
+            features = self.encode_rows(dataset, rows.tolist())
+            self._cache[id(dataset)] = dataset, Features(features, every[rows])
+        return self._cache[id(dataset)][1]
+
+    def encode_rows(self, dataset: ImageDataset, rows: Sequence[int]) -> torch.Tensor:
+        """Returns the representations float32 [len(rows), D] of images of a split, labelled or not, on the CPU.
+
+        A batch of images is in memory at a time.
+        """
+
+        def images(part: slice) -> torch.Tensor:
+            return torch.from_numpy(np.stack([dataset.image(row) for row in rows[part]]))
+
+        return self._encode(len(rows), dataset.image_size, images)
+
+    def encode(self, images: UInt8Array | torch.Tensor) -> torch.Tensor:
+        """Returns the representations float32 [N, D] of images [N, 3, S, S], on the CPU.
+
+        Args:
+            images: uint8, or float in [0, 1]; at least one.
+        """
+        tensor = torch.as_tensor(images)
+        return self._encode(len(tensor), tensor.shape[-1], lambda part: tensor[part])
+
+    def copy_of_module(self) -> Any:
+        """Returns a copy of the encoder, on its device, in evaluation mode, all of whose parameters can be trained."""
+        return copy.deepcopy(self._module).requires_grad_(True).eval()
+
+    def _encode(self, count: int, size: int, images: Callable[[slice], torch.Tensor]) -> torch.Tensor:
+        features = torch.empty(0)
+        batch = max(1, min(BATCH, BATCH_PIXELS // size**2))
+        for start in range(0, count, batch):
+            with torch.inference_mode():
+                part = as_float(images(slice(start, start + batch)).to(self.device))
+                encoded = self._module.encode(part).float().cpu()  # type: ignore[operator]
+            if start == 0:  # one allocation for all, since joining parts would need twice the memory
+                features = torch.empty((count, encoded.shape[1]))
+            features[start : start + len(encoded)] = encoded
+        if not features.isfinite().all():
+            raise UserError(
+                "evaluate: the encoder's features are not finite, so the training has diverged; lower optimizer.lr"
+            )
+        return features
+
+
+def as_float(images: torch.Tensor) -> torch.Tensor:
+    """Returns images as an encoder takes them, float in [0, 1]; uint8 is divided by 255, float is left as it is."""
+    return images if images.is_floating_point() else images.float() / 255
 
 
 class Evaluator(Protocol):
@@ -94,7 +162,10 @@ class Evaluator(Protocol):
     """Every fact that the numbers depend on; written into results.json."""
 
     def check(self, data: EvaluationData) -> None:
-        """Raises DataError if it cannot judge on this data; called before the training."""
+        """Raises DataError if it cannot judge on this data; called before the training.
+
+        One that needs labels calls `data.require_labels` here, and one that needs variants `data.require_variants`.
+        """
         ...
 
     def run(self, encoder: FrozenEncoder, data: EvaluationData) -> Iterable[tuple[str, float]]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
 from genssl.evaluators.configs import FewShotConfig
+from genssl.evaluators.intervals import crossed_interval
 from genssl.evaluators.linear_probe import linear_classifier
 
 
@@ -26,11 +27,15 @@ class FewShot:
         data.require_per_class(self._config.labels_per_class, "evaluate.few_shot.labels_per_class")
 
     def run(self, encoder: FrozenEncoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
-        """Yields ("top1@n", mean accuracy over the draws) and ("top1@n_std", their standard deviation)."""
+        """Yields ("top1@n", mean accuracy over the draws), "_std", their standard deviation, and "_low" and "_high".
+
+        The last two are the 95 % interval for new draws of labels and new test images.
+        """
         train, test = encoder.features(data.train), encoder.features(data.test)
         x, y = train.features.numpy(), train.labels.numpy()
         per_class = self._config.labels_per_class
-        accuracies = []
+        expected = test.labels.numpy()
+        correct = np.zeros((self._config.draws, len(expected)), dtype=bool)
         for draw in range(self._config.draws):
             random = np.random.default_rng((self._config.seed, draw))
             rows = np.concatenate(
@@ -40,15 +45,21 @@ class FewShot:
                 ]
             )
             classifier = linear_classifier(self._config.penalty).fit(x[rows], y[rows])
-            accuracies.append(classifier.score(test.features.numpy(), test.labels.numpy()))
+            correct[draw] = classifier.predict(test.features.numpy()) == expected
         self.protocol = {
             "classifier": "logistic regression on standardised features, L-BFGS",
             "inverse_penalty": self._config.penalty,
             "labels_per_class": per_class,
             "draws": self._config.draws,
+            "interval": "95 %, over draws of labels and over test images (crossed)",
             "seed": self._config.seed,
             "tested_on": data.test_name,
             "tested": len(test.labels),
         }
-        yield f"top1@{per_class}", float(np.mean(accuracies))
-        yield f"top1@{per_class}_std", float(np.std(accuracies, ddof=1))
+        accuracies = correct.mean(axis=1)
+        smallest = int(np.bincount(y, minlength=data.num_classes).min())
+        low, high = crossed_interval(correct, per_class / smallest)
+        yield f"top1@{per_class}", float(accuracies.mean())
+        yield f"top1@{per_class}_std", float(accuracies.std(ddof=1))
+        yield f"top1@{per_class}_low", low
+        yield f"top1@{per_class}_high", high

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
 from genssl.evaluators.configs import KNNConfig
 
-CHUNK = 1024
+CHUNK = 1024  # queries at a time
+BANK_CHUNK = 65536  # rows of the bank at a time
 
 
 class KNN:
@@ -24,7 +25,8 @@ class KNN:
         self.protocol: dict[str, Any] = {}
 
     def check(self, data: EvaluationData) -> None:
-        """Any labelled data will do."""
+        """Raises DataError if there are no labels; any labelled data will do."""
+        data.require_labels("evaluate.knn")
 
     def run(self, encoder: FrozenEncoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
         """Yields ("top1", accuracy)."""
@@ -37,6 +39,7 @@ class KNN:
             k=k,
             temperature=self._config.temperature,
             num_classes=data.num_classes,
+            device=encoder.device,
         )
         self.protocol = {
             "similarity": "cosine",
@@ -50,21 +53,59 @@ class KNN:
 
 
 def knn_predict(
-    bank: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor, *, k: int, temperature: float, num_classes: int
+    bank: torch.Tensor,
+    labels: torch.Tensor,
+    queries: torch.Tensor,
+    *,
+    k: int,
+    temperature: float,
+    num_classes: int,
+    device: torch.device | None = None,
 ) -> torch.Tensor:
     """Classifies queries [M, D] by the weighted vote of their k nearest rows of bank [N, D] with labels int64 [N].
 
+    Args:
+        bank, labels, queries: on the CPU.
+        k: at most N.
+        temperature: of the votes exp(similarity / temperature).
+        num_classes: C.
+        device: where similarities are computed; the CPU by default.
+
     Returns:
-        int64 [M]. Memory is bounded by chunks of 1,024 queries.
+        int64 [M], on the CPU. Memory beside the features is bounded, by chunks of queries and of the bank.
     """
-    bank = F.normalize(bank, dim=1)
+    similarity, neighbours = nearest(bank, queries, k, device)
     predictions = []
-    queries = F.normalize(queries, dim=1)
-    for start in range(0, len(queries), CHUNK):
-        part = queries[start : start + CHUNK]
-        similarity, neighbours = (part @ bank.T).topk(k, dim=1)
-        votes = torch.zeros(len(part), num_classes, dtype=similarity.dtype)
+    for near, rows in zip(torch.split(similarity, CHUNK), torch.split(neighbours, CHUNK), strict=True):
+        votes = torch.zeros(len(near), num_classes, dtype=near.dtype)
         # exp of the difference to the best keeps the ranking and cannot overflow at small temperatures.
-        votes.scatter_add_(1, labels[neighbours], ((similarity - similarity[:, :1]) / temperature).exp())
+        votes.scatter_add_(1, labels[rows], ((near - near[:, :1]) / temperature).exp())
         predictions.append(votes.argmax(dim=1))
     return torch.cat(predictions)
+
+
+def nearest(
+    bank: torch.Tensor, queries: torch.Tensor, k: int, device: torch.device | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Finds the k rows of bank [N, D] that queries [M, D] have the highest cosine similarity to.
+
+    Returns:
+        The similarities [M, k], best first, and the rows int64 [M, k], on the CPU.
+    """
+    device = device or bank.device
+    best: list[torch.Tensor] = []
+    rows: list[torch.Tensor] = []
+    # Chunks of the bank outside, so that a large one goes to the device once.
+    for start in range(0, len(bank), BANK_CHUNK):
+        part = F.normalize(bank[start : start + BANK_CHUNK].to(device), dim=1)
+        for number, asked in enumerate(torch.split(queries, CHUNK)):
+            similarity, found = (F.normalize(asked.to(device), dim=1) @ part.T).topk(min(k, len(part)), dim=1)
+            similarity, found = similarity.cpu(), found.cpu() + start
+            if start == 0:
+                best.append(similarity)
+                rows.append(found)
+                continue
+            joined, places = torch.cat([best[number], similarity], dim=1), torch.cat([rows[number], found], dim=1)
+            best[number], kept = joined.topk(min(k, joined.shape[1]), dim=1)
+            rows[number] = places.gather(1, kept)
+    return torch.cat(best), torch.cat(rows)

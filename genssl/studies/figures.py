@@ -12,6 +12,7 @@ from functools import partial
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from genssl.evaluators.units import is_accuracy, scale
 from genssl.studies.scatter import scatters
 from genssl.studies.sheet import (
     LINE,
@@ -29,7 +30,7 @@ from genssl.studies.sheet import (
     write,
 )
 from genssl.studies.summary import ArmSummary, Summary
-from genssl.studies.table import bytes_text, is_accuracy, references, scale, seconds_text
+from genssl.studies.table import bytes_text, references, seconds_text
 
 Amount = Callable[[ArmSummary], float]
 BAR = 0.14  # inches

@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from ruamel.yaml import YAML
 
+from genssl.evaluators.units import is_accuracy
 from genssl.studies import table
 from genssl.studies.figures import drawings
 from genssl.studies.sheet import DARK, LIGHT, Drawing
@@ -108,8 +109,8 @@ def _environment() -> Environment:
         count=table.count_text,
         duration=table.seconds_text,
         size=table.bytes_text,
-        unit=lambda metric: "%" if table.is_accuracy(metric) else "",
-        points=lambda metric: "points" if table.is_accuracy(metric) else "",
+        unit=lambda metric: "%" if is_accuracy(metric) else "",
+        points=lambda metric: "points" if is_accuracy(metric) else "",
         span=_span,
         passed=_passed,
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from genssl.config.recipe import Recipe
 from genssl.config.study import LoadedArm, LoadedStudy
+from genssl.evaluators.units import is_detail
 from genssl.studies.paper import paper_cell, paper_says
 from genssl.studies.statistics import estimate, paired_difference
 from genssl.studies.stores import StoreShare, StudyStores
@@ -43,7 +44,7 @@ class Finished:
     @property
     def metrics(self) -> dict[str, float]:
         """What the evaluators measured, without spreads within an evaluator."""
-        return {name: value for name, value in self.results["metrics"].items() if not name.endswith("_std")}
+        return {name: value for name, value in self.results["metrics"].items() if not is_detail(name)}
 
 
 def run_cost(results: dict[str, Any], share: StoreShare | None) -> Cost:

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
+from genssl.evaluators.units import is_accuracy
 from genssl.studies.summary import ArmSummary, Cost, Estimate, Summary
 from genssl.training.files import write_atomically
 
@@ -14,17 +15,6 @@ ONE_SEED = "no interval (one seed)"
 
 
 # ---- Numbers in words ----
-def is_accuracy(metric: str) -> bool:
-    """Whether a metric is a fraction that people read in per cent."""
-    leaf = metric.rsplit("/", 1)[-1]
-    return leaf.startswith("top") or "accuracy" in leaf
-
-
-def scale(metric: str) -> float:
-    """What a value of a metric is multiplied by to be shown: 100 for accuracies."""
-    return 100.0 if is_accuracy(metric) else 1.0
-
-
 def value_text(metric: str, value: float) -> str:
     """Returns a value without its unit: per cent with two decimals, or four significant digits."""
     return _signed(f"{100 * value:,.2f}" if is_accuracy(metric) else f"{value:,.4g}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,18 +29,35 @@ def evaluate(
 ) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
     """Returns metrics ("knn/top1": value) and protocols ("knn": facts).
 
+    The module is afterwards as it was before, its modes and what of it is trained included.
+
     Raises:
         DataError: if an evaluator cannot work with this data set.
     """
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    encoder = FrozenEncoder(module, device)
     metrics, protocols = {}, {}
-    for config in configs:
-        report(config.name)
-        evaluator = EVALUATORS.get(config.name)(config)
-        for name, value in evaluator.run(encoder, data):
-            metrics[f"{config.name}/{name}"] = value
-        protocols[config.name] = evaluator.protocol
-    changed = [name for name, value in module.state_dict().items() if not torch.equal(value, before[name])]
-    assert not changed, f"an evaluator changed the frozen encoder: {changed}"
+    with _unchanged(module):
+        encoder = FrozenEncoder(module, device)
+        for config in configs:
+            report(config.name)
+            evaluator = EVALUATORS.get(config.name)(config)
+            for name, value in evaluator.run(encoder, data):
+                metrics[f"{config.name}/{name}"] = value
+            protocols[config.name] = evaluator.protocol
     return metrics, protocols
+
+
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Puts modes and `requires_grad` back, and asserts that weights and statistics have not changed inside."""
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    modes = [(part, part.training) for part in module.modules()]
+    trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    try:
+        yield
+        changed = [name for name, value in module.state_dict().items() if not torch.equal(value, before[name])]
+        assert not changed, f"an evaluator changed the frozen encoder: {changed}"
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for parameter, flag in trained:
+            parameter.requires_grad_(flag)

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from genssl.config.recipe import Recipe
+from genssl.evaluators.units import is_detail, shown
 from genssl.training.files import write_atomically
 
 LEDGER_WORDS = {
@@ -47,6 +48,8 @@ def write_report(out: Path, recipe: Recipe, results: dict[str, Any]) -> None:
     )
     page = environment.get_template("report.html.j2").render(
         results=results,
+        shown=shown,
+        is_detail=is_detail,
         recipe=json.dumps(recipe.model_dump(mode="json"), indent=2),
         ledger=[(_words(name), _number(value)) for name, value in results["ledger"].items()],
         metrics=[

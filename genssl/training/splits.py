@@ -9,7 +9,9 @@ from genssl.data.base import ImageDataset
 from genssl.data.load import hold_out, load_dataset
 from genssl.errors import ConfigError
 from genssl.evaluators.base import EvaluationData
+from genssl.runtime import pick_device
 from genssl.training.evaluate import check
+from genssl.training.generated_variants import GeneratedVariants
 
 
 @dataclass
@@ -45,6 +47,8 @@ def load_splits(recipe: Recipe) -> Splits:
         )
     if not recipe.evaluate:
         return Splits(train, held_out, None)
-    evaluation = EvaluationData(train, held_out or load_dataset(recipe.dataset, "test"), test_name)
+    # The generator is loaded when an evaluator asks for variants, and not before.
+    variants = None if recipe.generator is None else GeneratedVariants(recipe, pick_device(recipe.train.device))
+    evaluation = EvaluationData(train, held_out or load_dataset(recipe.dataset, "test"), test_name, variants)
     check(recipe.evaluate, evaluation)
     return Splits(train, held_out, evaluation)

@@ -69,7 +69,8 @@ def test_evaluators_on_pixels_of_the_digits(data):
         results.update(evaluator.run(encoder, data))
         assert evaluator.protocol["tested_on"] == "test"
         assert evaluator.protocol["tested"] == 360
-    assert set(results) == {"top1", "top1@5", "top1@5_std"}
+    assert set(results) == {"top1", "top1@5", "top1@5_std", "top1@5_low", "top1@5_high"}
+    assert results["top1@5_low"] < results["top1@5"] < results["top1@5_high"]
     assert 0.93 < results["top1"] < 1.0
     assert 0.6 < results["top1@5"] < 0.9
     assert 0 < results["top1@5_std"] < 0.1
@@ -124,7 +125,7 @@ def test_features_skip_unlabelled_images_and_are_computed_once():
 
 def test_missing_labels_are_one_clear_error(digits_test):
     with pytest.raises(DataError, match=r"need labels and bare has none here; set `evaluate: \[\]`"):
-        EvaluationData(Unlabelled(), digits_test, "test")
+        KNN(KNNConfig()).check(EvaluationData(Unlabelled(), digits_test, "test"))
 
 
 def test_too_few_labels_name_the_class(data):

@@ -1,0 +1,48 @@
+"""Variants of any images, for evaluators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from genssl.config.recipe import Recipe
+from genssl.data.base import ImageDataset, UInt8Array
+from genssl.data.decode import resize_and_crop
+from genssl.registry import GENERATORS
+from genssl.variants.engine import VariantEngine
+from genssl.variants.in_process import InProcessSource
+from genssl.variants.ledger import Ledger
+from genssl.variants.source import VariantRequest
+
+
+class GeneratedVariants:
+    """Makes variants with a run's generator, which is loaded when the first are asked for.
+
+    Args:
+        recipe: of the run; has a generator.
+        device: where it generates.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        self._recipe, self._device = recipe, device
+        self._engine: VariantEngine | None = None
+        # By id, with the split beside its source: an id of one that is gone may be another's.
+        self._sources: dict[int, tuple[ImageDataset, InProcessSource]] = {}
+
+    def __call__(self, split: ImageDataset, rows: Sequence[int], index: int) -> UInt8Array:
+        """Returns variant `index` of rows of a split, uint8 [n, 3, S, S] with the split's S."""
+        if id(split) not in self._sources:
+            self._sources[id(split)] = split, InProcessSource(self._loaded(), split, Ledger())
+        source = self._sources[id(split)][1]
+        requests = [VariantRequest(row, split.source_id(row), index) for row in rows]
+        return np.stack([resize_and_crop(image, split.image_size) for image in source.take(requests).images])
+
+    def _loaded(self) -> VariantEngine:
+        if self._engine is None:
+            generator, variants = self._recipe.generator, self._recipe.variants
+            assert generator is not None, "there is a generator where there are variants"
+            made = GENERATORS.get(generator.name)(generator, self._device)
+            self._engine = VariantEngine(made, variants.buckets, deterministic=variants.batching == "deterministic")
+        return self._engine
