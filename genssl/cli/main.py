@@ -13,14 +13,18 @@ from genssl.cli import (
     bench_server,
     compare,
     convert_weights,
+    evaluate,
+    export,
     list_command,
     plan,
     pregenerate,
     preview,
+    recipes,
     run,
     runs,
     serve_generator,
     show,
+    similarity,
     store,
     top,
     train_generator,
@@ -40,6 +44,9 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("compare")(compare.compare)
 app.command("runs")(runs.runs)
+app.command("evaluate")(evaluate.evaluate)
+app.command("similarity")(similarity.similarity)
+app.command("export")(export.export)
 app.command("serve-generator")(serve_generator.serve_generator)
 app.command("top")(top.top)
 app.command("bench-server")(bench_server.bench_server)
@@ -48,6 +55,7 @@ app.command("plan")(plan.plan)
 app.add_typer(store.app, name="store")
 app.command("train-generator")(train_generator.train_generator)
 app.command("convert-weights")(convert_weights.convert_weights)
+app.add_typer(recipes.app, name="recipes")
 app.command("preview")(preview.preview)
 app.command("show")(show.show)
 app.command("validate")(validate.validate)

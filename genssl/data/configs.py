@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from genssl.config.base import ComponentConfig
+
+ROOT = "GENSSL_DATA"
+WHERE = "folder that holds the data set; by default $GENSSL_DATA, or data"
+
+
+def public_data(folder: str = "") -> Path:
+    """Returns where public data sets are looked for: the environment's GENSSL_DATA, or `data`; or a folder in it."""
+    return Path(os.environ.get(ROOT) or "data") / folder
 
 
 class DigitsConfig(ComponentConfig):
@@ -39,19 +48,26 @@ class FolderConfig(FileDatasetConfig):
     test_fraction: float = Field(0.2, gt=0, lt=1, description="part held out for testing when there is no test_root")
 
 
-class Cifar10Config(FileDatasetConfig):
+class DownloadableConfig(FileDatasetConfig):
+    """A public data set that torchvision can fetch."""
+
+    root: Path = Field(default_factory=public_data, description=WHERE)
+    download: bool = Field(False, description="fetch the data set into root if it is not there")
+
+
+class Cifar10Config(DownloadableConfig):
     """CIFAR-10 in torchvision's layout."""
 
     name: Literal["cifar10"] = "cifar10"
 
 
-class Cifar100Config(FileDatasetConfig):
+class Cifar100Config(DownloadableConfig):
     """CIFAR-100 in torchvision's layout."""
 
     name: Literal["cifar100"] = "cifar100"
 
 
-class Stl10Config(FileDatasetConfig):
+class Stl10Config(DownloadableConfig):
     """STL-10 in torchvision's layout."""
 
     name: Literal["stl10"] = "stl10"
@@ -61,17 +77,18 @@ class Stl10Config(FileDatasetConfig):
     )
 
 
-class Food101Config(FileDatasetConfig):
+class Food101Config(DownloadableConfig):
     """Food-101 in torchvision's layout."""
 
     name: Literal["food101"] = "food101"
     image_size: int = Field(224, ge=8, le=2048)
 
 
-class Places365Config(FileDatasetConfig):
+class Places365Config(DownloadableConfig):
     """Places365-Standard in torchvision's layout; the test split is the official validation split."""
 
     name: Literal["places365"] = "places365"
+    root: Path = Field(default_factory=lambda: public_data("places365"), description=f"{WHERE}/places365")
     image_size: int = Field(224, ge=8, le=2048)
     small: bool = Field(True, description="the 256x256 version of the files")
 
@@ -83,6 +100,7 @@ class INaturalist2018Config(FileDatasetConfig):
     """
 
     name: Literal["inaturalist2018"] = "inaturalist2018"
+    root: Path = Field(default_factory=lambda: public_data("inaturalist2018"), description=f"{WHERE}/inaturalist2018")
     image_size: int = Field(224, ge=8, le=2048)
 
 
@@ -90,4 +108,41 @@ class ImageNetConfig(FileDatasetConfig):
     """ImageNet-1k in torchvision's layout; the test split is the official validation split."""
 
     name: Literal["imagenet"] = "imagenet"
+    root: Path = Field(default_factory=lambda: public_data("imagenet"), description=f"{WHERE}/imagenet")
     image_size: int = Field(224, ge=8, le=2048)
+
+
+class DTDConfig(DownloadableConfig):
+    """Describable Textures in torchvision's layout, partition 1; its validation part is trained on."""
+
+    name: Literal["dtd"] = "dtd"
+    image_size: int = Field(224, ge=8, le=2048)
+
+
+class Flowers102Config(DownloadableConfig):
+    """Oxford Flowers in torchvision's layout; its validation part is trained on."""
+
+    name: Literal["flowers102"] = "flowers102"
+    image_size: int = Field(224, ge=8, le=2048)
+
+
+class PetsConfig(DownloadableConfig):
+    """Oxford-IIIT Pets in torchvision's layout."""
+
+    name: Literal["pets"] = "pets"
+    image_size: int = Field(224, ge=8, le=2048)
+
+
+class AircraftConfig(DownloadableConfig):
+    """FGVC-Aircraft in torchvision's layout, by its 100 variants."""
+
+    name: Literal["aircraft"] = "aircraft"
+    image_size: int = Field(224, ge=8, le=2048)
+
+
+class ImagenetteConfig(DownloadableConfig):
+    """Imagenette, ten classes of ImageNet, in torchvision's layout; the test split is its validation split."""
+
+    name: Literal["imagenette"] = "imagenette"
+    image_size: int = Field(128, ge=8, le=2048)
+    size: Literal["full", "320px", "160px"] = Field("160px", description="short side of the files")

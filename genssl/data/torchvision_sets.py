@@ -1,9 +1,12 @@
-"""Public data sets on their official splits, laid out on disk as torchvision does it. Nothing is ever downloaded."""
+"""Public data sets on their official splits, laid out on disk as torchvision does it.
+
+Nothing is downloaded but with `download: true`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,7 @@ from genssl.data.base import Split, StoredImage, UInt8Array, raw_image
 from genssl.data.configs import (
     Cifar10Config,
     Cifar100Config,
+    DownloadableConfig,
     FileDatasetConfig,
     Food101Config,
     ImageNetConfig,
@@ -38,18 +42,23 @@ class Layout:
         root: where it is looked for.
         expected: the files and folders that must be there, relative to root.
         get: how one gets it, as the end of a message.
+        fetch: gets it, where the config says `download: true`.
     """
 
     title: str
     root: Path
     expected: Sequence[str]
     get: str
+    fetch: Callable[[], object] | None = None
 
     @contextmanager
     def opening(self) -> Iterator[None]:
         """Wraps the code that opens the data set; turns whatever is wrong with the files into a DataError."""
         # torchvision is asked only when all is there: its messages name no file, and ImageNet would start unpacking.
-        missing = [name for name in self.expected if not (self.root / name).exists()]
+        missing = self._missing()
+        if missing and self.fetch is not None:
+            self._download(self.fetch)
+            missing = self._missing()
         if missing:
             which = "all" if len(missing) == len(self.expected) else ", ".join(missing)
             raise DataError(
@@ -64,6 +73,29 @@ class Layout:
                 f"dataset.root: {self.title} in {self.root} is damaged or not the official release ({reason}); "
                 f"repair it, or remove it and get it again; {self.get}"
             ) from None
+
+    def _missing(self) -> list[str]:
+        return [name for name in self.expected if not (self.root / name).exists()]
+
+    def _download(self, fetch: Callable[[], object]) -> None:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            fetch()
+        except (RuntimeError, OSError, ValueError) as error:  # without a network, or with another file at the address
+            raise DataError(
+                f"dataset.download: {self.title} could not be fetched into {self.root} ({error}); {self.get}"
+            ) from None
+
+
+def by_torchvision(title: str, config: DownloadableConfig, expected: Sequence[str], kind: Any, **part: Any) -> Layout:
+    """Returns the layout of a data set that torchvision's class `kind` fetches when its `part` is asked for."""
+    root = config.root.expanduser().absolute()
+    arguments = "".join(f", {name}={value!r}" for name, value in part.items())
+    command = (
+        f'python -c "from torchvision.datasets import *; {kind.__name__}({str(root)!r}{arguments}, download=True)"'
+    )
+    fetch = (lambda: kind(root, **part, download=True)) if config.download else None
+    return Layout(title, root, expected, f"get it with: {command}, or set dataset.download: true", fetch)
 
 
 def _python(statement: str) -> str:
@@ -122,8 +154,7 @@ class Cifar10(ArrayDataset):
     def __init__(self, config: Cifar10Config | Cifar100Config, split: Split) -> None:
         root, kind = config.root.expanduser().absolute(), self.source_class
         files = [kind.meta["filename"], *(name for name, _ in kind.train_list + kind.test_list)]
-        command = _python(f"{kind.__name__}({str(root)!r}, download=True)")
-        layout = Layout(self.title, root, [f"{kind.base_folder}/{name}" for name in files], f"get it with: {command}")
+        layout = by_torchvision(self.title, config, [f"{kind.base_folder}/{name}" for name in files], kind)
         # The batches are pickles: torchvision loads them only after their md5 was found to be the official one.
         with layout.opening():
             source = kind(root, train=split == "train")
@@ -149,8 +180,7 @@ class Stl10(ArrayDataset):
     def __init__(self, config: Stl10Config, split: Split) -> None:
         root, kind = config.root.expanduser().absolute(), datasets.STL10
         files = [kind.class_names_file, *(name for name, _ in kind.train_list + kind.test_list)]
-        command = _python(f"STL10({str(root)!r}, download=True)")
-        layout = Layout("STL-10", root, [f"{kind.base_folder}/{name}" for name in files], f"get it with: {command}")
+        layout = by_torchvision("STL-10", config, [f"{kind.base_folder}/{name}" for name in files], kind)
         with layout.opening():
             source = kind(root, split="train+unlabeled" if config.unlabeled and split == "train" else split)
         super().__init__(config, source.data, source.labels, source.classes)
@@ -166,8 +196,7 @@ class Food101(FileDataset):
     def __init__(self, config: Food101Config, split: Split) -> None:
         root = config.root.expanduser().absolute()
         expected = [f"food-101/meta/{split}.json", "food-101/images"]
-        command = _python(f"Food101({str(root)!r}, download=True)")
-        with Layout("Food-101", root, expected, f"get it with: {command}").opening():
+        with by_torchvision("Food-101", config, expected, datasets.Food101).opening():
             source = datasets.Food101(root, split=split)
         super().__init__(config, zip(source._image_files, source._labels, strict=True), source.classes)
 
@@ -185,8 +214,7 @@ class Places365(FileDataset):
         size = "256" if config.small else "large"
         images = f"data_{size}_standard" if split == "train" else f"val_{size}"
         expected = [kind._CATEGORIES_META[0], kind._FILE_LIST_META[part][0], images]
-        command = _python(f"Places365({str(root)!r}, split={part!r}, small={config.small}, download=True)")
-        with Layout("Places365-Standard", root, expected, f"get it with: {command}").opening():
+        with by_torchvision("Places365-Standard", config, expected, kind, split=part, small=config.small).opening():
             source = kind(root, split=part, small=config.small)
         # source.classes is sorted by name; the labels follow the numbers in the file.
         class_names = sorted(source.class_to_idx, key=source.class_to_idx.__getitem__)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from genssl.config.augmentation import PairAugmentationConfig
 from genssl.config.base import Section
 from genssl.config.document import apply_override, parse_document
+from genssl.config.evaluation import Protocol
 from genssl.config.generator_recipe import GeneratorRecipe
 from genssl.config.kinds import model_of
 from genssl.config.load import load, validate
@@ -277,7 +278,7 @@ def test_a_name_alone_is_short_for_its_block():
     text = changed(("dataset: {name: digits}", "dataset: digits"), ("- {name: knn, k: 5}", "- knn"))
     recipe = validate(Recipe, parse_document(text, "r.yaml"))
     assert (recipe.dataset.name, recipe.evaluate[0].k) == ("digits", 20)  # type: ignore[attr-defined]
-    short = problems(changed(("dataset: {name: digits}", "dataset: cifar10")))
+    short = problems(changed(("dataset: {name: digits}", "dataset: folder")))
     assert short == ["r.yaml:2: dataset.root: is missing; add it"]
 
 
@@ -338,6 +339,8 @@ def test_a_shipped_file_validates_as_what_its_folder_says(path):
     expected = ServerFile if folder[0] == "servers" else GeneratorRecipe if "generators" in folder else Recipe
     if "studies" in folder or path.name == "online_vs_offline.yaml":
         expected = Study
+    if "linear_probe" in folder:
+        expected = Protocol
     assert model is expected
     validated = validate(model, document)
     if isinstance(validated, Recipe):

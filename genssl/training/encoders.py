@@ -1,0 +1,276 @@
+"""Encoders from wherever they come: a run, a file, a library, a checkpoint of another framework."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torchvision
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from genssl.backbones.configs import TimmConfig
+from genssl.backbones.from_timm import build_timm
+from genssl.config.base import ComponentConfig
+from genssl.config.load import load
+from genssl.config.recipe import Recipe
+from genssl.data.load import load_dataset
+from genssl.errors import suggest
+from genssl.generators.conditioner import FILE, FORMAT
+from genssl.generators.conditioner import load_encoder as load_own
+from genssl.runtime import seeded_initialisation
+from genssl.training.foreign_checkpoints import EncoderError, foreign_backbone, read_checkpoint
+
+Normalization = Literal["imagenet", "cifar10", "cifar100", "none"]
+# Mean and standard deviation of the red, green and blue values; those of CIFAR are solo-learn's.
+STATISTICS: dict[str, tuple[Sequence[float], Sequence[float]]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+CHECKPOINTS = (".ckpt", ".pth", ".pt", ".tar", ".bin")
+CLASSIFIERS = ("fc", "classifier", "heads", "head")  # what torchvision's models call theirs
+KNOWN = (
+    "a run directory, a .safetensors file, torchvision/NAME[:WEIGHTS], timm/NAME[:FILE], or a checkpoint "
+    f"({', '.join(CHECKPOINTS)})"
+)
+
+
+class Encoder(nn.Module):
+    """A backbone behind the normalisation that it was trained with.
+
+    Args:
+        backbone: maps normalised images float [B, 3, S, S] to features [B, D], or to [B, D, 1, 1].
+        mean, std: of each channel, for images in [0, 1].
+    """
+
+    def __init__(self, backbone: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns features float [B, D] of images float [B, 3, S, S] in [0, 1]."""
+        features: torch.Tensor = self.backbone((images - self.mean) / self.std)  # type: ignore[operator]
+        return features.flatten(1)
+
+    forward = encode
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """An encoder, frozen and in evaluation mode, and where it came from.
+
+    Attributes:
+        module: has `encode(float [B, 3, S, S] in [0, 1]) -> float [B, D]`.
+        name: as it was asked for.
+        image_size: side S of the images that it was made for; None where nothing says it and any size will do.
+        source: plain data for provenance: kind (run, genssl, torchvision, timm, checkpoint), digest of the file, the
+            backbone's config where genssl has one, the normalisation, and what else was concluded from the file.
+    """
+
+    module: Encoder
+    name: str
+    image_size: int | None
+    source: dict[str, Any]
+
+
+def load_encoder(
+    name: str,
+    device: torch.device,
+    *,
+    backbone: ComponentConfig | None = None,
+    normalize: Normalization | None = None,
+    download: bool = False,
+) -> LoadedEncoder:
+    """Loads an encoder.
+
+    Args:
+        name: one of `KNOWN`. `torchvision/resnet18` and `timm/resnet18` alone are untrained networks.
+        device: where it is put.
+        backbone: for checkpoints and foreign safetensors files: the network, where shapes do not tell it. It is then
+            built as genssl builds it, without the peculiarities of the framework that wrote the file.
+        normalize: statistics of the images that the encoder was trained on; by default what the source says, and
+            ImageNet's for checkpoints that say nothing. Encoders of genssl take images as they are.
+        download: fetch weights of torchvision and timm that are not on this machine.
+
+    Raises:
+        EncoderError: if there is nothing of this name, it cannot be read, or it does not fit the network.
+        ConfigError: if timm is missing or has no such model.
+    """
+    path = Path(name).expanduser()
+    library, _, model = name.partition("/")
+    if path.is_dir():
+        loaded = _from_run(path)
+    elif path.is_file() and path.suffix == ".safetensors" and _is_own(path):
+        loaded = _from_own_file(path, "genssl")
+    elif path.is_file() and path.suffix in (".safetensors", *CHECKPOINTS):
+        loaded = _from_foreign_file(path, backbone, normalize)
+    elif library == "torchvision" and model:
+        loaded = _from_torchvision(*_weights_of(model), download=download)
+    elif library == "timm" and model:
+        loaded = _from_timm(*_weights_of(model), download=download)
+    elif path.exists():
+        raise EncoderError(f"{name}: is no encoder; give {KNOWN}")
+    else:
+        raise EncoderError(f"{name}: there is no such file or folder; give {KNOWN}")
+    network, image_size, statistics, source = loaded
+    if backbone is not None and source["kind"] != "checkpoint":
+        raise EncoderError(f"{name}: says itself what its backbone is; leave the backbone out")
+    if normalize is not None:
+        statistics = STATISTICS[normalize]
+    mean, std = statistics
+    source |= {"normalize": {"mean": list(mean), "std": list(std)}}
+    module = Encoder(network, mean, std).to(device).eval().requires_grad_(False)
+    return LoadedEncoder(module, name, image_size, source)
+
+
+Loaded = tuple[nn.Module, int | None, tuple[Sequence[float], Sequence[float]], dict[str, Any]]
+
+
+def _from_run(folder: Path) -> Loaded:
+    path = folder / FILE
+    if not path.is_file():
+        if (folder / "recipe.yaml").exists():
+            raise EncoderError(
+                f"{folder}: the run has no {FILE} yet, which it writes at its end; finish it with: "
+                f"genssl run --resume {folder}"
+            )
+        raise EncoderError(f"{folder}: holds no {FILE}; give {KNOWN}")
+    network, image_size, statistics, source = _from_own_file(path, "run")
+    if image_size is None and (folder / "recipe.yaml").exists():
+        dataset = load(Recipe, folder / "recipe.yaml").dataset
+        image_size = getattr(dataset, "image_size", None)
+        if image_size is None:  # a data set with one size only, such as the digits
+            image_size = load_dataset(dataset, "train").image_size
+    return network, image_size, statistics, source
+
+
+def _from_own_file(path: Path, kind: str) -> Loaded:
+    network, config, image_size = load_own(path)
+    source = {"kind": kind, "path": str(path), "digest": digest_of(path), "backbone": config.model_dump(mode="json")}
+    return network, image_size or getattr(config, "image_size", None), STATISTICS["none"], source
+
+
+def _is_own(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError) as error:
+        raise EncoderError(f"{path}: cannot be read as safetensors ({error}); get the file again") from None
+
+
+def _from_foreign_file(path: Path, backbone: ComponentConfig | None, normalize: Normalization | None) -> Loaded:
+    tensors = load_file(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+    found = foreign_backbone(path, tensors, backbone)
+    source = {
+        "kind": "checkpoint",
+        "path": str(path),
+        "digest": digest_of(path),
+        "backbone": found.config.model_dump(mode="json"),
+        **found.facts,
+    }
+    statistics = STATISTICS[normalize or found.normalize]
+    return found.network, getattr(found.config, "image_size", None), statistics, source
+
+
+def _weights_of(model: str) -> tuple[str, str | None]:
+    """Splits NAME[:WEIGHTS]."""
+    name, colon, weights = model.partition(":")
+    return name, weights if colon else None
+
+
+def _from_torchvision(name: str, wanted: str | None, *, download: bool) -> Loaded:
+    models = torchvision.models
+    available = models.list_models(module=models)
+    if name not in available:
+        near = difflib.get_close_matches(name, available, n=3)
+        hint = f"; did you mean {' or '.join(f'torchvision/{match}' for match in near)}?" if near else ""
+        raise EncoderError(f"torchvision/{name}: torchvision {torchvision.__version__} has no such classifier{hint}")
+    with seeded_initialisation("encoder", name):
+        network: nn.Module = models.get_model(name, weights=None)
+    source: dict[str, Any] = {
+        "kind": "torchvision",
+        "model": name,
+        "weights": wanted,
+        "torchvision": str(torchvision.__version__),
+    }
+    image_size, statistics = 224, STATISTICS["imagenet"]
+    if wanted is not None:
+        choices = {entry.name: entry for entry in models.get_model_weights(name)}
+        if wanted not in (*choices, "DEFAULT"):
+            raise EncoderError(f"torchvision/{name}:{wanted}: there are no such weights{suggest(wanted, choices)}")
+        weights = models.get_weight(f"{models.get_model_weights(name).__name__}.{wanted}")
+        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        if not file.is_file():
+            if not download:
+                raise EncoderError(
+                    f"torchvision/{name}:{wanted}: the weights are not in {file}; put {weights.url} there, or let "
+                    "them be fetched by --download"
+                )
+            with _fetching(f"torchvision/{name}:{wanted}"):
+                torch.hub.load_state_dict_from_url(weights.url, check_hash=True, map_location="cpu", weights_only=True)
+        network.load_state_dict(read_checkpoint(file))
+        preset = weights.transforms()
+        image_size, statistics = preset.crop_size[0], (preset.mean, preset.std)
+        source |= {"weights": weights.name, "digest": digest_of(file)}
+    _take_classifier_off(network)
+    return network, image_size, statistics, source
+
+
+def _take_classifier_off(network: nn.Module) -> None:
+    for attribute in CLASSIFIERS:
+        head = getattr(network, attribute, None)
+        if isinstance(head, nn.Linear):
+            setattr(network, attribute, nn.Identity())
+            return
+        if isinstance(head, nn.Sequential):
+            last = [index for index, layer in enumerate(head) if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
+            head[last] = nn.Identity()
+            return
+    raise EncoderError(f"torchvision: a {type(network).__name__} has no classifier that could be taken off")
+
+
+def _from_timm(name: str, weights: str | None, *, download: bool) -> Loaded:
+    """Weights are a local file, "pretrained" (timm's own), or none."""
+    source: dict[str, Any] = {"kind": "timm", "model": name, "weights": weights}
+    if weights == "pretrained" and not download:
+        raise EncoderError(
+            f"timm/{name}:pretrained: timm's weights are fetched by --download alone; or give a file, timm/{name}:FILE"
+        )
+    file = Path(weights).expanduser() if weights not in (None, "pretrained") else None
+    with seeded_initialisation("encoder", name):
+        network: Any = build_timm(TimmConfig(name=f"timm/{name}", weights=file))
+    if weights == "pretrained":
+        width = network.feature_dim
+        with _fetching(f"timm/{name}"):
+            network = importlib.import_module("timm").create_model(name, pretrained=True, num_classes=0)
+        network.feature_dim = width
+    if file is not None:
+        source["digest"] = digest_of(file)
+    facts = network.pretrained_cfg
+    return network, int(facts["input_size"][-1]), (facts["mean"], facts["std"]), source
+
+
+@contextmanager
+def _fetching(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:  # no network, another file at the address, no such weights
+        raise EncoderError(f"{what}: the weights could not be fetched ({str(error)[:200]}); try again later") from None
+
+
+def digest_of(path: Path) -> str:
+    """Returns 32 hex digits that tell files apart."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -1,0 +1,228 @@
+"""Judges finished encoders on data sets: every evaluator, every data set, every encoder, in one table."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genssl import __version__
+from genssl.config.base import ComponentConfig
+from genssl.config.load import load
+from genssl.config.recipe import Recipe
+from genssl.data.load import load_dataset
+from genssl.errors import UserError
+from genssl.evaluators.base import EvaluationData
+from genssl.registry import EVALUATORS
+from genssl.training.encoders import LoadedEncoder
+from genssl.training.evaluate import check, evaluate
+from genssl.training.files import write_atomically, write_json
+from genssl.training.generated_variants import GeneratedVariants
+from genssl.training.provenance import PACKAGES, dataset_digest
+from genssl.training.splits import load_splits
+
+COLUMNS = ("encoder", "dataset", "evaluator", "metric", "value", "protocol")
+PLACES = ("root", "test_root", "download")  # settings of a data set that say where it is, and not what it is
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number.
+
+    Attributes:
+        encoder: its name.
+        dataset: name of the data set.
+        evaluator: name of the evaluator.
+        metric: name of the metric.
+        value: accuracies in 0..1.
+        protocol: id of the protocol; rows of equal ids can be compared.
+        facts: what else the number depends on, as the evaluator tells it: what it chose, how many images it saw.
+    """
+
+    encoder: str
+    dataset: str
+    evaluator: str
+    metric: str
+    value: float
+    protocol: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Table:
+    """All numbers of an evaluation.
+
+    Attributes:
+        rows: a row a number.
+        protocols: by id, the settings of the evaluator and what the data are.
+        encoders: by name, where each came from.
+    """
+
+    rows: list[Row]
+    protocols: dict[str, dict[str, Any]]
+    encoders: dict[str, dict[str, Any]]
+
+    def write(self, folder: Path) -> None:
+        """Writes evaluation.csv and evaluation.json into a folder, which is made if it is not there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([getattr(row, column) for column in COLUMNS] for row in self.rows)
+        write_atomically(folder / "evaluation.csv", lambda path: path.write_text(text.getvalue()))
+        content = {
+            "rows": [vars(row) for row in self.rows],
+            "protocols": self.protocols,
+            "encoders": self.encoders,
+            "packages": {"genssl": __version__, **_versions()},
+        }
+        write_json(folder / "evaluation.json", content)
+
+
+def transfer(
+    encoders: Sequence[LoadedEncoder],
+    evaluations: Iterable[tuple[Sequence[ComponentConfig], Sequence[ComponentConfig]]],
+    device: torch.device,
+    report: Report = lambda what: None,
+    keep: Callable[[Table], object] = lambda table: None,
+) -> Table:
+    """Judges encoders.
+
+    Args:
+        encoders: with different names.
+        evaluations: pairs of data sets and the evaluators that judge on each of them. No data sets: those of the
+            encoders' own runs. No evaluators: those of the encoder's run, or kNN and a linear probe.
+        device: where encoders and evaluators compute.
+        report: is told what is being done.
+        keep: is given the table whenever it has grown, so that what took hours is not lost with what follows.
+
+    Raises:
+        UserError: if a data set cannot be had, does not suffice for an evaluator, or there is none; before the first
+            evaluator runs.
+    """
+    work = []
+    loaded: dict[str, EvaluationData] = {}  # data sets that several encoders share are read once
+    for encoder in encoders:
+        recipe = recipe_of(encoder)
+        for datasets, evaluators in evaluations:
+            chosen = list(evaluators) or default_evaluators(recipe)
+            own: list[ComponentConfig | None] = [None]
+            for dataset in datasets or own:
+                data, facts = _data(encoder, recipe, dataset, device, loaded)
+                check(chosen, data)
+                work.append((encoder, data, facts, chosen))
+    table = Table([], {}, {encoder.name: encoder.source for encoder in encoders})
+    for encoder, data, facts, chosen in work:
+        for group in _once_each(chosen):
+            report(f"{encoder.name}: {', '.join(config.name for config in group)} on {facts['name']}")
+            metrics, told = evaluate(group, encoder.module, data, device)
+            for config in group:
+                settings = {"evaluator": config.model_dump(mode="json"), "dataset": facts}
+                protocol = protocol_id(settings)
+                table.protocols[protocol] = settings
+                prefix = f"{config.name}/"
+                table.rows += [
+                    Row(
+                        encoder=encoder.name,
+                        dataset=facts["name"],
+                        evaluator=config.name,
+                        metric=metric.removeprefix(prefix),
+                        value=value,
+                        protocol=protocol,
+                        facts=told[config.name],
+                    )
+                    for metric, value in metrics.items()
+                    if metric.startswith(prefix)
+                ]
+            keep(table)
+    return table
+
+
+def protocol_id(settings: dict[str, Any]) -> str:
+    """Returns 8 hex digits: equal settings and data, equal id, whatever the encoder and the result."""
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def recipe_of(encoder: LoadedEncoder) -> Recipe | None:
+    """Returns the recipe of the run that an encoder comes from, or None if it comes from elsewhere."""
+    if encoder.source["kind"] != "run":
+        return None
+    path = Path(encoder.source["path"]).parent / "recipe.yaml"
+    return load(Recipe, path) if path.exists() else None
+
+
+def default_evaluators(recipe: Recipe | None) -> list[ComponentConfig]:
+    """Returns the evaluators of a run, or kNN and a linear probe."""
+    if recipe is not None and recipe.evaluate:
+        return list(recipe.evaluate)
+    return [EVALUATORS.config(name)() for name in ("knn", "linear_probe")]
+
+
+def _data(
+    encoder: LoadedEncoder,
+    recipe: Recipe | None,
+    dataset: ComponentConfig | None,
+    device: torch.device,
+    loaded: dict[str, EvaluationData],
+) -> tuple[EvaluationData, dict[str, Any]]:
+    """Returns the splits, and what they are: part of the protocol."""
+    if dataset is None:
+        if recipe is None:
+            raise UserError(f"{encoder.name}: comes from no run, so it has no data set of its own; name one: --dataset")
+        splits = load_splits(recipe.model_copy(update={"evaluate": default_evaluators(recipe)}))
+        assert splits.evaluation is not None
+        data, config = splits.evaluation, recipe.dataset
+    else:
+        config = _of_encoders_size(dataset, encoder)
+        key = config.model_dump_json()
+        if key not in loaded:
+            loaded[key] = EvaluationData(load_dataset(config, "train"), load_dataset(config, "test"), "test")
+        data = loaded[key]
+    variants = None if recipe is None or recipe.generator is None else GeneratedVariants(recipe, device)
+    data = EvaluationData(data.train, data.test, data.test_name, variants)
+    facts = {
+        **{name: value for name, value in config.model_dump(mode="json").items() if name not in PLACES},
+        "image_size": data.train.image_size,
+        "tested_on": data.test_name,
+        "train": {"images": len(data.train), "digest": dataset_digest(data.train)},
+        "test": {"images": len(data.test), "digest": dataset_digest(data.test)},
+    }
+    return data, facts
+
+
+def _of_encoders_size(dataset: ComponentConfig, encoder: LoadedEncoder) -> ComponentConfig:
+    """Shows the encoder images of the size it was made for, unless the data set's block says another."""
+    sized = "image_size" in type(dataset).model_fields
+    if encoder.image_size is None or not sized or "image_size" in dataset.model_fields_set:
+        return dataset
+    update = {name: getattr(dataset, name) for name in dataset.model_fields_set} | {"image_size": encoder.image_size}
+    return type(dataset).model_validate(update)
+
+
+def _once_each(configs: Sequence[ComponentConfig]) -> Iterator[list[ComponentConfig]]:
+    """Yields groups in which no evaluator's name stands twice, since results are named by it."""
+    rest = list(configs)
+    while rest:
+        group = {config.name: config for config in reversed(rest)}  # the first of each name
+        yield [config for config in rest if group[config.name] is config]
+        rest = [config for config in rest if group[config.name] is not config]
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "absent"
+    return versions
