@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def write_grid(path: Path, columns: Sequence[tuple[str, Sequence[UInt8Array]]], 
             axis.set_axis_off()
             if row == 0:
                 axis.set_title(label, fontsize=8)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(textwrap.fill(title, 15 * len(columns)), fontsize=9)  # as wide as the grid
     write_atomically(path, lambda partial: figure.savefig(partial, format="png"))
 
 
