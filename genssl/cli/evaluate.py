@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
     from genssl.config.base import ComponentConfig
+    from genssl.config.recipe import Recipe
     from genssl.training.transfer import Table
 
 
@@ -53,6 +54,15 @@ def evaluate(
             "linear_probe/paper; repeatable.",
         ),
     ] = None,
+    variants: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN|RECIPE",
+            help="Whose generator makes the variants for frechet, prdc and others; by default that of the encoder's "
+            "own run. So variants can be judged by an encoder that has seen none, such as timm/NAME.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write evaluation.csv and evaluation.json there.")
     ] = None,
@@ -84,6 +94,7 @@ def evaluate(
     genssl evaluate runs/baseline-1 runs/online-1 --evaluator knn --evaluator '{name: knn, k: 5}' --out transfer
     genssl evaluate barlow-cifar10.ckpt --dataset cifar10 --dataset '{name: dtd, root: /data, download: true}'
     genssl evaluate torchvision/resnet50:IMAGENET1K_V2 --protocol linear_probe/paper
+    genssl evaluate timm/NAME:FILE --dataset cifar10 --variants runs/online-1 --evaluator frechet
     """
     from genssl.config.evaluation import Protocol, parse_blocks
     from genssl.config.load import load
@@ -100,6 +111,7 @@ def evaluate(
         chosen = selected(datasets, one.datasets, [config.name for other in told for config in other.datasets])
         if chosen:
             work.append((chosen, evaluators or list(one.evaluate)))
+    variants_of = None if variants is None else _with_generator(variants)
     names = [name.rstrip("/") for name in encoders]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{twice[0]} is given twice; give every encoder once")
@@ -123,6 +135,7 @@ def evaluate(
         work or [(datasets, evaluators)],
         where,
         report=lambda what: console.print(what, style="dim"),
+        variants_of=variants_of,
         keep=lambda table: table.write(out) if out is not None else None,
     )
     console.print(_shown(table))
@@ -133,6 +146,22 @@ def evaluate(
 
 
 NORMALIZATIONS = ("imagenet", "cifar10", "cifar100", "none")
+
+
+def _with_generator(path: Path) -> Recipe:
+    """Returns the recipe of a run directory, or in a file.
+
+    Raises:
+        UserError: if it has no generator.
+    """
+    from genssl.config.load import load
+    from genssl.config.recipe import Recipe
+    from genssl.errors import UserError
+
+    recipe = load(Recipe, path / "recipe.yaml" if path.is_dir() else path)
+    if recipe.generator is None:
+        raise UserError(f"--variants {path}: has no generator; name a run or a recipe that has one")
+    return recipe
 
 
 def selected(

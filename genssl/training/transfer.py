@@ -93,6 +93,7 @@ def transfer(
     evaluations: Iterable[tuple[Sequence[ComponentConfig], Sequence[ComponentConfig]]],
     device: torch.device,
     report: Report = lambda what: None,
+    variants_of: Recipe | None = None,
     keep: Callable[[Table], object] = lambda table: None,
 ) -> Table:
     """Judges encoders.
@@ -103,6 +104,7 @@ def transfer(
             encoders' own runs. No evaluators: those of the encoder's run, or kNN and a linear probe.
         device: where encoders and evaluators compute.
         report: is told what is being done.
+        variants_of: whose generator makes the variants for all encoders; that of each encoder's own run otherwise.
         keep: is given the table whenever it has grown, so that what took hours is not lost with what follows.
 
     Raises:
@@ -118,9 +120,10 @@ def transfer(
             own: list[ComponentConfig | None] = [None]
             for dataset in datasets or own:
                 data, facts = _data(encoder, recipe, dataset, device, loaded)
+                data = EvaluationData(data.train, data.test, data.test_name, _variants(variants_of or recipe, device))
                 check(chosen, data)
                 work.append((encoder, data, facts, chosen))
-    table = Table([], {}, {encoder.name: encoder.source for encoder in encoders})
+    table = Table([], {}, {encoder.name: encoder.source | _made_by(encoder, variants_of) for encoder in encoders})
     for encoder, data, facts, chosen in work:
         for group in _once_each(chosen):
             report(f"{encoder.name}: {', '.join(config.name for config in group)} on {facts['name']}")
@@ -188,8 +191,6 @@ def _data(
         if key not in loaded:
             loaded[key] = EvaluationData(load_dataset(config, "train"), load_dataset(config, "test"), "test")
         data = loaded[key]
-    variants = None if recipe is None or recipe.generator is None else GeneratedVariants(recipe, device)
-    data = EvaluationData(data.train, data.test, data.test_name, variants)
     facts = {
         **{name: value for name, value in config.model_dump(mode="json").items() if name not in PLACES},
         "image_size": data.train.image_size,
@@ -198,6 +199,18 @@ def _data(
         "test": {"images": len(data.test), "digest": dataset_digest(data.test)},
     }
     return data, facts
+
+
+def _made_by(encoder: LoadedEncoder, variants_of: Recipe | None) -> dict[str, Any]:
+    """Returns which generator makes an encoder's variants, for the provenance."""
+    recipe = variants_of or recipe_of(encoder)
+    if recipe is None or recipe.generator is None:
+        return {}
+    return {"variants_by": recipe.generator.model_dump(mode="json")}
+
+
+def _variants(recipe: Recipe | None, device: torch.device) -> GeneratedVariants | None:
+    return None if recipe is None or recipe.generator is None else GeneratedVariants(recipe, device)
 
 
 def _of_encoders_size(dataset: ComponentConfig, encoder: LoadedEncoder) -> ComponentConfig:

@@ -93,6 +93,24 @@ def test_an_evaluator_that_wants_variants_gets_those_of_the_runs_generator(finis
         call("torchvision/resnet18", "--dataset", "digits", "--evaluator", evaluator)
 
 
+def test_variants_can_be_judged_by_an_encoder_that_has_seen_none(finished, tmp_path):
+    arguments = ["torchvision/resnet18", "--dataset", "digits", "--evaluator", "semantic_consistency"]
+    with pytest.raises(UserError, match="generator"):
+        call(*arguments)
+    shown = call(*arguments, "--variants", str(finished), "--out", str(tmp_path / "out"))
+    assert "label_agreement" in shown
+    content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert content["encoders"]["torchvision/resnet18"]["variants_by"]["model"] == "builtin:digits-unclip"
+    call(*arguments, "--variants", str(finished / "recipe.yaml"), "--out", str(tmp_path / "again"))
+    assert json.loads((tmp_path / "again" / "evaluation.json").read_text())["rows"] == content["rows"]
+    (tmp_path / "none.yaml").write_text(
+        "name: none\ndataset: digits\nmethod: simclr\nbackbone: resnet18\nvariants: {source: none}\n"
+        "optimizer: {lr: 0.1}\ntrain: {epochs: 1, batch_size: 8}\n"
+    )
+    with pytest.raises(UserError, match=r"none.yaml: has no generator"):
+        call(*arguments, "--variants", str(tmp_path / "none.yaml"))
+
+
 def test_a_protocol_file_names_data_and_evaluators(finished, photos, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
