@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -74,14 +74,33 @@ def knn_predict(
     Returns:
         int64 [M], on the CPU. Memory beside the features is bounded, by chunks of queries and of the bank.
     """
-    similarity, neighbours = nearest(bank, queries, k, device)
+    similarity, rows = nearest(bank, queries, k, device)
+    return vote(similarity, labels[rows], temperature=temperature, num_classes=num_classes)
+
+
+def vote(similarity: torch.Tensor, labels: torch.Tensor, *, temperature: float, num_classes: int) -> torch.Tensor:
+    """Returns the class int64 [M] with most votes exp(similarity / temperature) of neighbours [M, k], best first."""
     predictions = []
-    for near, rows in zip(torch.split(similarity, CHUNK), torch.split(neighbours, CHUNK), strict=True):
+    for near, classes in zip(torch.split(similarity, CHUNK), torch.split(labels, CHUNK), strict=True):
         votes = torch.zeros(len(near), num_classes, dtype=near.dtype)
         # exp of the difference to the best keeps the ranking and cannot overflow at small temperatures.
-        votes.scatter_add_(1, labels[rows], ((near - near[:, :1]) / temperature).exp())
+        votes.scatter_add_(1, classes, ((near - near[:, :1]) / temperature).exp())
         predictions.append(votes.argmax(dim=1))
     return torch.cat(predictions)
+
+
+def merge_nearest(shards: Sequence[tuple[torch.Tensor, torch.Tensor]], k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the k nearest of all shards of a bank.
+
+    Args:
+        shards: similarities [M, at most k] of the nearest rows of a shard, and their labels int64 of the same shape.
+        k: at most the number of columns of all shards together.
+
+    Returns:
+        Similarities [M, k], best first, and labels int64 [M, k].
+    """
+    similarity, places = torch.cat([near for near, _ in shards], dim=1).topk(k, dim=1)
+    return similarity, torch.cat([labels for _, labels in shards], dim=1).gather(1, places)
 
 
 def nearest(

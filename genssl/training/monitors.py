@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from genssl.config.recipe import MonitorConfig, Recipe
 from genssl.data.base import ImageDataset
 from genssl.errors import ConfigError
-from genssl.evaluators.knn import knn_predict
+from genssl.evaluators.knn import merge_nearest, nearest, vote
 from genssl.runtime import stream
+from genssl.training.distributed import ALONE, Ranks
 
 SPREAD, RANK, KNN = "representation_std", "effective_rank", "knn_top1"
 LEAST_SPREAD, LEAST_RANK = 0.05, 2.0  # below either, no image or hardly any can be told from another
@@ -53,28 +54,28 @@ class Monitor:
             **({"k": self._config.k, "temperature": self._config.temperature} if self._queries else {}),
         }
 
-    def measure(self, method: Any, epoch: int) -> dict[str, float]:
+    def measure(self, method: Any, epoch: int, ranks: Ranks = ALONE) -> dict[str, float]:
         """Returns spread and effective rank, and kNN accuracy after every so many epochs.
 
         Args:
             method: in training mode; it is in training mode again afterwards.
             epoch: epochs done.
+            ranks: all of them call this; each encodes its part of the bank. What the first one gets is to be used.
         """
-        measured = spread_and_rank(self._encode(method, self._asked, self._images))
-        if self._queries and epoch % (self._config.knn_every_epochs or 1) == 0:
-            bank = self._encode(method, self._train, self._bank)
-            queries = self._encode(method, self._asked, self._queries)
-            if bank.isfinite().all() and queries.isfinite().all():
-                predicted = knn_predict(
-                    bank,
-                    _labels(self._train, self._bank),
-                    queries,
-                    k=min(self._config.k, len(self._bank)),
-                    temperature=self._config.temperature,
-                    num_classes=len(self._train.class_names or ()),
-                )
-                right = predicted == _labels(self._asked, self._queries)
-                measured[KNN] = right.float().mean().item()
+        measured = spread_and_rank(self._encode(method, self._asked, self._images)) if ranks.first else {}
+        if not self._queries or epoch % (self._config.knn_every_epochs or 1):
+            return measured
+        # With fewer images in the bank than ranks some look at the same ones, and only the first of them counts.
+        mine = self._bank[ranks.rank % len(self._bank) :: ranks.size]
+        queries = self._encode(method, self._asked, self._queries)
+        k = min(self._config.k, len(self._bank))
+        similarity, rows = nearest(self._encode(method, self._train, mine), queries, min(k, len(mine)))
+        shards = ranks.gather((similarity, _labels(self._train, mine)[rows]))[: len(self._bank)]
+        if all(near.isfinite().all() for near, _ in shards):
+            similarity, labels = merge_nearest(shards, k)
+            classes = len(self._train.class_names or ())
+            predicted = vote(similarity, labels, temperature=self._config.temperature, num_classes=classes)
+            measured[KNN] = (predicted == _labels(self._asked, self._queries)).float().mean().item()
         return measured
 
     def summary(self, rows: Sequence[dict[str, Any]], best: float | None, collapse: str | None) -> dict[str, Any]:

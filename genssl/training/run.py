@@ -205,8 +205,8 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
             # ---- Between steps: measure, log, save ----
             epoch, steps_left = divmod(position.step, plan.steps_per_epoch)
             best = False
+            seen = monitor.measure(method, epoch, ranks) if steps_left == 0 else {}
             if steps_left == 0 and ranks.first:
-                seen = monitor.measure(method, epoch)
                 best = KNN in seen and (position.best is None or seen[KNN] > position.best)
                 position.best = seen[KNN] if best else position.best
                 row = {"epoch": epoch, "step": position.step, "loss": loss, "lr": lr}

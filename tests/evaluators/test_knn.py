@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from genssl.evaluators import knn
-from genssl.evaluators.knn import knn_predict, nearest
+from genssl.evaluators.knn import knn_predict, merge_nearest, nearest, vote
 
 
 def by_loops(bank, labels, queries, k, temperature, classes) -> list[int]:
@@ -49,3 +49,22 @@ def test_neighbours_are_the_same_whatever_the_chunks(monkeypatch):
     assert torch.equal(whole[1], parts[1])
     torch.testing.assert_close(whole[0], parts[0])
     assert (whole[0].diff(dim=1) <= 0).all()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_a_bank_in_shards_votes_as_a_whole_one(ranks):
+    draws = torch.Generator().manual_seed(ranks)
+    bank, queries = torch.randn(50, 8, generator=draws), torch.randn(33, 8, generator=draws)
+    labels = torch.randint(0, 4, (50,), generator=draws)
+    shards = []
+    for rank in range(ranks):  # with 7 ranks a shard has fewer rows than k
+        similarity, rows = nearest(bank[rank::ranks], queries, min(9, len(bank[rank::ranks])))
+        shards.append((similarity, labels[rank::ranks][rows]))
+    similarity, found = merge_nearest(shards, 9)
+    whole, rows = nearest(bank, queries, 9)
+    assert torch.allclose(similarity, whole)
+    assert torch.equal(found, labels[rows])
+    assert torch.equal(
+        vote(similarity, found, temperature=0.1, num_classes=4),
+        knn_predict(bank, labels, queries, k=9, temperature=0.1, num_classes=4),
+    )

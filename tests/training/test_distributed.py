@@ -133,6 +133,7 @@ def test_an_update_of_two_ranks_is_that_of_one_process(tmp_path, name):
 def test_two_ranks_train_as_one_process(tmp_path):
     """Batch norm, loss, order, variants and augmentations are those of the global batch; one server serves both."""
     overrides = [str(RECIPE), *QUICK, "variants.batching=deterministic", "views.probability=0.3"]
+    overrides += ["monitor.knn_every_epochs=1", "monitor.bank=301"]  # each rank has a part of the bank, not of one size
     done = torchrun(tmp_path, "none", *overrides, "--out", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 2/2") == 1, "the first rank alone speaks"
@@ -143,11 +144,13 @@ def test_two_ranks_train_as_one_process(tmp_path):
         timeout=200,
         cwd=ROOT,
     )
-    losses = [
-        [json.loads(line)["loss"] for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+    logs = [
+        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
         for run in ("one", "two")
     ]
+    losses, knn = ([[row[name] for row in log] for log in logs] for name in ("loss", "knn_top1"))
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert knn[0] == pytest.approx(knn[1], abs=0.01)
     assert (tmp_path / "rank-0").read_text() == (tmp_path / "rank-1").read_text()
     names = [{path.name for path in (tmp_path / run).iterdir()} for run in ("one", "two")]
     assert names[0] == names[1]
