@@ -104,8 +104,8 @@ def test_a_budget_bounds_what_is_generated_and_the_rest_is_reused(tmp_path):
     results = quietly(recipe, tmp_path / "budget")
     ledger = results["ledger"]
     assert wanted(ledger) == epochs * STEPS * 128
-    # A view or two of the first epoch may find no variant yet; none is asked for in its place.
-    # How many depends on how far this tiny encoder runs ahead of the server.
+    # Views of the first epoch may find no variant yet, the more the further this tiny encoder runs ahead of the server;
+    # none is asked for in its place.
     assert 0 < ledger["variants_computed"] <= budget * 1437
     assert ledger["variants_computed"] >= ledger["variants_generated"]
     assert ledger["distinct_variants"] <= ledger["variants_computed"]
