@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -49,6 +50,9 @@ def raw_image(pixels: UInt8Array) -> StoredImage:
 class ImageDataset(Protocol):
     """One split of a data set. Row numbers run from 0 to len - 1 and never change between runs.
 
+    One whose images have sizes of their own has besides `pixels(row)`, which returns uint8 [3, H, W] as decoded; the
+    views of a training are then cropped from the whole image, and not from the square that `image` returns.
+
     Attributes:
         name: registry name, for provenance.
         class_names: names of the classes, or None when the images have no labels.
@@ -78,3 +82,9 @@ class ImageDataset(Protocol):
     def source_id(self, row: int) -> bytes:
         """Returns the 16-byte name of the image."""
         ...
+
+
+def pixels_of(dataset: ImageDataset) -> Callable[[int], UInt8Array] | None:
+    """Returns what decodes an image at its own size, if the images of the data set have sizes of their own."""
+    pixels: Callable[[int], UInt8Array] | None = getattr(dataset, "pixels", None)
+    return pixels

@@ -53,9 +53,13 @@ class FileDataset:
 
     def image(self, row: int) -> UInt8Array:
         """Returns the image [3, image_size, image_size], RGB uint8; raises DataError naming a corrupt file."""
+        return resize_and_crop(self.pixels(row), self.image_size)
+
+    def pixels(self, row: int) -> UInt8Array:
+        """Returns the whole image [3, H, W], RGB uint8; raises DataError naming a corrupt file."""
         stored = self.stored(row)
         try:
-            return resize_and_crop(decode(stored), self.image_size)
+            return decode(stored)
         except DataError as error:
             raise self._fault(row, str(error)) from None
 

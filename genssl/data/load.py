@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -67,6 +69,12 @@ class Subset:
     def image(self, row: int) -> UInt8Array:
         """See ImageDataset."""
         return self._dataset.image(int(self._rows[row]))
+
+    @property
+    def pixels(self) -> Callable[[int], UInt8Array]:
+        """See ImageDataset; an AttributeError where the whole data set has none."""
+        whole = self._dataset.pixels  # type: ignore[attr-defined]
+        return lambda row: whole(int(self._rows[row]))
 
     def label(self, row: int) -> int:
         """See ImageDataset."""

@@ -14,10 +14,30 @@ from multiprocessing.connection import Connection, wait
 
 import numpy as np
 
-from genssl.data.base import ImageDataset, UInt8Array
+from genssl.data.base import ImageDataset, UInt8Array, pixels_of
+from genssl.data.crops import CropDraws, cut
 from genssl.errors import UserError
 
 _dataset: ImageDataset | None = None  # of this worker process
+
+
+def read_images(dataset: ImageDataset, rows: Sequence[int], crops: Sequence[CropDraws] = ()) -> list[UInt8Array]:
+    """Reads images, or crops of them.
+
+    Args:
+        dataset: has the images; for crops it has `pixels`.
+        rows: N of them.
+        crops: each of the N images.
+
+    Returns:
+        uint8 [N, 3, S, S], or for each of the crops uint8 [N, 3, size, size].
+    """
+    if not crops:
+        return [np.stack([dataset.image(row) for row in rows])]
+    pixels = pixels_of(dataset)
+    assert pixels is not None, "crops are of images with sizes of their own"
+    cuts = [cut(pixels(row), [one.of(slice(i, i + 1)) for one in crops]) for i, row in enumerate(rows)]
+    return [np.stack(images) for images in zip(*cuts, strict=True)]
 
 
 class DecodingWorkers:
@@ -46,14 +66,14 @@ class DecodingWorkers:
             count, mp_context=multiprocessing.get_context("forkserver"), initializer=_begin, initargs=(copy, lifeline)
         )
 
-    def read(self, rows: Sequence[int]) -> Future[UInt8Array]:
-        """Begins to read rows; the result is uint8 [N, 3, S, S], see `result`."""
+    def read(self, rows: Sequence[int], crops: Sequence[CropDraws] = ()) -> Future[list[UInt8Array]]:
+        """Begins to read rows; the result is that of `read_images`, see `result`."""
         try:
-            return self._pool.submit(_read, [int(row) for row in rows])
+            return self._pool.submit(_read, [int(row) for row in rows], crops)
         except BrokenProcessPool:
             raise self._ended() from None
 
-    def result(self, reading: Future[UInt8Array]) -> UInt8Array:
+    def result(self, reading: Future[list[UInt8Array]]) -> list[UInt8Array]:
         """Waits for what was begun.
 
         Raises:
@@ -92,6 +112,6 @@ def _end_with(lifeline: Connection) -> None:
     os._exit(1)
 
 
-def _read(rows: list[int]) -> UInt8Array:
+def _read(rows: list[int], crops: Sequence[CropDraws]) -> list[UInt8Array]:
     assert _dataset is not None, "the worker has begun"
-    return np.stack([_dataset.image(row) for row in rows])
+    return read_images(_dataset, rows, crops)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 
-from genssl.data.base import ImageDataset, UInt8Array
-from genssl.data.workers import DecodingWorkers
+from genssl.data.base import ImageDataset, UInt8Array, pixels_of
+from genssl.data.crops import CropDraws
+from genssl.data.workers import DecodingWorkers, read_images
 from genssl.variants.plan import StepPlan
+from genssl.views.compose import Crops
 
 ROWS_PER_TASK = 16  # of a worker process: one message for so many images
 
@@ -21,19 +23,30 @@ class SourceLoader:
 
     Args:
         dataset: has the images.
+        crops: says how the views of a step are cropped from images with sizes of their own; the images of a data set
+            that has one size for all are loaded whole, and cropped on the device.
         threads: that decode.
         ahead: batches kept ready.
-        workers: processes that decode in place of the threads; 0: none.
+        workers: processes that decode and crop in place of the threads; 0: none.
     """
 
-    def __init__(self, dataset: ImageDataset, *, threads: int, ahead: int, workers: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        crops: Callable[[StepPlan], Sequence[CropDraws]],
+        *,
+        threads: int,
+        ahead: int,
+        workers: int = 0,
+    ) -> None:
         self._dataset, self._ahead = dataset, ahead
+        self._crops = crops if pixels_of(dataset) is not None else None
         self._workers = DecodingWorkers(dataset, workers) if workers else None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="genssl-loader")
 
-    def batches(self, plans: Iterator[StepPlan]) -> Iterator[tuple[StepPlan, torch.Tensor]]:
-        """Yields each plan with its sources uint8 [B, 3, S, S]; raises DataError when an image is corrupt."""
-        pending: deque[tuple[StepPlan, list[Future[UInt8Array]]]] = deque()
+    def batches(self, plans: Iterator[StepPlan]) -> Iterator[tuple[StepPlan, torch.Tensor | Crops]]:
+        """Yields each plan with its sources, uint8 [B, 3, S, S] or crops; raises DataError when one is corrupt."""
+        pending: deque[tuple[StepPlan, list[Future[list[UInt8Array]]]]] = deque()
         for plan in plans:
             pending.append((plan, self._read(plan)))
             if len(pending) > self._ahead:
@@ -47,13 +60,16 @@ class SourceLoader:
         if self._workers is not None:
             self._workers.close()
 
-    def _read(self, plan: StepPlan) -> list[Future[UInt8Array]]:
+    def _read(self, plan: StepPlan) -> list[Future[list[UInt8Array]]]:
+        rows, crops = plan.rows.tolist(), self._crops(plan) if self._crops is not None else ()
+        size = 1 if self._workers is None else ROWS_PER_TASK
+        parts = [slice(start, start + size) for start in range(0, len(rows), size)]
+        tasks = [(rows[part], [one.of(part) for one in crops]) for part in parts]
         if self._workers is None:
-            return [self._pool.submit(self._dataset.image, int(row)) for row in plan.rows]
-        starts = range(0, len(plan.rows), ROWS_PER_TASK)
-        return [self._workers.read(plan.rows[start : start + ROWS_PER_TASK].tolist()) for start in starts]
+            return [self._pool.submit(read_images, self._dataset, *task) for task in tasks]
+        return [self._workers.read(*task) for task in tasks]
 
-    def _collect(self, plan: StepPlan, images: list[Future[UInt8Array]]) -> tuple[StepPlan, torch.Tensor]:
-        if self._workers is None:
-            return plan, torch.from_numpy(np.stack([image.result() for image in images]))
-        return plan, torch.from_numpy(np.concatenate([self._workers.result(part) for part in images]))
+    def _collect(self, plan: StepPlan, parts: list[Future[list[UInt8Array]]]) -> tuple[StepPlan, torch.Tensor | Crops]:
+        read = [part.result() if self._workers is None else self._workers.result(part) for part in parts]
+        images = tuple(torch.from_numpy(np.concatenate(kind)) for kind in zip(*read, strict=True))
+        return plan, images[0] if self._crops is None else Crops(images)

@@ -149,7 +149,13 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
             progress.note(depth.note)
         # The loader reads ahead too, and what it has read has been announced.
         sources_ahead = min(SOURCES_AHEAD, depth.steps)
-        loader = SourceLoader(splits.train, threads=LOADER_THREADS, ahead=sources_ahead, workers=recipe.train.workers)
+        loader = SourceLoader(
+            splits.train,
+            lambda step_plan: augmentations.crop_draws(step_plan, recipe.seed),
+            threads=LOADER_THREADS,
+            ahead=sources_ahead,
+            workers=recipe.train.workers,
+        )
         stack.callback(loader.close)
         refresher = build_refresher(recipe, splits.train, opened.remote if opened else None, ranks)
         loggers = open_loggers(recipe, out, resumed=position.step > 0) if ranks.first else []

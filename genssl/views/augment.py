@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from genssl.config.augmentation import AugmentationConfig
+from genssl.data.crops import CropDraws
 from genssl.views.operations import (
     adjust_brightness,
     adjust_contrast,
@@ -97,7 +98,7 @@ class Augment:
         def chosen(probability: float) -> torch.Tensor:
             return torch.rand(batch, generator=generator) < probability
 
-        boxes = draw_boxes(batch, height, width, config, generator)
+        boxes = torch.from_numpy(draw_crops(batch, self.size, config, generator).boxes(height, width))
         flip, jitter = chosen(config.flip_probability), chosen(config.jitter_probability)
         order = torch.rand((batch, 4), generator=generator).argsort(dim=1)
         factors = [uniform(max(0.0, 1 - strength), 1 + strength) for strength in self._strengths()[:3]]
@@ -117,9 +118,22 @@ class Augment:
             solarize=chosen(config.solarize_probability) if config.solarize_probability > 0 else never,
         )
 
-    def apply(self, images: torch.Tensor, draws: Draws) -> torch.Tensor:
-        """Returns the views float [B, 3, size, size] of images float [B, 3, H, W] that drawn parameters make."""
-        x = resized_crop(images, draws.boxes.to(images.device), draws.flip.to(images.device), self.size)
+    def apply(self, images: torch.Tensor, draws: Draws, *, is_cropped: bool = False) -> torch.Tensor:
+        """Makes the views that drawn parameters say.
+
+        Args:
+            images: float [B, 3, H, W] in [0, 1].
+            draws: of as many images.
+            is_cropped: the images are the crops already, [B, 3, size, size]; `draws.boxes` is not looked at.
+
+        Returns:
+            float [B, 3, size, size] in [0, 1].
+        """
+        flip = draws.flip.to(images.device)
+        if is_cropped:
+            x = torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)
+        else:
+            x = resized_crop(images, draws.boxes.to(images.device), flip, self.size)
         active = [i for i, strength in enumerate(self._strengths()) if strength > 0]
         for position in range(4):
             for i in active:
@@ -146,33 +160,15 @@ def _where(
     return images.index_copy(0, on_device, operation(part, *(values[rows].to(part) for values in parameters)))
 
 
-def draw_boxes(
-    batch: int, height: int, width: int, config: AugmentationConfig, generator: torch.Generator
-) -> torch.Tensor:
-    """Draws crop boxes by torchvision's rule: area and log-ratio uniform, ten tries, else the largest centred box.
-
-    Returns:
-        int64 [batch, 4]: top, left, height, width.
-    """
+def draw_crops(batch: int, size: int, config: AugmentationConfig, generator: torch.Generator) -> CropDraws:
+    """Draws what `batch` crops need, whatever the size of their images: area and log-ratio uniform, ten tries."""
     tries = 10
-    area = torch.empty((batch, tries)).uniform_(*config.crop_scale, generator=generator) * height * width
-    ratio = (
+    areas = torch.empty((batch, tries)).uniform_(*config.crop_scale, generator=generator)
+    ratios = (
         torch.empty((batch, tries))
         .uniform_(math.log(config.crop_ratio[0]), math.log(config.crop_ratio[1]), generator=generator)
         .exp()
     )
-    w, h = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
-    fits = (w >= 1) & (h >= 1) & (w <= width) & (h <= height)
-    first = fits.int().argmax(dim=1, keepdim=True)
-    w, h = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0]
-    in_ratio = width / height
-    fallback_w = width if in_ratio <= config.crop_ratio[1] else round(height * config.crop_ratio[1])
-    fallback_h = height if in_ratio >= config.crop_ratio[0] else round(width / config.crop_ratio[0])
-    any_fits = fits.any(dim=1)
-    w, h = torch.where(any_fits, w, fallback_w), torch.where(any_fits, h, fallback_h)
     # torch.randint takes one bound for all rows, so positions come from uniforms.
-    u = torch.rand((2, batch), generator=generator)
-    random_top, random_left = (u[0] * (height - h + 1)).long(), (u[1] * (width - w + 1)).long()
-    top = torch.where(any_fits, random_top, (height - h) // 2)
-    left = torch.where(any_fits, random_left, (width - w) // 2)
-    return torch.stack([top, left, h, w], dim=1)
+    positions = torch.rand((2, batch), generator=generator).T
+    return CropDraws(areas.numpy(), ratios.numpy(), positions.numpy(), config.crop_ratio, size)

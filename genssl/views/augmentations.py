@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from genssl.config.views import ViewsConfig
+from genssl.data.crops import CropDraws
 from genssl.errors import ConfigError
 from genssl.runtime import stream
-from genssl.variants.plan import VIEWS, StepPlan
-from genssl.views.augment import Augment, Draws
+from genssl.variants.plan import VIEWS, StepPlan, view_columns
+from genssl.views.augment import Augment, Draws, draw_crops
 
 
 class Augmentations:
@@ -49,8 +50,28 @@ class Augmentations:
         """Returns what is done to a variant in view `view`."""
         return self._generated[min(view, VIEWS - 1)]
 
+    def crop_draws(self, plan: StepPlan, seed: int) -> list[CropDraws]:
+        """Returns the crops of every view and every small view of a step's real images, in the order of `Crops.images`.
+
+        They are those that `view` and `crops` draw, for images of any size.
+        """
+        views = len(view_columns(plan.indices.shape[1]))
+        named = [(self.real(view), ("augment", seed, plan.epoch, plan.step, view)) for view in range(views)]
+        if self._crop is not None:
+            named += [(self._crop, ("crop", seed, plan.epoch, plan.step, number)) for number in range(self._crops)]
+        return [
+            draw_crops(plan.batch_size or len(plan.rows), augment.size, augment.config, stream(*name)).of(_part(plan))
+            for augment, name in named
+        ]
+
     def view(
-        self, view: int, images: torch.Tensor, is_variant: torch.Tensor, plan: StepPlan, seed: int
+        self,
+        view: int,
+        images: torch.Tensor,
+        is_variant: torch.Tensor,
+        plan: StepPlan,
+        seed: int,
+        cropped: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Returns one view of a batch.
 
@@ -60,38 +81,71 @@ class Augmentations:
             is_variant: bool [B] on the CPU; which of them are variants.
             plan: of the step.
             seed: of the run.
+            cropped: float [B, 3, size, size] in [0, 1]; crops of the sources, which take the place of those in
+                `images`.
 
         Returns:
             float [B, 3, size, size] in [0, 1].
         """
-        real, generated = self.real(view), self.generated(view)
+        name = ("augment", seed, plan.epoch, plan.step, view)
+        return self._mixed(self.real(view), self.generated(view), images, is_variant, plan, name, cropped)
 
-        def draws_of(augment: Augment) -> Draws:
-            return _draw(augment, images, plan, "augment", seed, plan.epoch, plan.step, view)
-
-        if real.config.settings() == generated.config.settings() or not is_variant.any():
-            return real.apply(images, draws_of(real))
-        if is_variant.all():
-            return generated.apply(images, draws_of(generated))
-        views = images.new_empty((len(images), images.shape[1], real.size, real.size))
-        for augment, mask in ((real, ~is_variant), (generated, is_variant)):
-            rows = mask.nonzero()[:, 0]
-            on_device = rows.to(images.device)
-            views[on_device] = augment.apply(images[on_device], draws_of(augment).of(rows))
-        return views
-
-    def crops(self, images: torch.Tensor, plan: StepPlan, seed: int) -> tuple[torch.Tensor, ...]:
-        """Returns the small views of multi-crop, float [B, 3, s, s], of real images float [B, 3, S, S]."""
+    def crops(
+        self,
+        images: torch.Tensor,
+        is_variant: torch.Tensor,
+        plan: StepPlan,
+        seed: int,
+        cropped: tuple[torch.Tensor, ...] = (),
+    ) -> tuple[torch.Tensor, ...]:
+        """Returns the small views of multi-crop, float [B, 3, s, s]; the arguments are those of `view`."""
         if self._crop is None:
             return ()
         return tuple(
-            self._crop.apply(images, _draw(self._crop, images, plan, "crop", seed, plan.epoch, plan.step, number))
+            self._mixed(
+                self._crop,
+                self._crop,
+                images,
+                is_variant,
+                plan,
+                ("crop", seed, plan.epoch, plan.step, number),
+                cropped[number] if cropped else None,
+            )
             for number in range(self._crops)
         )
 
+    def _mixed(
+        self,
+        real: Augment,
+        generated: Augment,
+        images: torch.Tensor,
+        is_variant: torch.Tensor,
+        plan: StepPlan,
+        name: tuple[object, ...],
+        cropped: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Augments sources by `real` and variants by `generated`, with draws of one name."""
 
-def _draw(augment: Augment, images: torch.Tensor, plan: StepPlan, *name: object) -> Draws:
-    """Draws the parameters of the global batch from the stream of that name, and returns those of this rank's rows."""
-    height, width = images.shape[2:]
-    draws = augment.draw(plan.batch_size or len(images), height, width, stream(*name))
-    return draws.of(slice(plan.start, plan.start + len(images)))
+        def draws_of(augment: Augment) -> Draws:
+            height, width = images.shape[2:]
+            return augment.draw(plan.batch_size or len(images), height, width, stream(*name)).of(_part(plan))
+
+        if cropped is None and real.config.settings() == generated.config.settings():
+            return real.apply(images, draws_of(real))
+        shown = images if cropped is None else cropped
+        if not is_variant.any():
+            return real.apply(shown, draws_of(real), is_cropped=cropped is not None)
+        if is_variant.all():
+            return generated.apply(images, draws_of(generated))
+        views = images.new_empty((len(images), images.shape[1], real.size, real.size))
+        parts = ((real, ~is_variant, shown, cropped is not None), (generated, is_variant, images, False))
+        for augment, mask, seen, is_cropped in parts:
+            rows = mask.nonzero()[:, 0]
+            on_device = rows.to(images.device)
+            views[on_device] = augment.apply(seen[on_device], draws_of(augment).of(rows), is_cropped=is_cropped)
+        return views
+
+
+def _part(plan: StepPlan) -> slice:
+    """Returns this rank's rows of the global batch."""
+    return slice(plan.start, plan.start + len(plan.rows))

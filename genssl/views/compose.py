@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
@@ -10,6 +13,17 @@ from genssl.methods.base import Views
 from genssl.variants.plan import REAL, StepPlan, view_columns
 from genssl.variants.source import Delivery, VariantRequest
 from genssl.views.augmentations import Augmentations
+
+
+@dataclass(frozen=True)
+class Crops:
+    """The sources of a step, cut out of images of whatever size as `Augmentations.crop_draws` says.
+
+    Attributes:
+        images: uint8 [B, 3, size, size] for every view, then for every small view of multi-crop.
+    """
+
+    images: tuple[torch.Tensor, ...]
 
 
 def requests_of(plan: StepPlan, dataset: ImageDataset) -> list[VariantRequest]:
@@ -24,7 +38,7 @@ def requests_of(plan: StepPlan, dataset: ImageDataset) -> list[VariantRequest]:
 
 def compose_views(
     plan: StepPlan,
-    real: torch.Tensor,
+    real: torch.Tensor | Crops,
     delivery: Delivery | None,
     augmentations: Augmentations,
     seed: int,
@@ -37,7 +51,7 @@ def compose_views(
 
     Args:
         plan: of the step.
-        real: uint8 [B, 3, S, S], the sources of the step.
+        real: uint8 [B, 3, S, S], the sources of the step, or crops of them.
         delivery: the variants that `requests_of(plan)` asked for, in its order, or None if it asked for none.
         augmentations: of real images and of variants.
         seed: of the run; augmentations depend on it, the epoch, the step, the view and the row's position in the global
@@ -52,22 +66,30 @@ def compose_views(
     assert delivery is not None or not chosen.any(), "the plan asks for variants and none were delivered"
     if delivery is not None:
         chosen[chosen.clone()] = torch.tensor([origin != "real" for origin in delivery.origins])
-    sources = real.to(device).float().div_(255)
+    views = view_columns(chosen.shape[1])
+    cropped: Sequence[torch.Tensor | None] = [None] * len(views)
+    small: tuple[torch.Tensor, ...] = ()
+    if isinstance(real, Crops):
+        own = [images.to(device).float().div_(255) for images in real.images]
+        sources, cropped, small = torch.zeros_like(own[0]), own[: len(views)], tuple(own[len(views) :])
+    else:
+        sources = real.to(device).float().div_(255)
     columns = [sources] * chosen.shape[1]
     if delivery is not None and chosen.any():
-        variants = _resized(torch.from_numpy(delivery.images).to(device).float() / 255, real.shape[-1])
+        variants = _resized(torch.from_numpy(delivery.images).to(device).float() / 255, sources.shape[-1])
         number = (chosen.flatten().cumsum(0) - 1).view_as(chosen)  # of each slot's variant within the delivery
         for column, slots in enumerate(chosen.T):
             if slots.any():
                 rows = slots.nonzero()[:, 0]
                 columns[column] = sources.index_copy(0, rows.to(device), variants[number[rows, column].to(device)])
     first, second, *further = (
-        augmentations.view(view, columns[column], chosen[:, column], plan, seed)
-        for view, column in enumerate(view_columns(len(columns)))
+        augmentations.view(view, columns[column], chosen[:, column], plan, seed, cropped[view])
+        for view, column in enumerate(views)
     )
     # An image that policy `added` adds to the data set is the image of its slot, in small views too.
-    whole = columns[0] if len(columns) == 1 else sources
-    return Views(pair=(first, second), generated=tuple(further), crops=augmentations.crops(whole, plan, seed))
+    whole, shown = (columns[0], chosen[:, 0]) if len(columns) == 1 else (sources, torch.zeros(len(chosen)).bool())
+    crops = augmentations.crops(whole, shown, plan, seed, small)
+    return Views(pair=(first, second), generated=tuple(further), crops=crops)
 
 
 def _resized(images: torch.Tensor, size: int) -> torch.Tensor:

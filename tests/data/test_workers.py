@@ -7,18 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from genssl.config.views import CropsConfig, ViewsConfig
 from genssl.data.configs import FolderConfig
 from genssl.data.folder import ImageFolder
 from genssl.data.workers import DecodingWorkers
 from genssl.errors import DataError, UserError
 from genssl.training.loader import ROWS_PER_TASK, SourceLoader
 from genssl.variants.plan import ViewPlan
+from genssl.views.augmentations import Augmentations
 
 COUNT = 41
 
@@ -48,12 +52,16 @@ def test_batches_are_those_of_threads_and_a_corrupt_file_is_named(folder, tmp_pa
     plan = ViewPlan(seed=0, num_sources=len(folder), batch_size=20, policy="none", probability=0.0, per_image="fresh")
     assert ROWS_PER_TASK < 20 < 2 * ROWS_PER_TASK
     steps = [plan.step(epoch, step) for epoch in range(2) for step in range(2)]
-    loaders = [SourceLoader(folder, threads=2, ahead=2, workers=workers) for workers in (0, 2)]
+    augmentations = Augmentations(ViewsConfig(crops=CropsConfig(count=1, size=8)), folder.image_size)
+    crops = partial(augmentations.crop_draws, seed=0)
+    loaders = [SourceLoader(folder, crops, threads=2, ahead=2, workers=workers) for workers in (0, 2)]
     by_threads, by_processes = (list(loader.batches(iter(steps))) for loader in loaders)
     for (plan_one, one), (plan_other, other) in zip(by_threads, by_processes, strict=True):
         assert plan_one is plan_other
-        assert one.dtype == other.dtype
-        assert np.array_equal(one.numpy(), other.numpy())
+        assert [images.shape[1:] for images in one.images] == [(3, 16, 16), (3, 16, 16), (3, 8, 8)]
+        for images, same in zip(one.images, other.images, strict=True):
+            assert images.dtype == torch.uint8
+            assert torch.equal(images, same)
     path = Path(folder._paths[int(steps[0].rows[17])])
     whole = path.read_bytes()
     try:
@@ -69,7 +77,7 @@ def test_batches_are_those_of_threads_and_a_corrupt_file_is_named(folder, tmp_pa
 def test_a_worker_that_dies_is_told(workers):
     workers.result(workers.read([0]))
     os.kill(pids(workers)[0], signal.SIGTERM)  # for the training alone
-    assert workers.result(workers.read([0, 1])).shape == (2, 3, 16, 16)
+    assert workers.result(workers.read([0, 1]))[0].shape == (2, 3, 16, 16)
     os.kill(pids(workers)[0], signal.SIGKILL)
     for _ in range(200):
         if not workers._pool._processes or workers._pool._broken:

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as tv
 from genssl.config.augmentation import AugmentationConfig
 from genssl.runtime import stream
 from genssl.views import operations
-from genssl.views.augment import Augment, Draws, draw_boxes
+from genssl.views.augment import Augment, Draws, draw_crops
 from genssl.views.operations import gaussian_blur, resized_crop, to_grey
 
 ONE_GREY_LEVEL = 1 / 255
@@ -28,7 +28,8 @@ STILL = {
 
 def test_boxes_lie_inside_and_follow_scale_and_ratio():
     config = AugmentationConfig(crop_scale=(0.2, 0.6), crop_ratio=(0.8, 1.25))
-    top, left, height, width = draw_boxes(20_000, 64, 96, config, torch.Generator().manual_seed(0)).unbind(1)
+    draws = draw_crops(20_000, 32, config, torch.Generator().manual_seed(0))
+    top, left, height, width = torch.from_numpy(draws.boxes(64, 96)).unbind(1)
     assert (top >= 0).all()
     assert (left >= 0).all()
     assert (top + height <= 64).all()
@@ -47,7 +48,7 @@ def test_boxes_lie_inside_and_follow_scale_and_ratio():
 
 def test_boxes_that_cannot_fit_become_the_largest_centred_one():
     config = AugmentationConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
-    assert draw_boxes(1, 10, 30, config, torch.Generator().manual_seed(0)).tolist() == [[0, 10, 10, 10]]
+    assert draw_crops(1, 8, config, torch.Generator().manual_seed(0)).boxes(10, 30).tolist() == [[0, 10, 10, 10]]
 
 
 def test_samples_of_a_batch_get_their_own_parameters():
@@ -187,7 +188,7 @@ def first_light(images: torch.Tensor, config: AugmentationConfig, size: int, gen
         rows = mask.nonzero()[:, 0]
         return x if len(rows) == 0 else x.index_copy(0, rows, operation(x[rows], rows))
 
-    boxes = draw_boxes(batch, images.shape[2], images.shape[3], config, generator)
+    boxes = torch.from_numpy(draw_crops(batch, 32, config, generator).boxes(*images.shape[2:]))
     x = resized_crop(images, boxes, chosen(config.flip_probability), size)
     jittered = chosen(config.jitter_probability)
     order = torch.rand((batch, 4), generator=generator).argsort(dim=1)

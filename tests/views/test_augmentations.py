@@ -88,7 +88,7 @@ def test_ranks_draw_what_one_process_draws(images):
 def test_small_views_show_little_of_the_real_image(images):
     crops = CropsConfig(count=3, size=8, scale=(0.05, 0.2))
     augmentations = Augmentations(ViewsConfig(augmentation="byol", crops=crops), SIZE)
-    small = augmentations.crops(images, PLAN, 5)
+    small = augmentations.crops(images, NONE, PLAN, 5)
     assert [tuple(view.shape) for view in small] == [(BATCH, 3, 8, 8)] * 3
     assert len({view.numpy().tobytes() for view in small}) == 3
     drawn: list[Augment] = [augmentations._crop]  # type: ignore[list-item]
@@ -96,7 +96,7 @@ def test_small_views_show_little_of_the_real_image(images):
     assert drawn[0].config.blur_probability == 1.0, "otherwise as view 1"
     chosen = CropsConfig(size=8, augmentation="none")
     assert Augmentations(ViewsConfig(crops=chosen), SIZE)._crop.config.flip_probability == 0  # type: ignore[union-attr]
-    again = augmentations.crops(images, PLAN, 5)
+    again = augmentations.crops(images, NONE, PLAN, 5)
     assert all(torch.equal(one, other) for one, other in zip(small, again, strict=True))
 
 

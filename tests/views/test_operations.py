@@ -7,7 +7,7 @@ import torch
 from torchvision.transforms.v2 import functional as tv
 
 from genssl.config.augmentation import AugmentationConfig
-from genssl.views.augment import draw_boxes
+from genssl.views.augment import draw_crops
 from genssl.views.operations import (
     adjust_brightness,
     adjust_contrast,
@@ -39,7 +39,8 @@ def farthest(ours: torch.Tensor, theirs: list[torch.Tensor]) -> float:
 
 def test_resized_crop_equals_torchvisions(images):
     generator = torch.Generator().manual_seed(1)
-    boxes = draw_boxes(BATCH, SIZE, SIZE + 8, AugmentationConfig(crop_scale=(0.05, 1.0)), generator)
+    draws = draw_crops(BATCH, SIZE, AugmentationConfig(crop_scale=(0.05, 1.0)), generator)
+    boxes = torch.from_numpy(draws.boxes(SIZE, SIZE + 8))
     flip = torch.arange(BATCH) % 2 == 0
     ours = resized_crop(images, boxes, flip, 20)
     theirs = []
