@@ -30,7 +30,11 @@ class FileDatasetConfig(ComponentConfig):
 
     root: Path = Field(description="folder that holds the data set")
     image_size: int = Field(
-        32, ge=8, le=2048, description="images are resized (short side) and centre-cropped to this many pixels"
+        32,
+        ge=8,
+        le=2048,
+        description="pixels of the square views, which are cropped from the whole image; what is evaluated is resized "
+        "(short side) and centre-cropped to this many",
     )
     on_corrupt: Literal["fail", "skip"] = Field(
         "fail", description="an image that cannot be decoded ends the run, or is left out and counted"
