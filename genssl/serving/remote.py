@@ -95,6 +95,7 @@ class RemoteSource:
             ledger=ledger,
             fetch_bulk=self._fetch_bulk,
             received=self._keep if pool is not None else None,
+            dropped=budget.give_back if budget is not None else None,
             check=check,
             describe=self._state,
         )

@@ -12,7 +12,7 @@ class Budget:
 
     The first use of an image is always asked for, so that there is something to reuse. The others follow evenly, with a
     phase that the image's digest gives, so that every step asks for about as many. Which those are depends on the plan
-    alone, not on speed.
+    alone, unless the generator is too slow even for them: what was dropped unsent is due again at the image's next use.
 
     Args:
         per_image: variants of each image that may be asked for, at least 1.
@@ -36,3 +36,7 @@ class Budget:
             return False
         self._asked[row] += 1
         return True
+
+    def give_back(self, request: VariantRequest) -> None:
+        """Takes back an allowance whose variant was never asked for, so that another use of the image has it."""
+        self._asked[request.row] -= 1

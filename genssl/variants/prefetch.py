@@ -57,6 +57,7 @@ class PrefetchQueue:
         ledger: gets latencies, and what was dropped or generated ahead.
         fetch_bulk: fetches what `refresh` was given.
         received: called in a thread with what arrived, after it was handed to those who wait.
+        dropped: called with each request that `take_ready` drops unsent; it must not call the queue.
         check: called now and then while waiting; raises when waiting is pointless (the server process has died).
         describe: says, for the error at the deadline, what is wrong with the source and what to do.
     """
@@ -72,11 +73,12 @@ class PrefetchQueue:
         ledger: Ledger | None = None,
         fetch_bulk: Fetch | None = None,
         received: Callable[[Sequence[VariantRequest], Sequence[Image]], None] | None = None,
+        dropped: Callable[[VariantRequest], None] | None = None,
         check: Callable[[], None] = lambda: None,
         describe: Callable[[], str] = lambda: "raise variants.deadline_seconds, or use a faster generator",
     ) -> None:
         self.rows_per_request = rows_per_request
-        self._fetch, self._fetch_bulk, self._received = fetch, fetch_bulk or fetch, received
+        self._fetch, self._fetch_bulk, self._received, self._dropped = fetch, fetch_bulk or fetch, received, dropped
         self._max_in_flight, self._deadline, self._newest_first = max_in_flight, deadline_seconds, newest_first
         self._ledger = ledger or Ledger()
         self._check, self._describe = check, describe
@@ -225,6 +227,8 @@ class PrefetchQueue:
                 else:
                     del self._slots[key]
                     self._ledger.variants_dropped += 1
+                    if self._dropped is not None:
+                        self._dropped(request)
 
     def _next_piece(self) -> tuple[list[VariantRequest], list[_Slot], bool] | None:
         """Picks what to send now, if anything may be, and counts it as under way."""

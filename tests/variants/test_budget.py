@@ -1,4 +1,4 @@
-"""A generator budget: never more than allowed, the first use always, spread evenly, independent of speed."""
+"""A generator budget: never more than allowed, the first use always, spread evenly, what was dropped made up for."""
 
 from __future__ import annotations
 
@@ -39,3 +39,13 @@ def test_the_load_is_even_after_the_first_epoch():
 def test_more_uses_than_expected_do_not_break_the_budget():
     budget = Budget(3, 5, images=1)
     assert sum(budget.allows(requests(1, use)[0]) for use in range(50)) == 3
+
+
+def test_what_was_dropped_is_due_again_at_the_next_use():
+    budget = Budget(2, 10, images=1)
+    uses = [requests(1, use)[0] for use in range(10)]
+    assert budget.allows(uses[0])
+    for use in uses[1:4]:  # a server that is too slow for the first of them
+        budget.give_back(use)
+        assert budget.allows(use), "an image of which nothing was asked for is asked for again"
+    assert sum(budget.allows(use) for use in uses[4:]) == 1

@@ -211,7 +211,8 @@ def test_a_step_that_does_not_wait_gets_what_is_there(gated):
 
 
 def test_what_passed_unsent_is_dropped_and_the_newest_step_is_asked_for_first(gated):
-    queue, gate, ledger, received = gated()
+    dropped = []
+    queue, gate, ledger, received = gated(dropped=lambda request: dropped.append(request.row))
     queue.plan(requests([0, 1]), 0)
     wait_for(lambda: gate.pieces == [[0, 1]])
     for step in (1, 2, 3):
@@ -219,6 +220,7 @@ def test_what_passed_unsent_is_dropped_and_the_newest_step_is_asked_for_first(ga
     assert rows_in(queue.take_ready(requests([0, 1]), 0)) == [None, None]
     assert rows_in(queue.take_ready(requests([10, 11]), 1)) == [None, None]
     assert ledger.variants_dropped == 2
+    assert dropped == [10, 11]
     gate.released.update({0, 1, 2})
     wait_for(lambda: received == [0, 1, 30, 31, 20, 21])
     assert gate.pieces == [[0, 1], [30, 31], [20, 21]]
