@@ -139,7 +139,7 @@ def evaluate(
         keep=lambda table: table.write(out) if out is not None else None,
     )
     console.print(_shown(table))
-    for line in _protocols(table):
+    for line in [*_protocols(table), *_generators(table)]:
         console.print(line, style="dim", soft_wrap=True)
     if out is not None:
         console.print(f"{out}/evaluation.csv and evaluation.json have the whole of it")
@@ -219,6 +219,22 @@ def _protocols(table: Table) -> list[str]:
             f"{data['train']['images']:,} + {data['test']['images']:,} images of {data['image_size']} pixels"
         )
     return lines
+
+
+def _generators(table: Table) -> list[str]:
+    """Returns a line for each generator whose variants were judged, or seen beside real images."""
+    lines = []
+    judged = {row.encoder for row in table.rows if _sees_variants(row.facts)}
+    for name in judged & set(table.encoders):
+        made_by = table.encoders[name].get("variants_by")
+        if made_by is not None:
+            model = f" {made_by['model']}" if "model" in made_by else ""
+            lines.append(f"variants seen by {name}: {made_by['name']}{model}")
+    return sorted(lines)
+
+
+def _sees_variants(facts: dict[str, Any]) -> bool:
+    return facts.get("variant_index") is not None or "variants_of_a_source" in facts
 
 
 def _telling(settings: dict[str, Any]) -> dict[str, Any]:

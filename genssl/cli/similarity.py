@@ -68,7 +68,8 @@ def similarity(
 
     from genssl.evaluators.base import FrozenEncoder
     from genssl.evaluators.cka_matrix import cka_matrix
-    from genssl.evaluators.compare_encoders import compare_encoders, drawn_rows
+    from genssl.evaluators.compare_encoders import compare_encoders
+    from genssl.evaluators.rankme import drawn_rows
     from genssl.runtime import pick_device
     from genssl.training.encoders import load_encoder
 
@@ -76,7 +77,7 @@ def similarity(
     pair = [load_encoder(name, where, download=download) for name in (first, second)]
     config = given if given is not None else _data_of_a_run(pair)
     a, b = (_dataset(config, split, encoder.image_size, sized=given is not None) for encoder in pair)
-    rows = drawn_rows(a, images, seed)
+    rows = drawn_rows(a, images, "similarity", seed)
     one, other = (FrozenEncoder(encoder.module, where) for encoder in pair)
     found = compare_encoders(one, other, a, b, rows=rows, resamples=resamples, seed=seed)
     console.print(_table(pair, found))
@@ -108,15 +109,12 @@ def _dataset(config: ComponentConfig, split: Any, image_size: int | None, *, siz
         image_size: of the encoder, or None if any size will do.
         sized: an image_size in the config was meant for this comparison, and holds.
     """
-    from genssl.data.load import load_dataset
+    from genssl.data.load import load_dataset, of_size
     from genssl.evaluators.compare_encoders import Resized
 
     if image_size is None or (sized and "image_size" in config.model_fields_set):
         return load_dataset(config, split)
-    if "image_size" in type(config).model_fields:
-        written = {name: getattr(config, name) for name in config.model_fields_set} | {"image_size": image_size}
-        return load_dataset(type(config).model_validate(written), split)
-    loaded = load_dataset(config, split)
+    loaded = load_dataset(of_size(config, image_size), split)
     return loaded if loaded.image_size == image_size else Resized(loaded, image_size)
 
 

@@ -25,6 +25,14 @@ def load_dataset(config: ComponentConfig, split: Split) -> ImageDataset:
     return dataset
 
 
+def of_size(config: ComponentConfig, image_size: int) -> ComponentConfig:
+    """Returns the config with images of `image_size` pixels, or the config itself if its images have one size."""
+    if "image_size" not in type(config).model_fields:
+        return config
+    written = {name: getattr(config, name) for name in config.model_fields_set} | {"image_size": image_size}
+    return type(config).model_validate(written)
+
+
 def hold_out(dataset: ImageDataset, fraction: float, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
     """Splits off a part of a data set, stratified by label where there are labels.
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-from genssl.data.base import ImageDataset, UInt8Array
+from genssl.data.base import ImageDataset, UInt8Array, pixels_of
 from genssl.errors import DataError, UserError
+from genssl.runtime import usable_cores
 
 BATCH = 512
 BATCH_PIXELS = BATCH * 96 * 96  # of larger images a batch has fewer, so that activations do not grow with the image
@@ -112,13 +116,9 @@ class FrozenEncoder:
     def encode_rows(self, dataset: ImageDataset, rows: Sequence[int]) -> torch.Tensor:
         """Returns the representations float32 [len(rows), D] of images of a split, labelled or not, on the CPU.
 
-        A batch of images is in memory at a time.
+        Two batches of images are in memory at a time: files are decoded ahead, by a thread a core.
         """
-
-        def images(part: slice) -> torch.Tensor:
-            return torch.from_numpy(np.stack([dataset.image(row) for row in rows[part]]))
-
-        return self._encode(len(rows), dataset.image_size, images)
+        return self._encode(len(rows), dataset.image_size, partial(_read, dataset, rows))
 
     def encode(self, images: UInt8Array | torch.Tensor) -> torch.Tensor:
         """Returns the representations float32 [N, D] of images [N, 3, S, S], on the CPU.
@@ -127,27 +127,48 @@ class FrozenEncoder:
             images: uint8, or float in [0, 1]; at least one.
         """
         tensor = torch.as_tensor(images)
-        return self._encode(len(tensor), tensor.shape[-1], lambda part: tensor[part])
+        return self._encode(len(tensor), tensor.shape[-1], lambda size: iter(torch.split(tensor, size)))
 
     def copy_of_module(self) -> Any:
         """Returns a copy of the encoder, on its device, in evaluation mode, all of whose parameters can be trained."""
         return copy.deepcopy(self._module).requires_grad_(True).eval()
 
-    def _encode(self, count: int, size: int, images: Callable[[slice], torch.Tensor]) -> torch.Tensor:
+    def _encode(self, count: int, size: int, batches: Callable[[int], Iterator[torch.Tensor]]) -> torch.Tensor:
+        """Encodes `count` images of side `size`, which `batches(n)` yields n at a time."""
         features = torch.empty(0)
-        batch = max(1, min(BATCH, BATCH_PIXELS // size**2))
-        for start in range(0, count, batch):
+        start = 0
+        for images in batches(max(1, min(BATCH, BATCH_PIXELS // size**2))):
             with torch.inference_mode():
-                part = as_float(images(slice(start, start + batch)).to(self.device))
-                encoded = self._module.encode(part).float().cpu()  # type: ignore[operator]
+                encoded = self._module.encode(as_float(images.to(self.device))).float().cpu()  # type: ignore[operator]
             if start == 0:  # one allocation for all, since joining parts would need twice the memory
                 features = torch.empty((count, encoded.shape[1]))
             features[start : start + len(encoded)] = encoded
+            start += len(encoded)
         if not features.isfinite().all():
             raise UserError(
                 "evaluate: the encoder's features are not finite, so the training has diverged; lower optimizer.lr"
             )
         return features
+
+
+def _read(dataset: ImageDataset, rows: Sequence[int], size: int) -> Iterator[torch.Tensor]:
+    """Yields images of a split uint8 [n, 3, S, S], n = `size` but for the last, the next batch being read meanwhile."""
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    if pixels_of(dataset) is None:  # arrays, which need no decoding
+        for batch in batches:
+            yield torch.from_numpy(np.stack([dataset.image(row) for row in batch]))
+        return
+    with ThreadPoolExecutor(usable_cores(), thread_name_prefix="genssl-evaluate") as pool:
+        coming: deque[list[Future[UInt8Array]]] = deque()
+        try:
+            for batch in batches:
+                coming.append([pool.submit(dataset.image, row) for row in batch])
+                if len(coming) > 1:
+                    yield torch.from_numpy(np.stack([image.result() for image in coming.popleft()]))
+            while coming:
+                yield torch.from_numpy(np.stack([image.result() for image in coming.popleft()]))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def as_float(images: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from genssl.data.base import ImageDataset, StoredImage, UInt8Array
 from genssl.evaluators.base import FrozenEncoder
 from genssl.evaluators.similarity import Interval, bootstrap_cka, bootstrap_opd, opd
-from genssl.runtime import stream
 
 MOST_DECOMPOSITIONS = 200  # of 2,048 features each takes seconds
 
@@ -82,13 +81,6 @@ def compare_encoders(
         opd_resamples=few,
         seed=seed,
     )
-
-
-def drawn_rows(dataset: ImageDataset, count: int, seed: int) -> list[int]:
-    """Returns `count` rows of a data set, or all if there are fewer, drawn at random, in order."""
-    drawn = torch.randperm(len(dataset), generator=stream("similarity", seed))[:count]
-    rows: list[int] = drawn.sort().values.tolist()
-    return rows
 
 
 class Resized:

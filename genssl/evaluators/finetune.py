@@ -18,6 +18,7 @@ from genssl.evaluators.base import EvaluationData, FrozenEncoder, as_float
 from genssl.evaluators.configs import FinetuneConfig
 from genssl.runtime import seeded_initialisation, stream
 from genssl.views.augment import Augment
+from genssl.views.read import augmented
 
 MOMENTUM = 0.9
 EVALUATED = 256  # images at a time
@@ -80,8 +81,8 @@ class Finetune:
                 done = (epoch * batches + number) / (epochs * batches)
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * done))
-                images = torch.from_numpy(np.stack([dataset.image(rows[i]) for i in part])).to(device)
-                views = augment(as_float(images), stream("finetune augment", config.seed, epoch, number))
+                draws = stream("finetune augment", config.seed, epoch, number)
+                views = augmented(dataset, [rows[i] for i in part], augment, draws, device)
                 loss = F.cross_entropy(model(views), torch.tensor([labels[i] for i in part], device=device))
                 if not loss.isfinite():
                     raise UserError(

@@ -16,11 +16,12 @@ from sklearn.preprocessing import StandardScaler
 
 from genssl.data.base import ImageDataset
 from genssl.errors import DataError, UserError
-from genssl.evaluators.base import EvaluationData, Features, FrozenEncoder, as_float
+from genssl.evaluators.base import EvaluationData, Features, FrozenEncoder
 from genssl.evaluators.configs import LinearProbeConfig
 from genssl.evaluators.linear_heads import LinearHeads, standardisation
 from genssl.runtime import stream
 from genssl.views.augment import Augment
+from genssl.views.read import augmented
 
 Rows = npt.NDArray[np.int64]
 
@@ -179,6 +180,6 @@ class _Augmented:
 
     def batch(self, rows: Rows, epoch: int, number: int) -> torch.Tensor:
         """Returns features [len(rows), D] of rows of the labelled images."""
-        images = torch.from_numpy(np.stack([self._dataset.image(self._labelled[row]) for row in rows]))
         draws = stream("linear_probe augment", self._seed, epoch, number)
-        return self._encoder.encode(self._augment(as_float(images.to(self._encoder.device)), draws))
+        labelled = [self._labelled[row] for row in rows]
+        return self._encoder.encode(augmented(self._dataset, labelled, self._augment, draws, self._encoder.device))

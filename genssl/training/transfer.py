@@ -18,7 +18,7 @@ from genssl import __version__
 from genssl.config.base import ComponentConfig
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
-from genssl.data.load import load_dataset
+from genssl.data.load import load_dataset, of_size
 from genssl.errors import UserError
 from genssl.evaluators.base import EvaluationData
 from genssl.registry import EVALUATORS
@@ -186,7 +186,10 @@ def _data(
         assert splits.evaluation is not None
         data, config = splits.evaluation, recipe.dataset
     else:
-        config = _of_encoders_size(dataset, encoder)
+        # The encoder sees images of the size it was made for, unless the data set's block says another.
+        config = dataset
+        if encoder.image_size is not None and "image_size" not in dataset.model_fields_set:
+            config = of_size(dataset, encoder.image_size)
         key = config.model_dump_json()
         if key not in loaded:
             loaded[key] = EvaluationData(load_dataset(config, "train"), load_dataset(config, "test"), "test")
@@ -211,15 +214,6 @@ def _made_by(encoder: LoadedEncoder, variants_of: Recipe | None) -> dict[str, An
 
 def _variants(recipe: Recipe | None, device: torch.device) -> GeneratedVariants | None:
     return None if recipe is None or recipe.generator is None else GeneratedVariants(recipe, device)
-
-
-def _of_encoders_size(dataset: ComponentConfig, encoder: LoadedEncoder) -> ComponentConfig:
-    """Shows the encoder images of the size it was made for, unless the data set's block says another."""
-    sized = "image_size" in type(dataset).model_fields
-    if encoder.image_size is None or not sized or "image_size" in dataset.model_fields_set:
-        return dataset
-    update = {name: getattr(dataset, name) for name in dataset.model_fields_set} | {"image_size": encoder.image_size}
-    return type(dataset).model_validate(update)
 
 
 def _once_each(configs: Sequence[ComponentConfig]) -> Iterator[list[ComponentConfig]]:

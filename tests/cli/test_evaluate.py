@@ -101,6 +101,7 @@ def test_variants_can_be_judged_by_an_encoder_that_has_seen_none(finished, tmp_p
     assert "label_agreement" in shown
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert content["encoders"]["torchvision/resnet18"]["variants_by"]["model"] == "builtin:digits-unclip"
+    assert "variants seen by torchvision/resnet18: stable_unclip builtin:digits-unclip" in shown
     call(*arguments, "--variants", str(finished / "recipe.yaml"), "--out", str(tmp_path / "again"))
     assert json.loads((tmp_path / "again" / "evaluation.json").read_text())["rows"] == content["rows"]
     (tmp_path / "none.yaml").write_text(

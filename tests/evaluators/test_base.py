@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from genssl.data.configs import FolderConfig
+from genssl.data.folder import ImageFolder
 from genssl.errors import DataError, UserError
 from genssl.evaluators import base
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
@@ -128,3 +133,17 @@ def test_accuracies_are_shown_in_percent_and_other_values_are_not():
     assert shown("few_shot/top1@5_low", 0.5) == "50.00 %"
     assert shown("rankme/effective_rank", 18.98804) == "18.99"
     assert shown("alignment_uniformity/uniformity_real", -0.72788) == "-0.7279"
+
+
+def test_files_are_read_ahead_in_order_and_a_corrupt_one_is_named(monkeypatch, tmp_path):
+    for number in range(23):
+        Image.fromarray(np.full((20, 30, 3), 10 * number, np.uint8)).save(tmp_path / f"{number:02}.png")
+    folder = ImageFolder(FolderConfig(root=tmp_path, image_size=8, labels="none", test_fraction=0.01), "train")
+    monkeypatch.setattr(base, "BATCH", 5)
+    rows = list(range(len(folder)))[::-1]
+    features = FrozenEncoder(Linear(), CPU).encode_rows(folder, rows)
+    expected = np.stack([folder.image(row) for row in rows]).reshape(len(rows), -1) / 255
+    assert features.numpy() == pytest.approx(expected @ Linear().weights.detach().double().numpy(), abs=1e-4)
+    Path(folder._paths[9]).write_bytes(b"no image")
+    with pytest.raises(DataError, match=Path(folder._paths[9]).name):
+        FrozenEncoder(Linear(), CPU).encode_rows(folder, rows)

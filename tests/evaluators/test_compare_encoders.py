@@ -10,7 +10,8 @@ from torch import nn
 
 from genssl.errors import DataError
 from genssl.evaluators.base import FrozenEncoder
-from genssl.evaluators.compare_encoders import Resized, compare_encoders, drawn_rows
+from genssl.evaluators.compare_encoders import Resized, compare_encoders
+from genssl.evaluators.rankme import drawn_rows
 from genssl.evaluators.similarity import cka, opd
 
 
