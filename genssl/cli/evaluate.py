@@ -23,8 +23,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="RUN|ENCODER...",
-            help="Run directories, .safetensors files, torchvision/NAME[:WEIGHTS], timm/NAME[:FILE], or checkpoints of "
-            "solo-learn, lightly and others.",
+            help="Run directories, .safetensors files, torchvision/NAME[:WEIGHTS], timm/NAME[:FILE], checkpoints of "
+            "solo-learn, lightly and others, or generators (a folder, or builtin:NAME), whose conditioner is judged.",
             show_default=False,
         ),
     ],

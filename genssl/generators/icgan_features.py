@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from genssl.backbones.configs import ResNet50Config
-from genssl.backbones.resnet import build_resnet
+from genssl.backbones.resnet import ResNet, build_resnet
 from genssl.data.base import UInt8Array
 from genssl.data.decode import resize_and_crop
 from genssl.errors import GeneratorError
@@ -20,6 +20,22 @@ FILE = "features.safetensors"
 Preprocess = Literal["train", "colab", "raw"]
 NETWORK_SIZE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def load_resnet(folder: Path) -> ResNet:
+    """Loads features.safetensors from a generator's folder; maps normalised images to features [B, 2048].
+
+    Raises:
+        GeneratorError: if the weights are missing, broken or of another network.
+    """
+    try:
+        weights = convert_features(read_tensors(folder / FILE))
+    except GeneratorError as error:
+        raise GeneratorError(f"{folder}: {error}; make the folder again with `genssl convert-weights`") from None
+    with torch.device("meta"):  # no first weights are drawn
+        network = build_resnet(ResNet50Config(stem="imagenet"))
+    network.load_state_dict(weights, assign=True)
+    return network
 
 
 class ResNetFeatures:
@@ -45,13 +61,7 @@ class ResNetFeatures:
     """
 
     def __init__(self, folder: Path, image_size: int, preprocess: Preprocess, device: torch.device) -> None:
-        try:
-            weights = convert_features(read_tensors(folder / FILE))
-        except GeneratorError as error:
-            raise GeneratorError(f"{folder}: {error}; make the folder again with `genssl convert-weights`") from None
-        with torch.device("meta"):  # no first weights are drawn
-            network = build_resnet(ResNet50Config(stem="imagenet"))
-        network.load_state_dict(weights, assign=True)
+        network = load_resnet(folder)
         self._network = network.to(device).eval().requires_grad_(False)
         self._device = device
         self._preprocess = preprocess

@@ -52,7 +52,7 @@ class StableUnCLIP:
         folder = find_model(config.model, config.revision, PIPELINE)
         self._device = device
         self._dtype: torch.dtype = getattr(torch, config.dtype)
-        self._image_encoder = _load(CLIPVisionModelWithProjection, folder, "image_encoder", self._dtype, device)
+        self._image_encoder, self._preprocessor = image_encoder(folder, self._dtype, device)
         self._unet = _load(UNet2DConditionModel, folder, "unet", self._dtype, device)
         vae_class = read_json(folder / "vae" / "config.json").get("_class_name")
         self._vae = _load(
@@ -65,7 +65,6 @@ class StableUnCLIP:
         self._noising = _from_pretrained(DDPMScheduler, folder, "image_noising_scheduler")
         self._ddim = DDIM(_ddim_scheduler(folder, config.zero_terminal_snr))
         self._text = _empty_prompt(folder, self._dtype, device)
-        self._preprocessor = _preprocessor(folder)
         self._scale = 2 ** (len(self._vae.config["block_out_channels"]) - 1)
         native = int(self._unet.config["sample_size"]) * self._scale
         self._native_size = config.image_size or native
@@ -225,6 +224,15 @@ def noise_embeddings(
     noised = normalizer.unscale(noising.add_noise(normalizer.scale(embeddings), timesteps=levels, noise=noise))
     encoded = get_timestep_embedding(levels, embeddings.shape[1], flip_sin_to_cos=True, downscale_freq_shift=0)
     return torch.cat([noised, encoded], dim=1)
+
+
+def image_encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, dict[str, Any]]:
+    """Loads the image encoder of a model's folder alone, and how it wants images: "size" in pixels, "mean", "std".
+
+    Raises:
+        GeneratorError: if it is missing, broken, or has no safetensors weights.
+    """
+    return _load(CLIPVisionModelWithProjection, folder, "image_encoder", dtype, device), _preprocessor(folder)
 
 
 def _load(kind: Any, folder: Path, subfolder: str, dtype: torch.dtype, device: torch.device) -> Any:

@@ -28,6 +28,7 @@ from genssl.generators.conditioner import FILE, FORMAT
 from genssl.generators.conditioner import load_encoder as load_own
 from genssl.runtime import seeded_initialisation
 from genssl.training.foreign_checkpoints import EncoderError, foreign_backbone, read_checkpoint
+from genssl.training.generator_encoders import is_generator, load_conditioner
 
 Normalization = Literal["imagenet", "cifar10", "cifar100", "none"]
 # Mean and standard deviation of the red, green and blue values; those of CIFAR are solo-learn's.
@@ -40,8 +41,8 @@ STATISTICS: dict[str, tuple[Sequence[float], Sequence[float]]] = {
 CHECKPOINTS = (".ckpt", ".pth", ".pt", ".tar", ".bin")
 CLASSIFIERS = ("fc", "classifier", "heads", "head")  # what torchvision's models call theirs
 KNOWN = (
-    "a run directory, a .safetensors file, torchvision/NAME[:WEIGHTS], timm/NAME[:FILE], or a checkpoint "
-    f"({', '.join(CHECKPOINTS)})"
+    "a run directory, a .safetensors file, torchvision/NAME[:WEIGHTS], timm/NAME[:FILE], a generator (its folder, or "
+    f"builtin:NAME), or a checkpoint ({', '.join(CHECKPOINTS)})"
 )
 
 
@@ -75,8 +76,8 @@ class LoadedEncoder:
         module: has `encode(float [B, 3, S, S] in [0, 1]) -> float [B, D]`.
         name: as it was asked for.
         image_size: side S of the images that it was made for; None where nothing says it and any size will do.
-        source: plain data for provenance: kind (run, genssl, torchvision, timm, checkpoint), digest of the file, the
-            backbone's config where genssl has one, the normalisation, and what else was concluded from the file.
+        source: plain data for provenance: kind (run, genssl, generator, torchvision, timm, checkpoint), digest of the
+            file, the backbone's config where genssl has one, the normalisation, and what else the file tells.
     """
 
     module: Encoder
@@ -110,7 +111,9 @@ def load_encoder(
     """
     path = Path(name).expanduser()
     library, _, model = name.partition("/")
-    if path.is_dir():
+    if is_generator(name):
+        loaded = load_conditioner(name)
+    elif path.is_dir():
         loaded = _from_run(path)
     elif path.is_file() and path.suffix == ".safetensors" and _is_own(path):
         loaded = _from_own_file(path, "genssl")
