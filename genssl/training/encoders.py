@@ -29,6 +29,8 @@ from genssl.generators.conditioner import load_encoder as load_own
 from genssl.runtime import seeded_initialisation
 from genssl.training.foreign_checkpoints import EncoderError, foreign_backbone, read_checkpoint
 from genssl.training.generator_encoders import is_generator, load_conditioner
+from genssl.training.inception import NAME as INCEPTION
+from genssl.training.inception import URL, cached_file, load_inception
 
 Normalization = Literal["imagenet", "cifar10", "cifar100", "none"]
 # Mean and standard deviation of the red, green and blue values; those of CIFAR are solo-learn's.
@@ -41,8 +43,8 @@ STATISTICS: dict[str, tuple[Sequence[float], Sequence[float]]] = {
 CHECKPOINTS = (".ckpt", ".pth", ".pt", ".tar", ".bin")
 CLASSIFIERS = ("fc", "classifier", "heads", "head")  # what torchvision's models call theirs
 KNOWN = (
-    "a run directory, a .safetensors file, torchvision/NAME[:WEIGHTS], timm/NAME[:FILE], a generator (its folder, or "
-    f"builtin:NAME), or a checkpoint ({', '.join(CHECKPOINTS)})"
+    "a run directory, a .safetensors file, torchvision/NAME[:WEIGHTS], timm/NAME[:FILE], inception-v3[:FILE], a "
+    f"generator (its folder, or builtin:NAME), or a checkpoint ({', '.join(CHECKPOINTS)})"
 )
 
 
@@ -119,6 +121,8 @@ def load_encoder(
         loaded = _from_own_file(path, "genssl")
     elif path.is_file() and path.suffix in (".safetensors", *CHECKPOINTS):
         loaded = _from_foreign_file(path, backbone, normalize)
+    elif name.partition(":")[0] == INCEPTION:
+        loaded = _from_fidelity(name.partition(":")[2], download=download)
     elif library == "torchvision" and model:
         loaded = _from_torchvision(*_weights_of(model), download=download)
     elif library == "timm" and model:
@@ -263,6 +267,17 @@ def _from_timm(name: str, weights: str | None, *, download: bool) -> Loaded:
         source["digest"] = digest_of(file)
     facts = network.pretrained_cfg
     return network, int(facts["input_size"][-1]), (facts["mean"], facts["std"]), source
+
+
+def _from_fidelity(given: str, *, download: bool) -> Loaded:
+    file = Path(given).expanduser() if given else cached_file()
+    if download and not given and not file.is_file():
+        with _fetching(INCEPTION):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(URL, str(file), progress=False)
+    network = load_inception(file)
+    source = {"kind": "torch-fidelity", "model": INCEPTION, "digest": digest_of(file)}
+    return network, None, STATISTICS["none"], source
 
 
 @contextmanager
