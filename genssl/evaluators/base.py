@@ -20,6 +20,8 @@ from genssl.runtime import usable_cores
 
 BATCH = 512
 BATCH_PIXELS = BATCH * 96 * 96  # of larger images a batch has fewer, so that activations do not grow with the image
+PART = 65536  # rows of a split whose features are in memory at a time, where not all are
+KEPT_BYTES = 4 * 2**30  # of the features of a split; more are not kept for the next evaluator, unless it needs all
 
 Variants = Callable[[ImageDataset, Sequence[int], int], UInt8Array]
 """Takes (split, rows, variant index); returns that variant of every row, uint8 [n, 3, S, S] with the split's S."""
@@ -83,6 +85,31 @@ class EvaluationData:
         return self.variants
 
 
+class Sharing(Protocol):
+    """The processes that an evaluator may share its work among; `genssl.training.distributed.Ranks` are some."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """Returns what every process gives, in their order; all of them call it."""
+        ...
+
+
+class _Alone:
+    rank, size = 0, 1
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+
 class FrozenEncoder:
     """An encoder whose weights and statistics evaluators cannot change; features of a split are computed once.
 
@@ -90,10 +117,12 @@ class FrozenEncoder:
         module: anything with `encode(float [B, 3, S, S] in [0, 1]) -> [B, D]`; it is put into evaluation mode, without
             gradients.
         device: where it runs.
+        sharing: the processes that run the same evaluator on copies of the encoder; this one alone by default.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
+    def __init__(self, module: nn.Module, device: torch.device, sharing: Sharing | None = None) -> None:
         self._module, self.device = module.eval().requires_grad_(False), device
+        self.sharing: Sharing = sharing or _Alone()
         # The data set is kept beside its features, since the id of one that is gone may be another's.
         self._cache: dict[int, tuple[ImageDataset, Features]] = {}
 
@@ -105,13 +134,30 @@ class FrozenEncoder:
             UserError: if a feature is not finite.
         """
         if id(dataset) not in self._cache:
-            every = torch.tensor([dataset.label(row) for row in range(len(dataset))])
-            rows = (every >= 0).nonzero()[:, 0]
-            if len(rows) == 0:
-                raise DataError(f"evaluate: {dataset.name} has no labelled image; give labels")
-            features = self.encode_rows(dataset, rows.tolist())
-            self._cache[id(dataset)] = dataset, Features(features, every[rows])
+            rows, labels = _labelled(dataset)
+            self._cache[id(dataset)] = dataset, Features(self.encode_rows(dataset, rows), labels)
         return self._cache[id(dataset)][1]
+
+    def shard(self, dataset: ImageDataset) -> Iterator[Features]:
+        """Yields the features of this process's share of the labelled images, without augmentation.
+
+        All at once where they are at hand, or few enough to be kept; else in parts of 65,536 images, so that memory
+        does not grow with the split. A process yields nothing if there are fewer images than processes.
+
+        Raises:
+            DataError: if no image has a label.
+            UserError: if a feature is not finite.
+        """
+        rows, labels = _labelled(dataset)
+        if self.sharing.size == 1:
+            width = 0 if id(dataset) in self._cache else self.encode_rows(dataset, rows[:1]).shape[1]
+            if 4 * width * len(rows) <= KEPT_BYTES:
+                yield self.features(dataset)
+                return
+        rows, labels = rows[self.sharing.rank :: self.sharing.size], labels[self.sharing.rank :: self.sharing.size]
+        for start in range(0, len(rows), PART):
+            part = slice(start, start + PART)
+            yield Features(self.encode_rows(dataset, rows[part]), labels[part])
 
     def encode_rows(self, dataset: ImageDataset, rows: Sequence[int]) -> torch.Tensor:
         """Returns the representations float32 [len(rows), D] of images of a split, labelled or not, on the CPU.
@@ -151,6 +197,15 @@ class FrozenEncoder:
         return features
 
 
+def _labelled(dataset: ImageDataset) -> tuple[list[int], torch.Tensor]:
+    """Returns the rows of the labelled images, and their labels; raises DataError if there are none."""
+    every = torch.tensor([dataset.label(row) for row in range(len(dataset))])
+    rows = (every >= 0).nonzero()[:, 0]
+    if len(rows) == 0:
+        raise DataError(f"evaluate: {dataset.name} has no labelled image; give labels")
+    return rows.tolist(), every[rows]
+
+
 def _read(dataset: ImageDataset, rows: Sequence[int], size: int) -> Iterator[torch.Tensor]:
     """Yields images of a split uint8 [n, 3, S, S], n = `size` but for the last, the next batch being read meanwhile."""
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -177,7 +232,11 @@ def as_float(images: torch.Tensor) -> torch.Tensor:
 
 
 class Evaluator(Protocol):
-    """Judges a frozen encoder. Made from its Config."""
+    """Judges a frozen encoder. Made from its Config.
+
+    One that shares its work among the ranks of a run, by `encoder.sharing`, says so by the class attribute
+    `is_shared = True`. All ranks run it then; others are run by the first rank alone.
+    """
 
     protocol: dict[str, Any]
     """Every fact that the numbers depend on; written into results.json."""

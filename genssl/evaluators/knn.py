@@ -16,9 +16,13 @@ BANK_CHUNK = 65536  # rows of the bank at a time
 
 
 class KNN:
-    """Cosine similarity, k neighbours, each votes exp(similarity / temperature) (Wu et al. 2018)."""
+    """Cosine similarity, k neighbours, each votes exp(similarity / temperature) (Wu et al. 2018).
+
+    Every rank of a run looks for neighbours in its share of train; memory does not grow with train.
+    """
 
     Config = KNNConfig
+    is_shared = True
 
     def __init__(self, config: KNNConfig) -> None:
         self._config = config
@@ -30,22 +34,21 @@ class KNN:
 
     def run(self, encoder: FrozenEncoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
         """Yields ("top1", accuracy)."""
-        bank, test = encoder.features(data.train), encoder.features(data.test)
-        k = min(self._config.k, len(bank.labels))
-        predicted = knn_predict(
-            bank.features,
-            bank.labels,
-            test.features,
-            k=k,
-            temperature=self._config.temperature,
-            num_classes=data.num_classes,
-            device=encoder.device,
-        )
+        test, bank = encoder.features(data.test), 0
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for part in encoder.shard(data.train):
+            near, rows = nearest(part.features, test.features, min(self._config.k, len(part.labels)), encoder.device)
+            found = [merge_nearest([*found, (near, part.labels[rows])], self._config.k)]
+            bank += len(part.labels)
+        shares = encoder.sharing.gather((bank, found))
+        bank = sum(count for count, _ in shares)
+        similarity, labels = merge_nearest([one for _, share in shares for one in share], self._config.k)
+        predicted = vote(similarity, labels, temperature=self._config.temperature, num_classes=data.num_classes)
         self.protocol = {
             "similarity": "cosine",
-            "k": k,
+            "k": similarity.shape[1],
             "temperature": self._config.temperature,
-            "bank": len(bank.labels),
+            "bank": bank,
             "tested_on": data.test_name,
             "tested": len(test.labels),
         }
@@ -94,12 +97,13 @@ def merge_nearest(shards: Sequence[tuple[torch.Tensor, torch.Tensor]], k: int) -
 
     Args:
         shards: similarities [M, at most k] of the nearest rows of a shard, and their labels int64 of the same shape.
-        k: at most the number of columns of all shards together.
+        k: if all shards together have fewer columns, so many are returned.
 
     Returns:
         Similarities [M, k], best first, and labels int64 [M, k].
     """
-    similarity, places = torch.cat([near for near, _ in shards], dim=1).topk(k, dim=1)
+    joined = torch.cat([near for near, _ in shards], dim=1)
+    similarity, places = joined.topk(min(k, joined.shape[1]), dim=1)
     return similarity, torch.cat([labels for _, labels in shards], dim=1).gather(1, places)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from genssl.config.base import ComponentConfig
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
 from genssl.registry import EVALUATORS
+from genssl.training.distributed import ALONE, Ranks
 
 
 def check(configs: Sequence[ComponentConfig], data: EvaluationData) -> None:
@@ -20,23 +21,40 @@ def check(configs: Sequence[ComponentConfig], data: EvaluationData) -> None:
         EVALUATORS.get(config.name)(config).check(data)
 
 
+def divided(configs: Sequence[ComponentConfig], ranks: Ranks) -> tuple[list[ComponentConfig], list[ComponentConfig]]:
+    """Returns the evaluators that all ranks run together, and those that the first one runs alone."""
+    together = [
+        config for config in configs if ranks.size > 1 and getattr(EVALUATORS.get(config.name), "is_shared", False)
+    ]
+    return together, [config for config in configs if config not in together]
+
+
 def evaluate(
     configs: Sequence[ComponentConfig],
     module: nn.Module,
     data: EvaluationData,
     device: torch.device,
     report: Callable[[str], None] = lambda name: None,
+    ranks: Ranks = ALONE,
 ) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
     """Returns metrics ("knn/top1": value) and protocols ("knn": facts).
 
     The module is afterwards as it was before, its modes and what of it is trained included.
+
+    Args:
+        configs: of the evaluators.
+        module: has `encode`; see FrozenEncoder.
+        data: to judge on.
+        device: where the module is.
+        report: is told the name of each evaluator before it runs.
+        ranks: that all call this with the same evaluators and copies of the module, and get the same result.
 
     Raises:
         DataError: if an evaluator cannot work with this data set.
     """
     metrics, protocols = {}, {}
     with _unchanged(module):
-        encoder = FrozenEncoder(module, device)
+        encoder = FrozenEncoder(module, device, ranks)
         for config in configs:
             report(config.name)
             evaluator = EVALUATORS.get(config.name)(config)

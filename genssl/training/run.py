@@ -21,7 +21,7 @@ from genssl.training.checkpoint import LATEST, Checkpoints, Position, restore, r
 from genssl.training.cross_rank_norm import synchronise_batch_norm
 from genssl.training.deliveries import announced, enter, follow_log, how_online, take
 from genssl.training.distributed import ranks_now, require_divisible
-from genssl.training.evaluate import evaluate
+from genssl.training.evaluate import divided, evaluate
 from genssl.training.files import save_encoder, write_atomically, write_json
 from genssl.training.loader import SourceLoader
 from genssl.training.lock import claim
@@ -243,15 +243,21 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
         counted = ledger.summary()
         mode = how_online(ledger, progress, recipe.variants)
 
-        # ---- Results: of the first rank; the others wait, since they would take shared things with them ----
+        # ---- Results: of the first rank; the others do their share of some, and wait, since they would take shared
+        # things with them ----
+        if ranks.first:
+            save_encoder(out / "encoder.safetensors", backbone, recipe)
+        metrics: dict[str, float] = {}
+        protocols: dict[str, dict[str, Any]] = {}
+        together, alone = divided(recipe.evaluate, ranks)
+        if splits.evaluation is not None and together:
+            metrics, protocols = evaluate(together, method, splits.evaluation, device, progress.evaluating, ranks)
         if not ranks.first:
             ranks.end_together("finished")
             return {}
-        save_encoder(out / "encoder.safetensors", backbone, recipe)
-        metrics: dict[str, float] = {}
-        protocols: dict[str, dict[str, Any]] = {}
-        if splits.evaluation is not None:
-            metrics, protocols = evaluate(recipe.evaluate, method, splits.evaluation, device, progress.evaluating)
+        if splits.evaluation is not None and alone:
+            more = evaluate(alone, method, splits.evaluation, device, progress.evaluating)
+            metrics, protocols = metrics | more[0], protocols | more[1]
         results = {
             "name": recipe.name,
             "metrics": metrics,

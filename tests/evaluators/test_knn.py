@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from genssl.evaluators import knn
-from genssl.evaluators.knn import knn_predict, merge_nearest, nearest, vote
+from genssl.evaluators import base, knn
+from genssl.evaluators.base import EvaluationData, FrozenEncoder
+from genssl.evaluators.configs import KNNConfig
+from genssl.evaluators.knn import KNN, knn_predict, merge_nearest, nearest, vote
 
 
 def by_loops(bank, labels, queries, k, temperature, classes) -> list[int]:
@@ -68,3 +75,77 @@ def test_a_bank_in_shards_votes_as_a_whole_one(ranks):
         vote(similarity, found, temperature=0.1, num_classes=4),
         knn_predict(bank, labels, queries, k=9, temperature=0.1, num_classes=4),
     )
+
+
+class Pixels(nn.Module):
+    """Features that are the image."""
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)
+
+
+class Member:
+    """One of several threads that exchange what they have, as ranks do."""
+
+    def __init__(self, rank: int, values: list[Any], barrier: threading.Barrier) -> None:
+        self.rank, self.size = rank, len(values)
+        self._values, self._barrier = values, barrier
+
+    def gather(self, value: Any) -> list[Any]:
+        self._values[self.rank] = value
+        self._barrier.wait(timeout=30)
+        return list(self._values)
+
+
+def judged(data: EvaluationData, config: KNNConfig, sharing: Member | None = None) -> tuple[float, dict[str, Any]]:
+    evaluator = KNN(config)
+    ((_, accuracy),) = evaluator.run(FrozenEncoder(Pixels(), torch.device("cpu"), sharing), data)
+    return accuracy, evaluator.protocol
+
+
+@pytest.mark.parametrize("ranks", [2, 5])
+def test_ranks_that_share_the_bank_find_what_one_finds(digits_train, digits_test, ranks):
+    data, config = EvaluationData(digits_train, digits_test, "test"), KNNConfig(k=7)
+    values, barrier = [None] * ranks, threading.Barrier(ranks)
+    with ThreadPoolExecutor(ranks) as pool:
+        found = list(pool.map(lambda rank: judged(data, config, Member(rank, values, barrier)), range(ranks)))
+    assert found == [judged(data, config)] * ranks
+    assert found[0][1]["bank"] == len(digits_train)
+
+
+def test_ranks_without_an_image_have_no_say(digits_train, digits_test):
+    class Three:
+        name, class_names, image_size, skipped = "three", digits_train.class_names, 8, ()
+        image, label = staticmethod(digits_train.image), staticmethod(digits_train.label)
+
+        def __len__(self) -> int:
+            return 3
+
+    data, config = EvaluationData(Three(), digits_test, "test"), KNNConfig()
+    values, barrier = [None] * 4, threading.Barrier(4)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda rank: judged(data, config, Member(rank, values, barrier)), range(4)))
+    assert found == [judged(data, config)] * 4
+    assert (found[0][1]["k"], found[0][1]["bank"]) == (3, 3)
+
+
+def test_a_bank_too_large_to_keep_is_encoded_in_parts(monkeypatch, digits_train, digits_test):
+    data, config = EvaluationData(digits_train, digits_test, "test"), KNNConfig(k=150)
+    whole = judged(data, config)
+    encoded: list[int] = []
+    encode_rows = FrozenEncoder.encode_rows
+
+    def counted(self, dataset, rows):
+        if dataset is digits_train:
+            encoded.append(len(rows))
+        return encode_rows(self, dataset, rows)
+
+    monkeypatch.setattr(FrozenEncoder, "encode_rows", counted)
+    assert judged(data, config) == whole
+    assert encoded == [1, len(digits_train)], "one image tells how wide features are"
+    encoded.clear()
+    monkeypatch.setattr(base, "KEPT_BYTES", 4 * 192 * len(digits_train) - 1)
+    monkeypatch.setattr(base, "PART", 100)  # fewer than k
+    assert judged(data, config) == whole
+    assert max(encoded) == 100
+    assert sum(encoded) == 1 + len(digits_train)

@@ -154,7 +154,9 @@ def test_two_ranks_train_as_one_process(tmp_path):
     assert (tmp_path / "rank-0").read_text() == (tmp_path / "rank-1").read_text()
     names = [{path.name for path in (tmp_path / run).iterdir()} for run in ("one", "two")]
     assert names[0] == names[1]
-    results = json.loads((tmp_path / "two" / "results.json").read_text())
+    alone, results = (json.loads((tmp_path / run / "results.json").read_text()) for run in ("one", "two"))
+    assert results["metrics"]["knn/top1"] == pytest.approx(alone["metrics"]["knn/top1"], abs=0.01)
+    assert results["protocol"] == alone["protocol"], "of the whole bank, of which each rank had a part"
     assert results["provenance"]["ranks"] == {"count": 2, "ledger": "of rank 0, whose part of every batch is 1/2"}
 
 
