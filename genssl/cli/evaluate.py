@@ -120,21 +120,17 @@ def evaluate(
 
     from rich.console import Console
 
+    from genssl.cli.encoders import load_encoders
     from genssl.runtime import pick_device
-    from genssl.training.encoders import load_encoder
     from genssl.training.transfer import transfer
 
     where, console = pick_device(device), Console(highlight=False, markup=False)
-    given: Any = normalize
-    loaded = [load_encoder(name, where, backbone=network, normalize=given, download=download) for name in names]
-    for encoder in loaded:
-        if encoder.source["kind"] in ("torchvision", "timm") and encoder.source["weights"] is None:
-            console.print(f"{encoder.name}: has random weights; name some with {encoder.name}:WEIGHTS", style="yellow")
+    loaded = load_encoders(names, where, console, backbone=network, normalize=normalize, download=download)
     table = transfer(
         loaded,
         work or [(datasets, evaluators)],
         where,
-        report=lambda what: console.print(what, style="dim"),
+        report=lambda what: console.print(what, style="dim", soft_wrap=True),
         variants_of=variants_of,
         keep=lambda table: table.write(out) if out is not None else None,
     )
@@ -142,7 +138,7 @@ def evaluate(
     for line in [*_protocols(table), *_generators(table)]:
         console.print(line, style="dim", soft_wrap=True)
     if out is not None:
-        console.print(f"{out}/evaluation.csv and evaluation.json have the whole of it")
+        console.print(f"{out}/evaluation.csv and evaluation.json have the whole of it", soft_wrap=True)
 
 
 NORMALIZATIONS = ("imagenet", "cifar10", "cifar100", "none")
@@ -192,7 +188,7 @@ def _shown(table: Table) -> RichTable:
 
     from genssl.evaluators.units import shown as written
 
-    shown = RichTable()
+    shown = RichTable(show_edge=False)  # which leaves room for the longest metric in 80 columns
     several = len(table.encoders) > 1
     for heading in (*(["encoder"] if several else []), "data set", "evaluator", "metric"):
         shown.add_column(heading, overflow="fold")

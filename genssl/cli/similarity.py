@@ -66,15 +66,15 @@ def similarity(
 
     from rich.console import Console
 
+    from genssl.cli.encoders import load_encoders
     from genssl.evaluators.base import FrozenEncoder
     from genssl.evaluators.cka_matrix import cka_matrix
     from genssl.evaluators.compare_encoders import compare_encoders
     from genssl.evaluators.rankme import drawn_rows
     from genssl.runtime import pick_device
-    from genssl.training.encoders import load_encoder
 
     where, console = pick_device(device), Console(highlight=False)
-    pair = [load_encoder(name, where, download=download) for name in (first, second)]
+    pair = load_encoders((first, second), where, console, download=download)
     config = given if given is not None else _data_of_a_run(pair)
     a, b = (_dataset(config, split, encoder.image_size, sized=given is not None) for encoder in pair)
     rows = drawn_rows(a, images, "similarity", seed)
@@ -122,7 +122,7 @@ def _table(pair: list[LoadedEncoder], found: Similarity) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(f"{pair[0].name} and\n{pair[1].name}"), title_justify="left")
+    table = Table(title=escape(f"{pair[0].name} and {pair[1].name}"), title_justify="left")
     for heading in ("measure", "value", "95 % interval", "equal", "unlike"):
         table.add_column(heading, justify="left" if heading == "measure" else "right")
     for name, one, equal, unlike in (

@@ -156,6 +156,12 @@ def _first_line(error: YAMLError) -> str:
 
 
 def _missing(path: Path) -> str:
+    from genssl.config.shipped import shipped_or_own  # which reads documents
+
+    name = Path(path.as_posix().removeprefix("recipes/"))
+    if not path.is_absolute() and shipped_or_own(name) != name:
+        short = name.as_posix().removesuffix(".yaml")
+        return f"{path}: no such file; genssl has a recipe of that name, copy it with: genssl recipes copy {short}"
     if not path.parent.is_dir():
         return f"{path}: no such file (the folder {path.parent} does not exist)"
     neighbours = [str(path.with_name(entry.name)) for entry in path.parent.glob("*.y*ml")]

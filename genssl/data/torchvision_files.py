@@ -12,7 +12,7 @@ from typing import Any
 from torchvision import datasets
 
 from genssl.data.base import Split
-from genssl.data.configs import AircraftConfig, DownloadableConfig, DTDConfig, Flowers102Config, PetsConfig
+from genssl.data.configs import DownloadableConfig
 from genssl.data.configs import ImagenetteConfig as ImagenetteConfig
 from genssl.data.files import FileDataset
 from genssl.data.torchvision_sets import by_torchvision
@@ -53,18 +53,12 @@ class DTD(_TorchvisionFiles):
     title, kind, parts = "Describable Textures (DTD)", datasets.DTD, TRAIN
     expected = ("dtd/dtd/labels", "dtd/dtd/images")
 
-    def __init__(self, config: DTDConfig, split: Split) -> None:
-        super().__init__(config, split)
-
 
 class Flowers102(_TorchvisionFiles):
     """Oxford Flowers (Nilsback and Zisserman 2008): 2,040 train and 6,149 test images, 102 classes."""
 
     title, kind, parts = "Oxford Flowers (102 classes)", datasets.Flowers102, TRAIN
     expected = ("flowers-102/jpg", "flowers-102/imagelabels.mat", "flowers-102/setid.mat")
-
-    def __init__(self, config: Flowers102Config, split: Split) -> None:
-        super().__init__(config, split)
 
 
 class Pets(_TorchvisionFiles):
@@ -73,18 +67,12 @@ class Pets(_TorchvisionFiles):
     title, kind, parts = "Oxford-IIIT Pets", datasets.OxfordIIITPet, TRAINVAL
     expected = ("oxford-iiit-pet/images", "oxford-iiit-pet/annotations")
 
-    def __init__(self, config: PetsConfig, split: Split) -> None:
-        super().__init__(config, split)
-
 
 class Aircraft(_TorchvisionFiles):
     """FGVC-Aircraft (Maji et al. 2013): 6,667 train and 3,333 test images, 100 variants."""
 
     title, kind, parts = "FGVC-Aircraft", datasets.FGVCAircraft, TRAINVAL
     expected = ("fgvc-aircraft-2013b/data",)
-
-    def __init__(self, config: AircraftConfig, split: Split) -> None:
-        super().__init__(config, split)
 
 
 class Imagenette(FileDataset):

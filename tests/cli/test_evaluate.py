@@ -93,6 +93,14 @@ def test_an_evaluator_that_wants_variants_gets_those_of_the_runs_generator(finis
         call("torchvision/resnet18", "--dataset", "digits", "--evaluator", evaluator)
 
 
+def test_the_table_fits_a_terminal_of_80_columns(finished):
+    arguments = ["evaluate", str(finished), "--device", "cpu", "--evaluator", "{name: alignment_uniformity, images: 8}"]
+    shown = CliRunner(env={"COLUMNS": "80"}).invoke(app, arguments).stdout
+    (line,) = [line for line in shown.splitlines() if "alignment_real_variant" in line]
+    assert line.split("│")[2].strip() == "alignment_real_variant"
+    assert len(line) <= 80
+
+
 def test_variants_can_be_judged_by_an_encoder_that_has_seen_none(finished, tmp_path):
     arguments = ["torchvision/resnet18", "--dataset", "digits", "--evaluator", "semantic_consistency"]
     with pytest.raises(UserError, match="generator"):

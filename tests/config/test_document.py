@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,9 @@ evaluate:
     k: 5
   - few_shot
 """
+
+
+COPY = "genssl recipes copy imagenet/simclr"
 
 
 def read(text: str, name: str = "f.yaml") -> dict[str, Any]:
@@ -213,6 +217,14 @@ def test_a_missing_file_without_neighbours_says_so(tmp_path):
         read_document(tmp_path / "nowhere" / "a.yaml")
     expected = f"{tmp_path}/nowhere/a.yaml: no such file (the folder {tmp_path}/nowhere does not exist)"
     assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize("name", ["imagenet/simclr", "imagenet/simclr.yaml", "recipes/imagenet/simclr.yaml"])
+def test_a_missing_file_that_has_the_name_of_a_shipped_recipe_says_how_to_get_it(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        read_document(Path(name))
+    assert str(caught.value).endswith("no such file; genssl has a recipe of that name, copy it with: " + COPY)
 
 
 def test_a_folder_or_a_binary_file_cannot_be_read_as_text(tmp_path):

@@ -1,0 +1,31 @@
+"""Encoders that a command line names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+
+    from genssl.training.encoders import LoadedEncoder
+
+
+def load_encoders(names: Sequence[str], device: torch.device, console: Console, **settings: Any) -> list[LoadedEncoder]:
+    """Loads encoders, and says of which the weights are random.
+
+    Args:
+        names: as `genssl.training.encoders.load_encoder` takes them.
+        device: where they are put.
+        console: where it is said.
+        settings: of `load_encoder`.
+    """
+    from genssl.training.encoders import load_encoder
+
+    loaded = [load_encoder(name, device, **settings) for name in names]
+    for encoder in loaded:
+        if encoder.source["kind"] in ("torchvision", "timm") and encoder.source["weights"] is None:
+            said = f"{encoder.name}: has random weights; name some with {encoder.name}:WEIGHTS"
+            console.print(said, style="yellow", markup=False, soft_wrap=True)
+    return loaded
