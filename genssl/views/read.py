@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
-from genssl.data.base import ImageDataset, pixels_of
+from genssl.data.base import ImageDataset, UInt8Array, pixels_of
+from genssl.data.crops import CropDraws
 from genssl.data.workers import read_images
+from genssl.runtime import usable_cores
 from genssl.views.augment import Augment, draw_crops
 
 
@@ -16,6 +19,8 @@ def augmented(
     dataset: ImageDataset, rows: Sequence[int], augment: Augment, draws: torch.Generator, device: torch.device
 ) -> torch.Tensor:
     """Reads images and returns one view of each, cropped from the whole image where images have sizes of their own.
+
+    Such images are files, and are decoded by a thread a core.
 
     Args:
         dataset: has the images.
@@ -27,12 +32,20 @@ def augmented(
     Returns:
         float [B, 3, size, size] in [0, 1].
     """
-    crops = []
-    if pixels_of(dataset) is not None:
+    if pixels_of(dataset) is None:
+        (images,) = read_images(dataset, rows)
+    else:
         # Crops are the first that a view draws, so these are the ones that it will take for drawn.
         ahead = torch.Generator().set_state(draws.get_state())
-        crops = [draw_crops(len(rows), augment.size, augment.config, ahead)]
-    (images,) = read_images(dataset, rows, crops)
+        images = _cropped(dataset, rows, draw_crops(len(rows), augment.size, augment.config, ahead))
     shown = torch.from_numpy(np.ascontiguousarray(images)).to(device).float().div_(255)
     parameters = augment.draw(len(rows), shown.shape[2], shown.shape[3], draws)
-    return augment.apply(shown, parameters, is_cropped=bool(crops))
+    return augment.apply(shown, parameters, is_cropped=pixels_of(dataset) is not None)
+
+
+def _cropped(dataset: ImageDataset, rows: Sequence[int], crops: CropDraws) -> UInt8Array:
+    def read(i: int) -> UInt8Array:
+        return read_images(dataset, rows[i : i + 1], [crops.of(slice(i, i + 1))])[0]
+
+    with ThreadPoolExecutor(usable_cores(), thread_name_prefix="genssl-views") as pool:
+        return np.concatenate(list(pool.map(read, range(len(rows)))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from genssl.data.configs import FolderConfig
 from genssl.data.crops import cut
 from genssl.data.folder import ImageFolder
 from genssl.runtime import stream
+from genssl.views import read
 from genssl.views.augment import Augment, draw_crops
 from genssl.views.read import augmented
 
@@ -43,3 +46,22 @@ def test_rows_of_files_are_cropped_from_the_whole_image(tmp_path):
     draws = draw_crops(len(rows), 16, augment.config, stream("views"))
     crops = [cut(folder.pixels(row), [draws.of(slice(row, row + 1))])[0] for row in rows]
     assert torch.equal(views, torch.from_numpy(np.stack(crops)).float() / 255)
+
+
+def test_files_are_decoded_side_by_side(tmp_path, monkeypatch):
+    """Two threads meet inside the decoder, which they could not one after the other."""
+    (tmp_path / "a").mkdir()
+    for number in range(4):
+        Image.fromarray(np.full((20, 24, 3), number, np.uint8)).save(tmp_path / "a" / f"{number}.png")
+    folder = ImageFolder(FolderConfig(root=tmp_path, image_size=16, test_fraction=0.01), "train")
+    rows, augment = [0, 1], Augment(AugmentationConfig(preset="crop_only"), 16)
+    expected = augmented(folder, rows, augment, stream("views"), CPU)
+    met, pixels = threading.Barrier(2), folder.pixels
+
+    def slow(row: int):
+        met.wait(timeout=20)
+        return pixels(row)
+
+    monkeypatch.setattr(read, "usable_cores", lambda: 2)
+    monkeypatch.setattr(folder, "pixels", slow)
+    assert torch.equal(augmented(folder, rows, augment, stream("views"), CPU), expected)
