@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
@@ -38,6 +40,19 @@ def unclip():
 
     config = StableUnCLIPConfig(model=BUILTIN, num_inference_steps=2, guidance_scale=1.0, noise_level=300)
     return StableUnCLIP(config, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """A folder of twenty-four images, 24 x 20 pixels, of two classes that differ in brightness."""
+    root: Path = tmp_path_factory.mktemp("photos")
+    draws = np.random.default_rng(0)
+    for name, level in (("dark", 40), ("light", 200)):
+        (root / name).mkdir()
+        for number in range(12):
+            pixels = np.clip(draws.normal(level, 20, (20, 24, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
 
 
 @pytest.fixture

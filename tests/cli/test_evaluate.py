@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -33,18 +32,6 @@ def finished(tmp_path_factory) -> Path:
     with (out.parent / "output.txt").open("w") as text, Progress(Console(file=text)) as progress:
         run(recipe, out, progress)
     return out
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> Path:
-    root: Path = tmp_path_factory.mktemp("photos")
-    draws = np.random.default_rng(0)
-    for name, level in (("dark", 40), ("light", 200)):
-        (root / name).mkdir()
-        for number in range(12):
-            pixels = np.clip(draws.normal(level, 20, (20, 24, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{number}.png")
-    return root
 
 
 def call(*arguments: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,9 @@ from genssl.errors import ConfigError, GeneratorError
 from genssl.training.encoders import EncoderError, LoadedEncoder, load_encoder
 from genssl.training.files import save_encoder
 
+sys.path.insert(0, str(Path(__file__).parent))
+from trained_networks import lived_in
+
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 1, 3, 1, 1)
@@ -33,17 +37,6 @@ IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 
 
 def images(size: int = 32, count: int = 3) -> torch.Tensor:
     return torch.rand((count, 3, size, size), generator=torch.Generator().manual_seed(1))
-
-
-def lived_in(network: nn.Module) -> nn.Module:
-    """Gives batch norms statistics as training would, so that one that is not loaded shows."""
-    draws = torch.Generator().manual_seed(2)
-    for name, value in network.state_dict().items():
-        if name.endswith("running_mean"):
-            value.copy_(torch.randn(value.shape, generator=draws) * 0.1)
-        if name.endswith("running_var"):
-            value.copy_(torch.rand(value.shape, generator=draws) + 0.5)
-    return network.eval()
 
 
 def torchvision_resnet() -> Any:

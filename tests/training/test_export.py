@@ -21,19 +21,16 @@ from genssl.training import export
 from genssl.training.encoders import LoadedEncoder, load_encoder
 from genssl.training.export import ExportError, export_encoder
 
+sys.path.insert(0, str(Path(__file__).parent))
+from trained_networks import lived_in
+
 CPU = torch.device("cpu")
 
 
 def encoder(folder: Path, config: ComponentConfig, size: int) -> LoadedEncoder:
     network: Any = build_vit(config) if isinstance(config, ViTTinyConfig) else build_resnet(config)  # type: ignore[arg-type]
-    draws = torch.Generator().manual_seed(2)
-    for name, value in network.state_dict().items():
-        if name.endswith("running_mean"):
-            value.copy_(torch.randn(value.shape, generator=draws) * 0.1)
-        if name.endswith("running_var"):
-            value.copy_(torch.rand(value.shape, generator=draws) + 0.5)
     folder.mkdir(exist_ok=True)
-    save_encoder(folder / "encoder.safetensors", network, config, size)
+    save_encoder(folder / "encoder.safetensors", lived_in(network), config, size)
     return load_encoder(str(folder), CPU)
 
 

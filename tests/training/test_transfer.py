@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from rich.console import Console
 
 from genssl.config.evaluation import Protocol, parse_blocks
@@ -44,19 +43,6 @@ def finished(tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     """A finished run that holds out a third of train, and its results."""
     out = tmp_path_factory.mktemp("runs") / "run"
     return out, train(out, "evaluate=[knn, few_shot]", "train.validation_fraction=0.33")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> Path:
-    """Twenty-four images of two classes that differ in brightness."""
-    root: Path = tmp_path_factory.mktemp("photos")
-    draws = np.random.default_rng(0)
-    for name, level in (("dark", 40), ("light", 200)):
-        (root / name).mkdir()
-        for number in range(12):
-            pixels = np.clip(draws.normal(level, 20, (20, 24, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{number}.png")
-    return root
 
 
 def test_a_run_judged_later_has_the_numbers_of_its_end(finished):
