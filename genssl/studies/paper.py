@@ -17,12 +17,15 @@ PAPER = "arXiv 2403.05966"
 
 @cache
 def paper_tables() -> dict[str, Any]:
-    """Returns every table: name -> {source, what, rows: row -> column -> per cent}."""
+    """Returns every table: name -> {source, what, rows: row -> column -> value}.
+
+    Values are accuracies in per cent, and distances in the table `similarity`.
+    """
     return parse_document((files("genssl.studies") / "paper_tables.yaml").read_text(), "paper_tables.yaml").data
 
 
 def look_up(cell: str) -> float:
-    """Returns the value of a cell TABLE.ROW.COLUMN in per cent.
+    """Returns the value of a cell TABLE.ROW.COLUMN, in per cent where it is an accuracy.
 
     Raises:
         ConfigError: if there is none.

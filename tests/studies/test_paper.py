@@ -18,6 +18,14 @@ def test_every_cell_is_a_percentage():
         assert all(0 < value < 100 for value in cells)
 
 
+def test_what_the_paper_calls_similar_are_distances():
+    rows = paper_tables()["similarity"]["rows"]
+    assert all(0 < row[name] < 1 for row in rows.values() for name in ("cka", "procrustes"))
+    to_clip = [rows[name] for name in ("simclr_1_clip", "simclr_2_clip")]
+    for name in ("cka", "procrustes"):  # two encoders of one kind are nearer to each other than to CLIP
+        assert rows["simclr_1_simclr_2"][name] < min(row[name] for row in to_clip)
+
+
 def test_rows_of_a_table_have_the_same_columns():
     for name, table in paper_tables().items():
         assert len({tuple(row) for row in table["rows"].values()}) == 1, name

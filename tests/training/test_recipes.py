@@ -64,6 +64,79 @@ def test_there_are_recipes_of_every_kind():
     assert {".", "imagenet", "cifar10", "cifar100", "imagenette"} <= folders
 
 
+# Of the paper's released code: optimiser, learning rate for 256 images, weight decay, trust coefficient and clipping of
+# LARS, images a step, micro-batches, widths of projector and predictor, and what else the method has.
+RELEASED: dict[str, tuple[Any, ...]] = {
+    "simclr": ("lars", 0.3, 1e-6, (0.02, True), 1024, 1, (4096, 512, None), {"temperature": 0.2}),
+    "simsiam": ("sgd", 0.5, 1e-5, None, 256, 1, (4096, 4096, 512), {}),
+    "byol": (
+        "lars",
+        0.2,
+        1.5e-6,
+        (0.001, False),
+        16384,
+        16,
+        (4096, 256, 4096),
+        {"momentum_start": 0.99, "momentum_end": 1.0},
+    ),
+    "barlow_twins": (
+        "lars",
+        0.8,
+        1.5e-6,
+        (0.001, False),
+        256,
+        1,
+        (4096, 4096, None),
+        {"off_diagonal_weight": 0.0051, "loss_scale": 0.048},
+    ),
+    "moco": (
+        "sgd",
+        0.3,
+        3e-5,
+        None,
+        256,
+        1,
+        (2048, 256, None),
+        {"queue_size": 65536, "temperature": 0.2, "momentum_start": 0.99, "momentum_end": 0.999},
+    ),
+}
+SYMMETRIC = ((0.5, 0.0), (0.5, 0.0))  # probability of blur and solarisation, view by view
+ASYMMETRIC = ((1.0, 0.0), (0.1, 0.2))
+JITTER = {"simclr": (0.8, 0.8, 0.8, 0.2), "moco": (0.4, 0.4, 0.4, 0.1)}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_imagenet_recipes_have_the_released_codes_settings(name):
+    recipe = load(Recipe, RECIPES / "imagenet" / f"{name}.yaml")
+    optimizer, method, train = recipe.optimizer, recipe.method.model_dump(), recipe.train
+    lars = (optimizer.trust_coefficient, optimizer.clip) if optimizer.name == "lars" else None
+    widths = (
+        method["projector_hidden_dim"],
+        method["projector_output_dim"],
+        method.get("predictor_hidden_dim"),
+    )
+    released = RELEASED[name]
+    assert (optimizer.name, optimizer.lr, optimizer.weight_decay, lars) == released[:4]
+    assert (train.batch_size, train.accumulate, widths) == released[4:7]
+    assert {key: method[key] for key in released[7]} == released[7]
+    assert (optimizer.lr_rule, recipe.schedule.name, recipe.schedule.warmup_epochs, train.epochs) == (
+        "linear",
+        "cosine",
+        10,
+        100,
+    )
+    assert (recipe.views.policy, recipe.views.probability, recipe.backbone.name) == ("second", 1.0, "resnet50")
+    pair = recipe.views.augmentation
+    views = [pair.of_view(view) for view in (0, 1)]
+    expected = SYMMETRIC if name in JITTER else ASYMMETRIC
+    assert tuple((view.blur_probability, view.solarize_probability) for view in views) == expected
+    for view in views:
+        jitter = (view.brightness, view.contrast, view.saturation, view.hue)
+        assert jitter == JITTER.get(name, (0.4, 0.4, 0.2, 0.1))
+        assert (view.crop_scale, view.jitter_probability, view.grayscale_probability) == ((0.08, 1.0), 0.8, 0.2)
+        assert view.flip_probability == 0.5
+
+
 def chosen(paths: list[Path]) -> list[Any]:
     """Of a folder of a paper-scale data set one recipe is run by default and the others with the slow tests."""
     marked = []
