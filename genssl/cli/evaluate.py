@@ -23,9 +23,9 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="RUN|ENCODER...",
-            help="Run directories, .safetensors files, torchvision/NAME[:WEIGHTS], timm/NAME[:FILE], inception-v3[:FILE] "
-            "(that of FID), checkpoints of solo-learn, lightly and others, or generators (a folder, or builtin:NAME), "
-            "whose conditioner is judged.",
+            help="Run directories, .safetensors files, torchvision/NAME[:WEIGHTS], timm/NAME[:FILE], FID's "
+            "inception-v3[:FILE], checkpoints of solo-learn, lightly and others, or generators (a folder, or "
+            "builtin:NAME), whose conditioner is judged.",
             show_default=False,
         ),
     ],
