@@ -47,7 +47,8 @@ def load_conditioner(name: str) -> tuple[nn.Module, int | None, Statistics, dict
         folder = BUILTIN / name.removeprefix(PREFIX)
     source: dict[str, Any] = {"kind": "generator", "path": name}
     if (folder / DIFFUSERS).is_file():
-        from genssl.generators.stable_unclip import PIPELINE, image_encoder  # diffusers takes seconds
+        from genssl.generators.loading import image_encoder  # diffusers takes seconds
+        from genssl.generators.stable_unclip import PIPELINE
 
         found = read_json(folder / DIFFUSERS).get("_class_name")
         if found != PIPELINE:

@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIP
 from genssl.config.unclip_recipe import StableUnCLIPRecipe
 from genssl.data.base import ImageDataset
 from genssl.generators.configs import StableUnCLIPConfig
-from genssl.generators.stable_unclip import quiet_libraries
+from genssl.generators.loading import quiet_libraries
 from genssl.runtime import seeded_initialisation
 from genssl.training.fitting import Checkpoints, Report
 from genssl.training.unclip import TEXT_WIDTH, TrainedUnCLIP, train_unclip

@@ -1,0 +1,110 @@
+"""Loads the parts of a diffusers folder: safetensors only, nothing downloaded, and every failure in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.utils import logging as diffusers_logging
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers.utils import logging as transformers_logging
+
+from genssl.errors import GeneratorError
+from genssl.generators.locate import read_json
+
+
+def load_network(kind: Any, folder: Path, subfolder: str, dtype: torch.dtype, device: torch.device) -> Any:
+    """Loads one network of a pipeline, frozen and in evaluation mode.
+
+    Raises:
+        GeneratorError: if it is missing, of another kind or shape, or has no safetensors weights.
+    """
+    model = load_part(kind, folder, subfolder, use_safetensors=True, dtype=dtype)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_part(kind: Any, folder: Path, subfolder: str, **settings: Any) -> Any:
+    """Loads a scheduler, tokenizer or network by its `from_pretrained`; raises GeneratorError if that fails."""
+    try:
+        with quiet_libraries():
+            return kind.from_pretrained(folder, subfolder=subfolder, local_files_only=True, **settings)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        weights = " with safetensors weights" if "use_safetensors" in settings else ""
+        raise GeneratorError(
+            f"{folder / subfolder}: cannot be loaded as {kind.__name__}{weights}: {error}. "
+            "The model folder is incomplete or of another kind"
+        ) from None
+
+
+def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """Loads the autoencoder of a Stable Diffusion folder, full or tiny, as its config names it."""
+    tiny = read_json(folder / "vae" / "config.json").get("_class_name") == "AutoencoderTiny"
+    return load_network(AutoencoderTiny if tiny else AutoencoderKL, folder, "vae", dtype, device)
+
+
+def image_encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, dict[str, Any]]:
+    """Loads the image encoder of a model's folder alone, and how it wants images: "size" in pixels, "mean", "std".
+
+    Raises:
+        GeneratorError: if it is missing, broken, or has no safetensors weights.
+    """
+    return load_network(CLIPVisionModelWithProjection, folder, "image_encoder", dtype, device), preprocessor(folder)
+
+
+def preprocessor(folder: Path, subfolder: str = "feature_extractor") -> dict[str, Any]:
+    """Returns how an image encoder wants images: "size" in pixels, "mean" and "std" of the channels."""
+    path = folder / subfolder / "preprocessor_config.json"
+    config = read_json(path)
+    if "image_mean" not in config or "image_std" not in config:
+        raise GeneratorError(f"{path}: has no image_mean or no image_std; the model folder is incomplete, get it again")
+    crop = config.get("crop_size", 224)
+    return {
+        "size": int(crop["height"] if isinstance(crop, dict) else crop),
+        "mean": np.asarray(config["image_mean"], dtype=np.float32).tolist(),
+        "std": np.asarray(config["image_std"], dtype=np.float32).tolist(),
+    }
+
+
+def normalise(images: torch.Tensor, preprocessing: dict[str, Any]) -> torch.Tensor:
+    """Brings uint8 [B, 3, S, S] (0..255) to the image encoder's float32 input, by its mean and standard deviation."""
+    mean, std = (torch.tensor(preprocessing[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    normalised: torch.Tensor = (images.float() / 255 - mean) / std
+    return normalised
+
+
+def empty_prompt(folder: Path, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Returns the hidden states [1, tokens, width] of the empty prompt; text encoder and tokenizer are not kept."""
+    tokenizer = load_part(CLIPTokenizer, folder, "tokenizer")
+    encoder = load_network(CLIPTextModel, folder, "text_encoder", dtype, device)
+    tokens = tokenizer(
+        "", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        hidden_states: torch.Tensor = encoder(tokens.input_ids.to(device))[0]
+    return hidden_states
+
+
+def licence_of(folder: Path, otherwise: str) -> str:
+    """Returns the licence that a model's card.json names, or `otherwise`."""
+    card = folder / "card.json"
+    licence = read_json(card).get("licence") if card.exists() else None
+    return licence or otherwise
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Inside, diffusers and transformers draw no progress bars of their own and give no advice on what to install."""
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), diffusers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+        if shown:
+            transformers_logging.enable_progress_bar()
