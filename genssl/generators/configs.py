@@ -2,17 +2,106 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import typing
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from genssl.config.base import ComponentConfig
+from genssl.config.base import ComponentConfig, Section
+
+ADAPTIVE = "adaptive"
+ADAPTS = "noise_level"  # the parameter that has a rule for `adaptive`
+SIZES = ("image_size", "output_size")  # a run's variants have one size
+
+
+class DriftGuardConfig(Section):
+    """A variant that is too unlike its source is drawn anew."""
+
+    min_similarity: float = Field(
+        ge=-1, le=1, description="cosine of the conditioner's embeddings of variant and source, at least"
+    )
+    max_tries: int = Field(4, ge=1, le=64, description="draws of a variant; if none passes, the most similar stays")
 
 
 class GeneratorConfig(ComponentConfig):
-    """What every generator has: an id under which a server offers it."""
+    """What every generator has: an id under which a server offers it, and parameters that vary between variants.
+
+    Any numeric parameter may be a range, `guidance_scale: [2, 8]`, of which every variant draws its own value, and
+    `noise_level: adaptive` follows from the source. Both are short for an entry of `varying`.
+    """
 
     id: str | None = Field(None, pattern=r"^[\w.-]+$", description="name on the server; by default the registry name")
+    varying: dict[str, tuple[float, float] | Literal["adaptive"]] | None = Field(
+        None, description="parameters that are [low, high], drawn by the variant's seed, or adaptive, by the source"
+    )
+    drift_guard: DriftGuardConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _move_what_varies(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("varying") or {}, dict):
+            return data
+        plain, varying = dict(data), dict(data.get("varying") or {})
+        for name, value in data.items():
+            if name == ADAPTS and value == ADAPTIVE:
+                plain[name], varying[name] = 0, ADAPTIVE
+            elif name in _numeric(cls) and name not in SIZES and _is_range(value):
+                plain[name], varying[name] = value[0], tuple(value)
+        # A range in `varying` alone also gives the value that stands where one is wanted.
+        for name, value in varying.items():
+            if name in _numeric(cls) and (_is_range(value) or value == ADAPTIVE):
+                first = 0 if value == ADAPTIVE else value[0]
+                if plain.setdefault(name, first) != first:
+                    raise ValueError(f"{name} is {plain[name]} and varying.{name} is {value}; give one of the two")
+        return plain | {"varying": varying} if varying else plain
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _explain_ranges(cls, value: Any, info: Any) -> Any:
+        if info.field_name in _numeric(cls) and isinstance(value, list | tuple):
+            if info.field_name in SIZES:
+                raise ValueError("the variants of a run have one size; give one number")
+            raise ValueError("a number is expected, or a range [low, high] with low < high, both whole for a count")
+        return value
+
+    @model_validator(mode="after")
+    def _ranges_fit(self) -> GeneratorConfig:
+        for name, value in (self.varying or {}).items():
+            if value == ADAPTIVE:
+                if name != ADAPTS or name not in type(self).model_fields:
+                    raise ValueError(f"varying.{name}: only noise_level can be adaptive, where a generator has it")
+                continue
+            if name not in _numeric(type(self)) or name in SIZES:
+                allowed = ", ".join(name for name in _numeric(type(self)) if name not in SIZES)
+                raise ValueError(f"varying.{name}: is no number that can vary; there are {allowed}")
+            if not _is_range(value):
+                raise ValueError(f"varying.{name}: a range [low, high] with low < high is expected")
+            given = {key: getattr(self, key) for key in self.model_fields_set if key not in ("varying", name)}
+            for end in value:
+                whole = int(end) if float(end).is_integer() else end
+                try:
+                    type(self).model_validate(given | {name: whole})
+                except ValidationError as error:
+                    raise ValueError(f"{name}: {end:g}: {error.errors()[0]['msg'].lower()}") from None
+        return self
+
+
+def _numeric(model: type[ComponentConfig]) -> list[str]:
+    """Returns the fields of a generator's own that are numbers."""
+    return [
+        name
+        for name, field in model.model_fields.items()
+        if {int, float} & {field.annotation, *typing.get_args(field.annotation)}
+    ]
+
+
+def _is_range(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(isinstance(end, int | float) and not isinstance(end, bool) for end in value)
+        and value[0] < value[1]
+    )
 
 
 class StableUnCLIPConfig(GeneratorConfig):

@@ -23,6 +23,7 @@ from genssl.generators.base import Alive, GeneratorSpec, Parameters
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.generators.ddim import DDIM, DDIMStep
 from genssl.generators.fingerprint import fingerprint_folder
+from genssl.generators.foreground import foreground_ratio
 from genssl.generators.loading import (
     empty_prompt,
     image_encoder,
@@ -101,6 +102,14 @@ class StableUnCLIP:
         pixels = normalise(images, self._preprocessor)
         embeddings: torch.Tensor = self._image_encoder(pixels.to(self._device, self._dtype)).image_embeds
         return embeddings.float().cpu()
+
+    @torch.inference_mode()
+    def embed_with_foreground(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns what `embed` does and, as column [embedding_dim], the part of each image that is foreground."""
+        pixels = normalise(images, self._preprocessor)
+        output = self._image_encoder(pixels.to(self._device, self._dtype))
+        foreground = foreground_ratio(output.last_hidden_state[:, 1:])  # without the class token
+        return torch.cat([output.image_embeds.float().cpu(), foreground[:, None]], dim=1)
 
     def check(self, parameters: Parameters) -> None:
         """Raises RequestRefusedError for steps, guidance, noise level or sizes outside what the model can do."""

@@ -163,7 +163,10 @@ class InProcess:
         self._engines = [VariantEngine(generator, [bucket]) for bucket in server.buckets]
         image = np.random.default_rng(0).integers(0, 256, (3, info.image_size, info.image_size), dtype=np.uint8)
         (self._embedding,), _ = self._engines[0].embed([generator.preprocess(image)])
-        self._parameters: Parameters = {}
+        known = generator.spec.defaults  # what varies on the server is in none of the generator's own settings
+        self._parameters: Parameters = {
+            name: value for name, value in info.default_parameters.items() if name not in known
+        }
         self._next = secrets.randbits(62)
         self._engine = max(self._engines, key=lambda engine: self._run(engine, TRIAL_SECONDS).rate)
 
@@ -181,7 +184,9 @@ class InProcess:
         while result.seconds < seconds:
             numbers = range(self._next, self._next + engine.buckets[-1])
             self._next += len(numbers)
-            engine.generate([engine.row(bytes(16), self._embedding, number, settings) for number in numbers])
+            rows = [engine.row(bytes(16), self._embedding, number, settings) for number in numbers]
+            for positions in engine.batches(rows):
+                engine.generate([rows[position] for position in positions])
             result.variants += len(numbers)
             result.seconds = time.perf_counter() - started
         return result

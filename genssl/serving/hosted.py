@@ -13,6 +13,7 @@ from genssl.config.server import ServerFile
 from genssl.data.base import UInt8Array
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
+from genssl.generators.variation import merge
 from genssl.serving.batcher import Batcher
 from genssl.serving.codec import Failure, Ready, decode_source
 from genssl.serving.embedder import Embedder
@@ -200,7 +201,8 @@ class Hosted:
             elif isinstance(embedding, Failure):
                 items[position] = embedding
             else:
-                rows[position] = Row(item.name, embedding, item.seed, item.settings, item.key)
+                settled = self.engine.settle(item.settings, embedding, item.seed)
+                rows[position] = Row(item.name, embedding, item.seed, settled, item.key)
         made = await self.batcher.submit(
             list(rows.values()), priority=caller.priority, client=caller.client, deadline=caller.deadline
         )
@@ -244,7 +246,7 @@ class Hosted:
             )
         if spec.parameters:
             try:
-                settings = self.settings({**request.parameters, **spec.parameters})
+                settings = self.settings(merge(request.parameters, spec.parameters))
             except RequestRefusedError as error:
                 return Failure(pb.ITEM_CODE_BAD_SPEC, str(error))
         key = VariantKey(digest, self.engine.generator.spec.fingerprint, settings.digest, spec.variant_index)

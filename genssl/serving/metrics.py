@@ -191,6 +191,7 @@ def _generator_families(statistics: Statistics) -> Iterator[Metric]:
     dropped = CounterMetricFamily(
         "genssl_variants_dropped", "Rows dropped: client gone, or deadline passed.", labels=by_generator
     )
+    redrawn = CounterMetricFamily("genssl_variants_redrawn", "Draws that drift guards added.", labels=by_generator)
     embedded = CounterMetricFamily("genssl_sources_embedded", "Sources embedded.", labels=by_generator)
     embed = CounterMetricFamily(
         "genssl_embed_seconds", "Device time of embedding.", labels=by_generator, unit="seconds"
@@ -219,6 +220,7 @@ def _generator_families(statistics: Statistics) -> Iterator[Metric]:
         hits.add_metric([name, "embedding"], counters.embeddings_reused)
         failed.add_metric([name], counters.failed)
         dropped.add_metric([name], counters.dropped)
+        redrawn.add_metric([name], counters.redrawn())
         embedded.add_metric([name], counters.sources_embedded)
         embed.add_metric([name], counters.embed_seconds)
         for bucket, batch in sorted(counters.batches.items()):
@@ -227,7 +229,7 @@ def _generator_families(statistics: Statistics) -> Iterator[Metric]:
         _add(size, [name], counters.batch_size)
         _add(generate, [name], counters.generate)
         _add(encode, [name], counters.encode)
-    yield from (depth, running, largest, occupancy, variants, hits, failed, dropped, embedded, embed, wait)
+    yield from (depth, running, largest, occupancy, variants, hits, failed, dropped, redrawn, embedded, embed, wait)
     yield from (size, batches, generate, encode)
 
 

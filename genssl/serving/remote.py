@@ -12,6 +12,7 @@ from genssl.config.recipe import ClientTLSConfig, VariantsConfig
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.base import Parameters
+from genssl.generators.variation import is_known, merge
 from genssl.serving.client import AsyncVariantClient
 from genssl.serving.messages import Priority
 from genssl.serving.targets import RECIPE_ADVICE
@@ -141,7 +142,7 @@ class RemoteSource:
     def parameters(self) -> Parameters:
         """Every parameter of the variants that this source asks for."""
         assert self.generator is not None
-        return dict(self.generator.default_parameters) | self._parameters
+        return merge(self.generator.default_parameters, self._parameters)
 
     @property
     def wants_refresh(self) -> bool:
@@ -226,7 +227,7 @@ class RemoteSource:
         self.generator = await self._client.find_generator(self._generator_id)
         # A server refuses a parameter that its generator does not have; a recipe's block may have other numbers too.
         known = self.generator.default_parameters
-        self._parameters = {name: value for name, value in self._parameters.items() if name in known}
+        self._parameters = {name: value for name, value in self._parameters.items() if is_known(name, known)}
         self.image_size = int(self._parameters.get("output_size", self.generator.image_size))
         self._queue.rows_per_request = min(self._config.rows_per_request, self._client.most_rows(self.image_size))
 

@@ -10,6 +10,7 @@ import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -22,6 +23,7 @@ from genssl.config.base import ComponentConfig
 from genssl.config.server import ServerFile, generator_id
 from genssl.errors import GeneratorError, UserError
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
+from genssl.generators.opening import open_generator
 from genssl.registry import GENERATORS
 from genssl.runtime import pick_device, set_threads
 from genssl.serving.admission import Admission
@@ -190,7 +192,7 @@ class _Loader:
 
     async def _host(self, config: ComponentConfig) -> Hosted:
         loop, name = asyncio.get_running_loop(), generator_id(config)
-        generator = await loop.run_in_executor(self._device_thread, GENERATORS.get(config.name), config, self._device)
+        generator = await loop.run_in_executor(self._device_thread, open_generator, config, self._device)
         engine = VariantEngine(generator, self._file.buckets, deterministic=self._file.batching == "deterministic")
         batcher = Batcher(
             engine,
@@ -206,6 +208,7 @@ class _Loader:
             queued=batcher.queued_by_priority,
             running=lambda: batcher.running,
             largest_bucket=lambda: batcher.largest_bucket,
+            redrawn=lambda: engine.redrawn,
         )
         try:
             for bucket, seconds in await loop.run_in_executor(self._device_thread, warm_up, engine):
@@ -250,7 +253,7 @@ def warm_up(engine: VariantEngine) -> list[tuple[int, float]]:
         Each bucket with the seconds that its second batch took.
     """
     grey = engine.generator.preprocess(np.full((3, 8, 8), 128, dtype=np.uint8))
-    settings = engine.complete({})
+    settings = replace(engine.complete({}), variation=None)  # what varies would not let the rows share a batch
     costs = []
     for bucket in engine.buckets:
         embeddings, _ = engine.embed([grey] * bucket)

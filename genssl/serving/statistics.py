@@ -89,6 +89,7 @@ class GeneratorCounters:
         queued: returns the rows that wait now, by priority in lower case.
         running: returns the rows on the device now.
         largest_bucket: returns the largest batch size in use now.
+        redrawn: returns the draws that drift guards added.
     """
 
     def __init__(
@@ -99,9 +100,10 @@ class GeneratorCounters:
         queued: Callable[[], Mapping[str, int]],
         running: Callable[[], int],
         largest_bucket: Callable[[], int],
+        redrawn: Callable[[], int] = lambda: 0,
     ) -> None:
         self.generator_id = generator_id
-        self.queued, self.running, self.largest_bucket = queued, running, largest_bucket
+        self.queued, self.running, self.largest_bucket, self.redrawn = queued, running, largest_bucket, redrawn
         self.variants: dict[Origin, int] = dict.fromkeys(ORIGINS, 0)
         self.failed = 0
         self.dropped = 0
@@ -170,6 +172,7 @@ class GeneratorCounters:
                 for bucket, counters in sorted(self.batches.items())
             ],
             largest_bucket=self.largest_bucket(),
+            variants_redrawn=self.redrawn(),
         )
 
 
@@ -219,10 +222,16 @@ class Statistics:
         queued: Callable[[], Mapping[str, int]],
         running: Callable[[], int],
         largest_bucket: Callable[[], int],
+        redrawn: Callable[[], int] = lambda: 0,
     ) -> GeneratorCounters:
         """Returns new counters for a generator; the arguments are those of `GeneratorCounters`."""
         counters = GeneratorCounters(
-            generator_id, buckets=buckets, queued=queued, running=running, largest_bucket=largest_bucket
+            generator_id,
+            buckets=buckets,
+            queued=queued,
+            running=running,
+            largest_bucket=largest_bucket,
+            redrawn=redrawn,
         )
         self.generators[generator_id] = counters
         return counters

@@ -10,7 +10,7 @@ import torch
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import resize_and_crop
-from genssl.registry import GENERATORS
+from genssl.generators.opening import open_generator
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
@@ -43,6 +43,6 @@ class GeneratedVariants:
         if self._engine is None:
             generator, variants = self._recipe.generator, self._recipe.variants
             assert generator is not None, "there is a generator where there are variants"
-            made = GENERATORS.get(generator.name)(generator, self._device)
+            made = open_generator(generator, self._device)
             self._engine = VariantEngine(made, variants.buckets, deterministic=variants.batching == "deterministic")
         return self._engine

@@ -19,7 +19,7 @@ from genssl.data.base import ImageDataset
 from genssl.data.load import hold_out, load_dataset
 from genssl.errors import UserError
 from genssl.generators.configs import GeneratorConfig
-from genssl.registry import GENERATORS
+from genssl.generators.opening import open_generator
 from genssl.runtime import pick_device, set_threads
 from genssl.training.files import write_json
 from genssl.training.fitting import CHECKPOINT
@@ -69,7 +69,7 @@ def train_generator(recipe: GeneratorRecipe, folder: Path, console: Console) -> 
                 config: GeneratorConfig = train_and_save(recipe, train, device, progress, model)
             seconds = time.perf_counter() - started
             write_json(model / "card.json", _card(recipe, train, seconds, resumed))
-            quality = measure(GENERATORS.get(config.name)(config, device), train, test, measured_on)
+            quality = measure(open_generator(config, device), train, test, measured_on)
             write_json(model / "quality.json", quality)
             (model / "README.md").write_text(_readme(recipe, config.name, quality, seconds))
             for path in model.rglob("*.safetensors"):  # the hub library writes them readable by their owner alone

@@ -27,6 +27,7 @@ LEDGER_WORDS = {
     "reuse_mean": "how often a variant that was used again stood in for others, on average",
     "reuse_max": "how often one did at most",
     "variants_dropped": "planned variants whose step passed before they were asked for",
+    "variants_redrawn": "draws that the drift guard added",
     "variants_refreshed": "variants generated ahead of the plan",
     "stall_seconds": "seconds the training waited for variants",
     "generator_seconds": "seconds of the generator's device",

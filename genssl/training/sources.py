@@ -16,7 +16,9 @@ from genssl.data.base import ImageDataset
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.base import Parameters
-from genssl.registry import GENERATORS
+from genssl.generators.configs import GeneratorConfig
+from genssl.generators.opening import open_generator
+from genssl.generators.variation import varying_parameters
 from genssl.runtime import usable_cores
 from genssl.serving.embedded import EmbeddedServer
 from genssl.serving.messages import Priority
@@ -204,7 +206,7 @@ def open_in_process(recipe: Recipe, dataset: ImageDataset, ledger: Ledger, devic
     """
     assert recipe.generator is not None
     engine = VariantEngine(
-        GENERATORS.get(recipe.generator.name)(recipe.generator, device),
+        open_generator(recipe.generator, device),
         recipe.variants.buckets,
         deterministic=recipe.variants.batching == "deterministic",
     )
@@ -335,6 +337,8 @@ def _parameters(recipe: Recipe, server: EmbeddedServer | None) -> Parameters:
     if server is not None or recipe.generator is None:
         return {}
     given = recipe.generator.model_dump(exclude_none=True)
-    return {
+    numbers = {
         key: value for key, value in given.items() if isinstance(value, int | float) and not isinstance(value, bool)
     }
+    varying = varying_parameters(recipe.generator) if isinstance(recipe.generator, GeneratorConfig) else {}
+    return numbers | varying

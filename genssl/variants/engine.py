@@ -5,18 +5,18 @@ The server and the in-process source both stand on this, which is why they give 
 
 from __future__ import annotations
 
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from genssl.data.base import UInt8Array
-from genssl.errors import RequestRefusedError, suggest
-from genssl.generators.base import Alive, Generator, Parameters
+from genssl.generators.base import Alive, Cancelled, Generator, Parameters
+from genssl.generators.variation import Variation, complete, redraw_seed
 from genssl.variants.key import VariantKey, parameters_digest
 
 
@@ -25,14 +25,16 @@ class Settings:
     """A complete parameter mapping and what follows from it, worked out once for all rows that share it.
 
     Attributes:
-        parameters: every parameter of the generator.
-        digest: 16 bytes, see `parameters_digest`.
+        parameters: every parameter of the generator; where one varies, the low end of its range until it is settled.
+        digest: 16 bytes, see `parameters_digest`; over what varies, not over what a row drew.
         batch_key: rows whose keys are equal can share a batch.
+        variation: what source and seed settle, and the drift guard; None if there is neither.
     """
 
     parameters: Parameters
     digest: bytes
     batch_key: tuple[object, ...]
+    variation: Variation | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +43,9 @@ class Row:
 
     Attributes:
         name: 16 bytes; rows with equal names are the same image.
-        embedding: of the source, float32 [D].
+        embedding: of the source, float32 [D], or [D + 1] with its foreground, see `VariantEngine.embed`.
         seed: of the noise.
-        settings: parameters of this row.
+        settings: parameters of this row, settled.
         key: of the variant, whose digest is `name`; None if a client chose the seed, which makes an image that no key
             names and no store may keep.
     """
@@ -62,39 +64,37 @@ class VariantEngine:
         generator: conditioner and decoder.
         buckets: ascending batch sizes; a batch is padded up to the next one, so that few shapes are ever computed.
         deterministic: pads every batch to the largest bucket, so that a row's bits do not depend on its company.
+
+    Attributes:
+        redrawn: draws that the drift guard added so far.
     """
 
     def __init__(self, generator: Generator, buckets: Sequence[int], *, deterministic: bool = False) -> None:
         self.generator = generator
         self.buckets = [buckets[-1]] if deterministic else list(buckets)
         self.deterministic = deterministic
+        self.redrawn = 0
+        # A generator that can tells how much of a source is foreground, in the same pass of its conditioner.
+        self._embed = getattr(generator, "embed_with_foreground", generator.embed)
+        self._knows_foreground = hasattr(generator, "embed_with_foreground")
 
     def complete(self, given: Parameters) -> Settings:
         """Returns `given` on top of the generator's defaults, each with its default's type.
 
         Raises:
-            RequestRefusedError: for a parameter that this generator does not have, for infinities and NaN, or for a
-                fraction where a whole number is due.
+            RequestRefusedError: see `variation.complete`.
         """
-        defaults = self.generator.spec.defaults
-        complete = dict(defaults)
-        for name, value in given.items():
-            if name not in defaults:
-                raise RequestRefusedError(
-                    f"{self.generator.spec.name} has no parameter {name!r}{suggest(name, defaults)}"
-                )
-            if not math.isfinite(value):
-                raise RequestRefusedError(
-                    f"{self.generator.spec.name}: parameter {name} is {value}; a finite number is expected"
-                )
-            kind = type(defaults[name])
-            if kind(value) != value:
-                raise RequestRefusedError(
-                    f"{self.generator.spec.name}: parameter {name} is a whole number, not {value!r}"
-                )
-            complete[name] = kind(value) + 0  # -0.0 becomes 0.0: equal parameters must have equal names
-        self.generator.check(complete)
-        return Settings(complete, parameters_digest(complete), self.generator.batch_key(complete))
+        whole, plain, variation = complete(self.generator, given)
+        return Settings(plain, parameters_digest(whole), self.generator.batch_key(plain), variation)
+
+    def settle(self, settings: Settings, embedding: torch.Tensor, seed: int) -> Settings:
+        """Returns the settings of the variant that a source's embedding (from `embed`) and a seed make."""
+        variation = settings.variation
+        if variation is None or not (variation.ranges or variation.adaptive):
+            return settings
+        foreground = float(embedding[-1]) if self._knows_foreground else None
+        parameters = variation.settle(settings.parameters, seed, foreground)
+        return replace(settings, parameters=parameters, batch_key=self.generator.batch_key(parameters))
 
     def row(
         self, source_id: bytes, embedding: torch.Tensor, index: int, settings: Settings, seed: int | None = None
@@ -102,18 +102,31 @@ class VariantEngine:
         """Returns the row of variant `index` of a source; `seed` replaces the derived one."""
         key = VariantKey(source_id, self.generator.spec.fingerprint, settings.digest, index)
         if seed is None:
-            return Row(key.digest(), embedding, key.seed(), settings, key)
-        return Row(key.digest_with_seed(seed), embedding, seed, settings)
+            return Row(key.digest(), embedding, key.seed(), self.settle(settings, embedding, key.seed()), key)
+        return Row(key.digest_with_seed(seed), embedding, seed, self.settle(settings, embedding, seed))
 
     def embed(self, images: Sequence[UInt8Array]) -> tuple[list[torch.Tensor], float]:
-        """Embeds preprocessed sources uint8 [3, S, S]; returns float32 [D] each (CPU), and the device's seconds."""
+        """Embeds preprocessed sources uint8 [3, S, S].
+
+        Returns:
+            float32 [D] each (CPU), or [D + 1] where the conditioner tells the foreground of a source, the last number;
+            and the device's seconds.
+        """
         started = time.perf_counter()
         embeddings: list[torch.Tensor] = []
         for start in range(0, len(images), self.buckets[-1]):
             part = torch.from_numpy(np.stack(images[start : start + self.buckets[-1]]))
             padded = _pad(part, self._bucket(len(part)))
-            embeddings += [row.clone() for row in self.generator.embed(padded)[: len(part)]]
+            embeddings += [row.clone() for row in self._embed(padded)[: len(part)]]
         return embeddings, time.perf_counter() - started
+
+    def batches(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Returns positions of rows that can go through `generate` together, every position once."""
+        by_key: dict[tuple[object, ...], list[int]] = {}
+        for position, row in enumerate(rows):
+            by_key.setdefault(row.settings.batch_key, []).append(position)
+        most = self.buckets[-1]
+        return [part[start : start + most] for part in by_key.values() for start in range(0, len(part), most)]
 
     def generate(
         self, rows: Sequence[Row], *, bucket: int | None = None, alive: Alive | None = None
@@ -133,19 +146,61 @@ class VariantEngine:
             Cancelled: if no row lives any more.
         """
         assert 0 < len(rows) <= self.buckets[-1], "a batch has at least one row and at most the largest bucket"
+        assert len({row.settings.batch_key for row in rows}) == 1, "the rows of a batch have equal keys"
         started = time.perf_counter()
-        bucket = bucket or self._bucket(len(rows))
+        images = self._draw(rows, [row.seed for row in rows], bucket or self._bucket(len(rows)), alive)
+        if any(_guarded(row) for row in rows):
+            images = self._guard(rows, images, alive)
+        return images, time.perf_counter() - started
+
+    def _draw(self, rows: Sequence[Row], seeds: Sequence[int], bucket: int, alive: Alive | None) -> UInt8Array:
         filler = bucket - len(rows)
         assert filler >= 0, "the bucket holds the rows"
+        embeddings = torch.stack([row.embedding for row in rows])
+        if self._knows_foreground:
+            embeddings = embeddings[:, :-1]
         images = self.generator.generate(
-            _pad(torch.stack([row.embedding for row in rows]), bucket),
-            [row.seed for row in rows] + [0] * filler,
+            _pad(embeddings, bucket),
+            [*seeds, *[0] * filler],
             [row.settings.parameters for row in rows] + [rows[-1].settings.parameters] * filler,
             alive=None if alive is None else lambda: [*alive(), *[False] * filler],
             sizes=[] if self.deterministic else [size for size in self.buckets if size < bucket],
         )
         result: UInt8Array = images[: len(rows)].numpy()
-        return result, time.perf_counter() - started
+        return result
+
+    def _guard(self, rows: Sequence[Row], images: UInt8Array, alive: Alive | None) -> UInt8Array:
+        """Draws anew what is too unlike its source; of a row's draws the first that passes stays, or else the best."""
+        images, number = images.copy(), 0
+        left = [position for position, row in enumerate(rows) if _guarded(row)]
+        best = dict(zip(left, self._similarities(rows, left, images[left]), strict=True))
+        while True:
+            number += 1
+            wanted = alive() if alive is not None else [True] * len(rows)
+            left = [one for one in left if wanted[one] and _fails(rows[one], best[one], number)]
+            if not left:
+                return images
+            self.redrawn += len(left)
+            chosen = [rows[position] for position in left]
+            seeds = [redraw_seed(row.seed, number) for row in chosen]
+            try:
+                part = None if alive is None else _part(alive, left)
+                drawn = self._draw(chosen, seeds, self._bucket(len(chosen)), part)
+            except Cancelled:  # those that fail are not wanted any more; the others are made
+                return images
+            for position, image, similarity in zip(left, drawn, self._similarities(rows, left, drawn), strict=True):
+                if similarity > best[position]:
+                    images[position], best[position] = image, similarity
+
+    def _similarities(self, rows: Sequence[Row], positions: Sequence[int], images: UInt8Array) -> list[float]:
+        """Returns the cosines of the embeddings of `images` and of the sources of the rows at `positions`."""
+        embedded, _ = self.embed([self.generator.preprocess(image) for image in images])
+        sources = torch.stack([rows[position].embedding for position in positions])
+        made = torch.stack(embedded)
+        if self._knows_foreground:
+            sources, made = sources[:, :-1], made[:, :-1]
+        similarities: list[float] = F.cosine_similarity(made.float(), sources.float(), dim=1).tolist()
+        return similarities
 
     def _bucket(self, count: int) -> int:
         return next(size for size in self.buckets if size >= count)
@@ -175,6 +230,28 @@ class EmbeddingCache:
         self._items.move_to_end(source_id)
         while len(self._items) > self._capacity:
             self._items.popitem(last=False)
+
+
+def _part(alive: Alive, positions: Sequence[int]) -> Alive:
+    """Returns `alive` for some of its rows."""
+
+    def of_positions() -> list[bool]:
+        wanted = alive()
+        return [wanted[position] for position in positions]
+
+    return of_positions
+
+
+def _guarded(row: Row) -> bool:
+    return row.settings.variation is not None and row.settings.variation.min_similarity is not None
+
+
+def _fails(row: Row, similarity: float, draws: int) -> bool:
+    """Says whether a row is drawn once more after so many draws, of which the best has this similarity."""
+    variation = row.settings.variation
+    assert variation is not None
+    assert variation.min_similarity is not None
+    return similarity < variation.min_similarity and draws < variation.max_tries
 
 
 def _pad(batch: torch.Tensor, size: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genssl.data.base import ImageDataset
+from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import decode
 from genssl.generators.base import Parameters
 from genssl.variants.engine import EmbeddingCache, VariantEngine
@@ -55,15 +55,21 @@ class InProcessSource:
             vector = known[request.source_id]
             assert vector is not None
             rows.append(self._engine.row(request.source_id, vector, request.index, self._settings))
-        parts = []
-        for start in range(0, len(rows), self._engine.buckets[-1]):
-            images, seconds = self._engine.generate(rows[start : start + self._engine.buckets[-1]])
+        images: dict[int, UInt8Array] = {}
+        redrawn = self._engine.redrawn
+        for positions in self._engine.batches(rows):
+            made, seconds = self._engine.generate([rows[position] for position in positions])
             self._ledger.generator_seconds += seconds
             self._ledger.calls += 1
-            self._ledger.variants_computed += len(images)
-            parts.append(images)
+            self._ledger.variants_computed += len(made)
+            images.update(zip(positions, made, strict=True))
+        self._ledger.variants_redrawn += self._engine.redrawn - redrawn
         indices = [request.index for request in requests]
-        return Delivery(images=np.concatenate(parts), origins=["generated"] * len(rows), indices=indices)
+        return Delivery(
+            images=np.stack([images[position] for position in range(len(rows))]),
+            origins=["generated"] * len(rows),
+            indices=indices,
+        )
 
     def close(self) -> None:
         """Nothing is held."""

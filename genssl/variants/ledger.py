@@ -30,6 +30,7 @@ class Ledger:
         retries: requests repeated because the server was unreachable or overloaded.
         retries_by_kind: the same by what the server was: "away" (or late), or "full".
         variants_dropped: announced variants whose step passed before they were asked for.
+        variants_redrawn: draws that the drift guard added in this process; a server counts its own.
         variants_refreshed: variants that were generated ahead of the plan, into the pool.
         prefetch_depth: steps ahead that variants are asked for now.
         fetch_seconds: of the latest requests, from sending to arrival.
@@ -46,6 +47,7 @@ class Ledger:
     retries: int = 0
     retries_by_kind: Counter[str] = field(default_factory=Counter)
     variants_dropped: int = 0
+    variants_redrawn: int = 0
     variants_refreshed: int = 0
     prefetch_depth: int = 0
     fetch_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
@@ -107,6 +109,7 @@ class Ledger:
             "reuse_mean": round(self.origins["reused"] / stand_ins, 3) if stand_ins else 0.0,
             "reuse_max": self.usage.most_stand_ins,
             "variants_dropped": self.variants_dropped,
+            "variants_redrawn": self.variants_redrawn,
             "variants_refreshed": self.variants_refreshed,
             "stall_seconds": round(self.stall_seconds, 3),
             "generator_seconds": round(self.generator_seconds, 3),

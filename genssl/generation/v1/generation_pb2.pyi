@@ -302,7 +302,7 @@ class GetStatisticsResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., generators: _Optional[_Iterable[_Union[GeneratorStatistics, _Mapping]]] = ..., clients: _Optional[_Iterable[_Union[ClientStatistics, _Mapping]]] = ..., rejections: _Optional[_Mapping[str, int]] = ..., requests: _Optional[int] = ..., queued_bytes: _Optional[int] = ..., event_loop_lag_seconds: _Optional[float] = ...) -> None: ...
 
 class GeneratorStatistics(_message.Message):
-    __slots__ = ("generator_id", "queued", "running", "variants_generated", "variants_from_store", "variants_from_memory", "variants_shared", "variants_failed", "variants_dropped", "sources_embedded", "embed_seconds", "encode_seconds", "queue_wait_seconds", "batches", "largest_bucket")
+    __slots__ = ("generator_id", "queued", "running", "variants_generated", "variants_from_store", "variants_from_memory", "variants_shared", "variants_failed", "variants_dropped", "sources_embedded", "embed_seconds", "encode_seconds", "queue_wait_seconds", "batches", "largest_bucket", "variants_redrawn")
     class QueuedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -325,6 +325,7 @@ class GeneratorStatistics(_message.Message):
     QUEUE_WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     BATCHES_FIELD_NUMBER: _ClassVar[int]
     LARGEST_BUCKET_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_REDRAWN_FIELD_NUMBER: _ClassVar[int]
     generator_id: str
     queued: _containers.ScalarMap[str, int]
     running: int
@@ -340,7 +341,8 @@ class GeneratorStatistics(_message.Message):
     queue_wait_seconds: float
     batches: _containers.RepeatedCompositeFieldContainer[BatchStatistics]
     largest_bucket: int
-    def __init__(self, generator_id: _Optional[str] = ..., queued: _Optional[_Mapping[str, int]] = ..., running: _Optional[int] = ..., variants_generated: _Optional[int] = ..., variants_from_store: _Optional[int] = ..., variants_from_memory: _Optional[int] = ..., variants_shared: _Optional[int] = ..., variants_failed: _Optional[int] = ..., variants_dropped: _Optional[int] = ..., sources_embedded: _Optional[int] = ..., embed_seconds: _Optional[float] = ..., encode_seconds: _Optional[float] = ..., queue_wait_seconds: _Optional[float] = ..., batches: _Optional[_Iterable[_Union[BatchStatistics, _Mapping]]] = ..., largest_bucket: _Optional[int] = ...) -> None: ...
+    variants_redrawn: int
+    def __init__(self, generator_id: _Optional[str] = ..., queued: _Optional[_Mapping[str, int]] = ..., running: _Optional[int] = ..., variants_generated: _Optional[int] = ..., variants_from_store: _Optional[int] = ..., variants_from_memory: _Optional[int] = ..., variants_shared: _Optional[int] = ..., variants_failed: _Optional[int] = ..., variants_dropped: _Optional[int] = ..., sources_embedded: _Optional[int] = ..., embed_seconds: _Optional[float] = ..., encode_seconds: _Optional[float] = ..., queue_wait_seconds: _Optional[float] = ..., batches: _Optional[_Iterable[_Union[BatchStatistics, _Mapping]]] = ..., largest_bucket: _Optional[int] = ..., variants_redrawn: _Optional[int] = ...) -> None: ...
 
 class BatchStatistics(_message.Message):
     __slots__ = ("bucket", "batches", "rows", "generate_seconds")
