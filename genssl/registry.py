@@ -241,6 +241,13 @@ GENERATORS = Registry(
             "ICGANConfig",
             "instance-conditioned GAN, one forward pass: official weights that you bring, or train your own",
         ),
+        _builtin(
+            "generators",
+            "retrieval",
+            "retrieval:Retrieval",
+            "RetrievalConfig",
+            "no model: the source's nearest neighbours in a bank of images, the control for all of them",
+        ),
     ],
 )
 

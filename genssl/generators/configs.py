@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from genssl.config.base import ComponentConfig, Section
+from genssl.generators.bank_config import BankConfig, Encoder, InterpolationConfig
 
 ADAPTIVE = "adaptive"
 ADAPTS = "noise_level"  # the parameter that has a rule for `adaptive`
@@ -35,6 +36,9 @@ class GeneratorConfig(ComponentConfig):
         None, description="parameters that are [low, high], drawn by the variant's seed, or adaptive, by the source"
     )
     drift_guard: DriftGuardConfig | None = None
+    interpolation: InterpolationConfig | None = Field(
+        None, description="variants of embeddings between the source's and a neighbour's in a bank of images"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -165,4 +169,25 @@ class ICGANConfig(GeneratorConfig):
     )
     output_size: int | None = Field(
         None, ge=8, le=2048, description="generated images are resized to this many pixels; by default not at all"
+    )
+
+
+class RetrievalConfig(GeneratorConfig):
+    """Nearest neighbours in a bank of images in place of generated variants."""
+
+    name: Literal["retrieval"] = "retrieval"
+    bank: BankConfig
+    encoder: Encoder = Field(
+        description="what sees the images: a run directory, an encoder.safetensors, a generator (builtin:NAME or its "
+        "folder), or a backbone's block"
+    )
+    encoder_size: int | None = Field(
+        None,
+        ge=8,
+        le=2048,
+        description="pixels that the encoder is shown; by default what its file says, or the bank's",
+    )
+    neighbours: int = Field(10, ge=1, le=1000, description="the nearest images, of which each variant draws one")
+    output_size: int | None = Field(
+        None, ge=8, le=2048, description="pixels of a variant; by default those of the bank's images"
     )

@@ -10,6 +10,7 @@ from genssl.config.base import ComponentConfig
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Generator
 from genssl.generators.configs import GeneratorConfig
+from genssl.generators.interpolation import Interpolated
 from genssl.generators.variation import complete, varying_parameters
 from genssl.registry import GENERATORS
 
@@ -23,6 +24,8 @@ def open_generator(config: ComponentConfig, device: torch.device) -> Generator:
     generator: Generator = GENERATORS.get(config.name)(config, device)
     if not isinstance(config, GeneratorConfig):  # a plug-in's own
         return generator
+    if config.interpolation is not None:
+        generator = Interpolated(generator, config.interpolation, device)
     if added := varying_parameters(config):
         generator.spec = replace(generator.spec, defaults=generator.spec.defaults | added)
         try:

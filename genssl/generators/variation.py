@@ -84,6 +84,8 @@ def varying_parameters(config: GeneratorConfig) -> Parameters:
             found[ADAPTIVE_NAME] = 1
         else:
             found[name + MAX] = value[1]
+    if config.interpolation is not None and isinstance(config.interpolation.amount, tuple):
+        found["interpolation.max"] = config.interpolation.amount[1]
     if config.drift_guard is not None:
         found |= {MIN_SIMILARITY: config.drift_guard.min_similarity, MAX_TRIES: config.drift_guard.max_tries}
     return found
