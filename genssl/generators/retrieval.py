@@ -136,7 +136,7 @@ def _backbone(encoder: str | ComponentConfig) -> tuple[nn.Module, int | None]:
     if encoder.startswith("builtin:"):
         path = BUILTIN / encoder.removeprefix("builtin:")
     if (path / DIFFUSERS).is_file():
-        from genssl.generators.stable_unclip import image_encoder  # diffusers takes seconds
+        from genssl.generators.loading import image_encoder  # diffusers takes seconds
 
         network, said = image_encoder(path, torch.float32, torch.device("cpu"))
         dim = int(network.config.projection_dim)
