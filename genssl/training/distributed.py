@@ -35,7 +35,7 @@ class Ranks:
     """This process among those of the run.
 
     Attributes:
-        rank: its number; rank 0 writes, logs and evaluates.
+        rank: its number; rank 0 writes, logs, and runs the evaluators that are not shared.
         size: how many there are.
         local: its number on this machine.
         local_size: how many there are on this machine.
