@@ -1,4 +1,4 @@
-"""Variants of any images, for evaluators."""
+"""A recipe's generator in this process, and its variants of any images, for evaluators."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
 from genssl.variants.source import VariantRequest
+
+
+def load_engine(recipe: Recipe, device: torch.device) -> VariantEngine:
+    """Loads the recipe's generator into this process; raises GeneratorError if it cannot be had."""
+    assert recipe.generator is not None, "there is a generator where there are variants"
+    generator = open_generator(recipe.generator, device)
+    return VariantEngine(generator, recipe.variants.buckets, deterministic=recipe.variants.batching == "deterministic")
 
 
 class GeneratedVariants:
@@ -41,8 +48,5 @@ class GeneratedVariants:
 
     def _loaded(self) -> VariantEngine:
         if self._engine is None:
-            generator, variants = self._recipe.generator, self._recipe.variants
-            assert generator is not None, "there is a generator where there are variants"
-            made = open_generator(generator, self._device)
-            self._engine = VariantEngine(made, variants.buckets, deterministic=variants.batching == "deterministic")
+            self._engine = load_engine(self._recipe, self._device)
         return self._engine

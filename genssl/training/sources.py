@@ -17,7 +17,6 @@ from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.base import Parameters
 from genssl.generators.configs import GeneratorConfig
-from genssl.generators.opening import open_generator
 from genssl.generators.variation import varying_parameters
 from genssl.runtime import usable_cores
 from genssl.serving.embedded import EmbeddedServer
@@ -25,10 +24,10 @@ from genssl.serving.messages import Priority
 from genssl.serving.remote import RemoteSource
 from genssl.serving.token_file import read_token_file
 from genssl.training.cost_plan import views_per_pair
+from genssl.training.generated_variants import load_engine
 from genssl.training.stores import lay_under, open_stored, refuse_foreign, require_planned, store_provenance
 from genssl.variants.assignments import Replay
 from genssl.variants.budget import Budget
-from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
 from genssl.variants.plan import ViewPlan
@@ -204,12 +203,7 @@ def open_in_process(recipe: Recipe, dataset: ImageDataset, ledger: Ledger, devic
     Raises:
         GeneratorError: if it cannot be had.
     """
-    assert recipe.generator is not None
-    engine = VariantEngine(
-        open_generator(recipe.generator, device),
-        recipe.variants.buckets,
-        deterministic=recipe.variants.batching == "deterministic",
-    )
+    engine = load_engine(recipe, device)
     spec = engine.generator.spec
     facts = GeneratorFacts(spec.name, spec.model, spec.licence, spec.fingerprint, dict(spec.defaults))
     return OpenSource(InProcessSource(engine, dataset, ledger), {"source": "in_process", **_identity(facts)}, facts)
