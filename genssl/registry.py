@@ -248,6 +248,21 @@ GENERATORS = Registry(
             "RetrievalConfig",
             "no model: the source's nearest neighbours in a bank of images, the control for all of them",
         ),
+        *(
+            Entry(
+                name=name,
+                target=f"genssl.generators.{name}:{attribute}",
+                config=f"genssl.generators.diffusers_configs:{attribute}Config",
+                summary=summary,
+            )
+            for name, attribute, summary in [
+                (
+                    "image_variation",
+                    "ImageVariation",
+                    "Stable Diffusion image variations: CLIP embedding instead of a prompt",
+                ),
+            ]
+        ),
     ],
 )
 

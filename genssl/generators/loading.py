@@ -89,6 +89,15 @@ def empty_prompt(folder: Path, dtype: torch.dtype, device: torch.device) -> torc
     return hidden_states
 
 
+def check_width(folder: Path, what: str, width: int, where: str, unet: Any) -> None:
+    """Raises GeneratorError if `what` of this width does not fit the cross-attention of a UNet."""
+    expected = unet.config["cross_attention_dim"]
+    if width != expected:
+        raise GeneratorError(
+            f"{folder}: {what} has {width} numbers, but {where} takes {expected}; the parts do not fit"
+        )
+
+
 def licence_of(folder: Path, otherwise: str) -> str:
     """Returns the licence that a model's card.json names, or `otherwise`."""
     card = folder / "card.json"

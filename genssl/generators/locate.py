@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,26 @@ def builtin_models(index: str = DIFFUSERS) -> list[str]:
     return sorted(path.parent.name for path in BUILTIN.glob(f"*/{index}"))
 
 
-def find_model(model: str, revision: str | None, pipeline: str) -> Path:
+def find_model(
+    model: str, revision: str | None, pipeline: str, parts: Sequence[str] = (), *, key: str = "generator.model"
+) -> Path:
     """Returns the folder of a diffusers pipeline, downloading a hub model if it is not in the hub's cache.
 
     Args:
         model: "builtin:NAME", a folder, or a hub id "owner/name".
         revision: commit or tag of a hub model.
         pipeline: the class that model_index.json must name.
+        parts: the sub-folders that are downloaded; by default all.
+        key: where the model was named, for messages.
 
     Raises:
         GeneratorError: saying what was looked for, where, and how to get it.
     """
     folder = _local(model, DIFFUSERS, pipeline)
     if folder is None and model.count("/") == 1 and not model.startswith((".", "/", "~")):
-        folder = _download(model, revision)
+        folder = _download(model, revision, parts, key)
     if folder is None:
-        raise GeneratorError(
-            f"generator.model: {model!r} is neither a folder here, nor builtin:NAME, nor a hub id (owner/name)"
-        )
+        raise GeneratorError(f"{key}: {model!r} is neither a folder here, nor builtin:NAME, nor a hub id (owner/name)")
     index = folder / DIFFUSERS
     if not index.is_file():
         raise GeneratorError(f"{folder}: is not a diffusers model (it has no model_index.json)")
@@ -100,19 +103,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _download(model: str, revision: str | None) -> Path:
+def _download(model: str, revision: str | None, parts: Sequence[str], key: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         # Weights as safetensors only: a pickle can run code when it is loaded.
-        return Path(
-            snapshot_download(model, revision=revision, allow_patterns=["*.json", "*.txt", "*.safetensors", "*.model"])
-        )
+        kinds = ("*.json", "*.txt", "*.safetensors", "*.model")
+        wanted = [f"{part}/{kind}" for part in parts for kind in kinds] + [DIFFUSERS] if parts else list(kinds)
+        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise GeneratorError(
-            f"generator.model: {model!r} could not be had from the Hugging Face hub ({reason}). "
+            f"{key}: {model!r} could not be had from the Hugging Face hub ({reason}). "
             "Check the id and the network (private models need HF_TOKEN), or download it elsewhere with "
-            f"`hf download {model} --local-dir DIR` and set generator.model: DIR"
+            f"`hf download {model} --local-dir DIR` and set {key}: DIR"
         ) from None

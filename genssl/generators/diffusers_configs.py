@@ -1,0 +1,42 @@
+"""Settings of the generators whose networks are diffusers' own, besides Stable unCLIP. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from genssl.generators.configs import GeneratorConfig
+
+
+class DiffusersConfig(GeneratorConfig):
+    """What every generator on a diffusers folder has."""
+
+    model: str = Field(min_length=1, description="a diffusers folder, or a hub id")
+    revision: str | None = Field(None, description="commit or tag of a hub model; pin it")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    image_size: int | None = Field(
+        None, ge=8, le=2048, description="pixels of the generated square; by default the model's native size"
+    )
+    output_size: int | None = Field(
+        None, ge=8, le=2048, description="generated images are resized to this many pixels; by default not at all"
+    )
+
+
+class ImageVariationConfig(DiffusersConfig):
+    """Stable Diffusion image variations: a CLIP image embedding takes the place of the prompt.
+
+    Defaults follow the card of lambdalabs/sd-image-variations-diffusers (revision v2.0), but for the number of steps.
+    """
+
+    name: Literal["image_variation"] = "image_variation"
+    num_inference_steps: int = Field(25, ge=1, le=1000, description="DDIM steps")
+    guidance_scale: float = Field(3.0, ge=0, le=100, description="1 or less: no guidance, and half the cost")
+    timestep_spacing: Literal["leading", "trailing", "linspace"] | None = Field(
+        None, description="of the DDIM steps; by default as the model's scheduler has it"
+    )
+    preprocess: Literal["card", "clip"] = Field(
+        "card",
+        description="card: squashed to the encoder's square, not antialiased, as the model was trained; clip: "
+        "resized and cropped",
+    )

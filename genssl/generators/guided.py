@@ -1,0 +1,240 @@
+"""The loop that generators of latent diffusion share: a condition a row, guidance a row, one schedule a batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from diffusers import DDIMScheduler
+
+from genssl.data.base import UInt8Array
+from genssl.data.decode import resize_and_crop
+from genssl.errors import GeneratorError, RequestRefusedError
+from genssl.generators.base import Alive, GeneratorSpec, Parameters
+from genssl.generators.ddim import DDIM
+from genssl.generators.diffusers_configs import DiffusersConfig
+from genssl.generators.loading import quiet_libraries
+from genssl.generators.locate import read_json
+from genssl.generators.sampling import check_bounds, decode, denoise, guidance_column, guide, row_noise, spread
+
+
+class Sampler(Protocol):
+    """A schedule with its arithmetic. A step has a `timestep`; `noises` says how many tensors a row draws."""
+
+    def steps(self, count: int) -> Sequence[Any]:
+        """Returns the steps from noise to image."""
+        ...
+
+    def noises(self, count: int) -> int:
+        """Returns how many tensors of noise a row draws after its latents; step i takes the i-th."""
+        ...
+
+    def move(self, step: Any, latents: torch.Tensor, output: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        """Moves latents [B, C, h, w] one step on, given the network's output and the noise of this step."""
+        ...
+
+
+class GuidedDiffusion(ABC):
+    """A latent diffusion model whose rows differ in condition, guidance and seed.
+
+    A subclass loads its networks, calls `__init__` and `_describe`, and says how images become embeddings, embeddings
+    conditions, and latents images.
+
+    Args:
+        config: default parameters.
+        device: where the networks run.
+        sampler: of the schedule.
+        preprocessing: "size", "mean" and "std" of the image encoder's input.
+        latents: channels of the latents, and how many pixels a latent has at each side.
+    """
+
+    spec: GeneratorSpec
+
+    def __init__(
+        self,
+        config: DiffusersConfig,
+        device: torch.device,
+        *,
+        sampler: Sampler,
+        preprocessing: dict[str, Any],
+        latents: tuple[int, int],
+    ) -> None:
+        self._device = device
+        self._dtype: torch.dtype = getattr(torch, config.dtype)
+        self._sampler = sampler
+        self._preprocessing = preprocessing
+        self._channels, self._scale = latents
+        self._multiple = self._scale
+
+    def _describe(
+        self,
+        config: Any,
+        *,
+        fingerprint: bytes,
+        embedding_dim: int,
+        native_size: int,
+        licence: str,
+        settings: Sequence[str],
+        **more: float | int,
+    ) -> None:
+        """Sets `spec`, with `more` among the default parameters; raises GeneratorError if a default cannot be done."""
+        image_size = config.image_size or native_size
+        self.spec = GeneratorSpec(
+            name=config.name,
+            model=config.model,
+            fingerprint=fingerprint,
+            embedding_dim=embedding_dim,
+            image_size=config.output_size or image_size,
+            licence=licence,
+            defaults={
+                "num_inference_steps": config.num_inference_steps,
+                "guidance_scale": config.guidance_scale,
+                "image_size": image_size,
+                "output_size": config.output_size or image_size,
+                **more,
+            },
+            settings={name: str(getattr(config, name)) for name in ("revision", "dtype", *settings)},
+        )
+        try:
+            self.check(self.spec.defaults)
+        except RequestRefusedError as error:
+            raise GeneratorError(f"generator {config.model}: {error}") from None
+
+    def preprocess(self, image: UInt8Array) -> UInt8Array:
+        """Resizes and centre-crops uint8 [3, H, W] to the image encoder's input size (CLIP's rule; Pillow, bicubic)."""
+        return resize_and_crop(image, self._preprocessing["size"])
+
+    @abstractmethod
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Embeds preprocessed images uint8 [B, 3, S, S]; returns float32 [B, embedding_dim] on the CPU."""
+
+    @abstractmethod
+    def _condition(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Returns what a row is conditioned on, [B, ...], given embeddings float32 [B, embedding_dim]."""
+
+    @abstractmethod
+    def _unconditioned(self, condition: torch.Tensor) -> torch.Tensor:
+        """Returns a condition of the same shape that says nothing of an image."""
+
+    @abstractmethod
+    def _output(
+        self, x: torch.Tensor, timestep: int, condition: torch.Tensor, guided: bool, shared: Parameters
+    ) -> torch.Tensor:
+        """Returns the network's output [B, C, h, w]; if guided, the first half of the batch is unconditioned."""
+
+    @abstractmethod
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Returns images [B, 3, H, W] in -1..1 of the sampler's latents."""
+
+    def check(self, parameters: Parameters) -> None:
+        """Raises RequestRefusedError for steps, guidance or sizes outside what the model can do."""
+        bounds = {
+            "num_inference_steps": (1, 1000),
+            "guidance_scale": (0, 100),
+            "image_size": (self._multiple, 2048),
+            "output_size": (8, 2048),
+        }
+        check_bounds(parameters, bounds, self._multiple)
+
+    def batch_key(self, parameters: Parameters) -> tuple[object, ...]:
+        """Everything but the guidance scale must agree, and guided rows go apart since they cost two forwards."""
+        return (
+            parameters["guidance_scale"] > 1,
+            *(parameters[name] for name in sorted(parameters) if name != "guidance_scale"),
+        )
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        embeddings: torch.Tensor,
+        seeds: Sequence[int],
+        parameters: Sequence[Parameters],
+        *,
+        alive: Alive | None = None,
+        sizes: Sequence[int] = (),
+    ) -> torch.Tensor:
+        """Makes one image a row; see `Generator.generate`."""
+        latents, rows = self.sample(embeddings, seeds, parameters, alive=alive, sizes=sizes)
+        image_size, output_size = (int(parameters[0][name]) for name in ("image_size", "output_size"))
+        return spread(decode(self._decode, latents, image_size, output_size), rows, len(embeddings))
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        embeddings: torch.Tensor,
+        seeds: Sequence[int],
+        parameters: Sequence[Parameters],
+        *,
+        alive: Alive | None = None,
+        sizes: Sequence[int] = (),
+    ) -> tuple[torch.Tensor, list[int]]:
+        """Makes the latents of `generate`, as the autoencoder's own scale has not touched them yet.
+
+        Returns:
+            [B, C, h, w] in the model's dtype on its device, and which row lies at each position.
+        """
+        shared = parameters[0]
+        count = int(shared["num_inference_steps"])
+        side = int(shared["image_size"]) // self._scale
+        shape = (self._channels, side, side)
+        # The order is the stock pipelines': the latents first, then each step's noise, from one stream a row.
+        first, *later = row_noise(seeds, *[shape] * (1 + self._sampler.noises(count)))
+        x = first.to(self._device, self._dtype)
+        condition = self._condition(embeddings.float()).to(self._device, self._dtype)
+        state = [x, condition, guidance_column(parameters, x)]
+        if later:
+            state.append(torch.stack(later, dim=1).to(self._device, self._dtype))
+        guided = bool(shared["guidance_scale"] > 1)
+
+        def advance(
+            numbered: tuple[int, Any],
+            x: torch.Tensor,
+            condition: torch.Tensor,
+            guidance: torch.Tensor,
+            noise: torch.Tensor | None = None,
+        ) -> torch.Tensor:
+            number, step = numbered
+            if guided:
+                both = torch.cat([self._unconditioned(condition), condition])
+                output = guide(self._output(torch.cat([x, x]), step.timestep, both, True, shared), guidance)
+            else:
+                output = self._output(x, step.timestep, condition, False, shared)
+            drawn = noise[:, number] if noise is not None and number < noise.shape[1] else None
+            return self._sampler.move(step, x, output, drawn)
+
+        return denoise(list(enumerate(self._sampler.steps(count))), state, advance, alive, sizes)
+
+
+class Deterministic:
+    """DDIM as a `Sampler`: it draws no noise between its steps.
+
+    Args:
+        folder: of the model.
+        spacing: of the time steps; None leaves the model's.
+    """
+
+    def __init__(self, folder: Path, spacing: str | None = None) -> None:
+        self._ddim = DDIM(ddim_scheduler(folder, spacing))
+
+    def steps(self, count: int) -> Sequence[Any]:
+        """Returns the steps of DDIM."""
+        return self._ddim.steps(count)
+
+    def noises(self, count: int) -> int:
+        """Returns 0."""
+        return 0
+
+    def move(self, step: Any, latents: torch.Tensor, output: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        """Moves latents one step on; see `DDIM.step`."""
+        return self._ddim.step(step, latents, output)
+
+
+def ddim_scheduler(folder: Path, spacing: str | None) -> DDIMScheduler:
+    """Returns a DDIM scheduler over the noise schedule of a model, whatever scheduler its folder names."""
+    # A config without clip_sample would get diffusers' default True, and very different latents.
+    config = {"clip_sample": False} | read_json(folder / "scheduler" / "scheduler_config.json")
+    with quiet_libraries():
+        return DDIMScheduler.from_config(config | ({"timestep_spacing": spacing} if spacing else {}))
