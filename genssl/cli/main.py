@@ -14,6 +14,7 @@ from genssl.cli import (
     compare,
     convert_weights,
     evaluate,
+    evaluate_generator,
     export,
     list_command,
     plan,
@@ -45,6 +46,7 @@ app.command("run")(run.run)
 app.command("compare")(compare.compare)
 app.command("runs")(runs.runs)
 app.command("evaluate")(evaluate.evaluate)
+app.command("evaluate-generator")(evaluate_generator.evaluate_generator)
 app.command("similarity")(similarity.similarity)
 app.command("export")(export.export)
 app.command("serve-generator")(serve_generator.serve_generator)

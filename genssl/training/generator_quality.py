@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from sklearn.svm import SVC
 
@@ -13,6 +15,8 @@ from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import decode
 from genssl.generators.base import Generator, Parameters
 from genssl.variants.engine import VariantEngine
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -54,34 +58,21 @@ def measure(generator: Generator, train: ImageDataset, test: ImageDataset, measu
     """
     rows = range(min(len(test), MAX_SOURCES))
     labels = np.array([test.label(row) for row in rows])
-    judge, judged_by = None, "no labels"
-    # An SVM's cost grows with the square of the images; evenly spaced ones judge as well.
-    known = range(0, len(train), max(1, len(train) // MAX_JUDGED_ON))
-    classes = [train.label(row) for row in known if train.label(row) >= 0]
-    if len(set(classes)) > 1:
-        train_pixels = np.stack([_flat(train.image(row)) for row in known if train.label(row) >= 0])
-        judge = SVC(C=10).fit(train_pixels, classes)
-        real = judge.score(np.stack([_flat(test.image(row)) for row in rows]), labels)
-        judged_by = (
-            f"an RBF-SVM on the pixels of {len(classes)} real train images "
-            f"({100 * real:.1f} % right on the real sources)"
-        )
     sources = np.stack([_flat(test.image(row)) for row in rows])
+    judge, judged_on = label_judge(train, lambda known: np.stack([_flat(train.image(row)) for row in known]))
+    judged_by = "no labels"
+    if judge is not None:
+        judged_by = (
+            f"an RBF-SVM on the pixels of {judged_on} real train images "
+            f"({100 * judge.score(sources, labels):.1f} % right on the real sources)"
+        )
     engine = VariantEngine(generator, [BATCH])
-    embeddings, _ = engine.embed([generator.preprocess(decode(test.stored(row))) for row in rows])
+    embeddings = embedded(engine, test, rows)
     settings = []
     sweep = SWEEPS.get(generator.spec.name, Sweep({}, ({},)))
     for varied in sweep.varied:
-        complete = engine.complete(sweep.fixed | varied)
-        work = [
-            engine.row(test.source_id(row), embeddings[row], index, complete)
-            for index in range(VARIANTS)
-            for row in rows
-        ]
-        batches = [engine.generate(work[start : start + BATCH]) for start in range(0, len(work), BATCH)]
-        images = np.concatenate([images for images, _ in batches])
+        images, seconds = generated(engine, test, rows, embeddings, sweep.fixed | varied, VARIANTS)
         variants = np.stack([_flat(image) for image in images]).reshape(VARIANTS, len(rows), -1)
-        pairs = [np.linalg.norm(variants[a] - variants[b], axis=1).mean() for a in range(VARIANTS) for b in range(a)]
         agreement = (
             None
             if judge is None
@@ -91,8 +82,8 @@ def measure(generator: Generator, train: ImageDataset, test: ImageDataset, measu
             {
                 **varied,
                 "label_agreement": agreement,
-                "distance_within_source": round(float(np.mean(pairs)), 3),
-                "variants_per_second": round(len(work) / sum(seconds for _, seconds in batches)),
+                "distance_within_source": round(distance_within(variants), 3),
+                "variants_per_second": round(len(images) / seconds),
             }
         )
     return {
@@ -106,6 +97,62 @@ def measure(generator: Generator, train: ImageDataset, test: ImageDataset, measu
         "distance_between_real_images": round(float(np.linalg.norm(sources[1:] - sources[:-1], axis=1).mean()), 3),
         "settings": settings,
     }
+
+
+def label_judge(train: ImageDataset, encode: Callable[[list[int]], Array]) -> tuple[SVC | None, int]:
+    """Fits an RBF support-vector machine that judges whether variants keep their class.
+
+    Args:
+        train: its labelled images are learnt from; at most about `MAX_JUDGED_ON`, evenly spaced.
+        encode: returns the features [n, D] of rows of train.
+
+    Returns:
+        The machine, or None without two classes; and the number of images that it has learnt from.
+    """
+    # An SVM's cost grows with the square of the images; evenly spaced ones judge as well.
+    known = [row for row in range(0, len(train), max(1, len(train) // MAX_JUDGED_ON)) if train.label(row) >= 0]
+    classes = [train.label(row) for row in known]
+    if len(set(classes)) < 2:
+        return None, 0
+    return SVC(C=10).fit(encode(known), classes), len(known)
+
+
+def embedded(engine: VariantEngine, dataset: ImageDataset, rows: Sequence[int]) -> list[torch.Tensor]:
+    """Returns what the generator conditions on for rows of a data set, float32 [D] each."""
+    return engine.embed([engine.generator.preprocess(decode(dataset.stored(row))) for row in rows])[0]
+
+
+def generated(
+    engine: VariantEngine,
+    dataset: ImageDataset,
+    rows: Sequence[int],
+    embeddings: Sequence[torch.Tensor],
+    parameters: Parameters,
+    variants: int,
+) -> tuple[UInt8Array, float]:
+    """Makes variants 0, 1, ... of rows of a data set: uint8 [variants * len(rows), 3, S, S], and the seconds it took.
+
+    All of variant 0 come first, in the order of the rows; S is the generator's size.
+    """
+    settings = engine.complete(parameters)
+    work = [
+        engine.row(dataset.source_id(row), embedding, index, settings)
+        for index in range(variants)
+        for row, embedding in zip(rows, embeddings, strict=True)
+    ]
+    spec, seconds = engine.generator.spec, 0.0
+    images = np.empty((len(work), 3, spec.image_size, spec.image_size), np.uint8)
+    for positions in engine.batches(work):
+        images[positions], spent = engine.generate([work[position] for position in positions])
+        seconds += spent
+    return images, seconds
+
+
+def distance_within(variants: Array) -> float:
+    """Returns the mean Euclidean distance of two variants of a source; features [V, N, D] of V >= 2 variants."""
+    count = len(variants)
+    pairs = [np.linalg.norm(variants[a] - variants[b], axis=1).mean() for a in range(count) for b in range(a)]
+    return float(np.mean(pairs))
 
 
 def columns(quality: dict[str, Any]) -> list[str]:

@@ -1,0 +1,91 @@
+"""What variants are judged by: an encoder that the generator has not seen images with, or plain pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from genssl.data.base import ImageDataset
+from genssl.training.encoders import load_encoder
+
+PIXELS = "pixels"
+PIXELS_SIDE = 32  # larger images are shrunk to this side
+LOOKED_AT = 64  # images, which tell whether a data set is grey
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A frozen encoder.
+
+    Attributes:
+        module: has `encode(float [B, 3, S, S] in [0, 1]) -> float [B, D]`.
+        name: as it was asked for.
+        device: where it computes.
+        centred: the mean of the train images is taken out before cosines; raw pixels are all positive, and their
+            cosines all near 1.
+        facts: what it is, for the protocol.
+    """
+
+    module: nn.Module
+    name: str
+    device: torch.device
+    centred: bool
+    facts: dict[str, Any]
+
+
+def load_judge(name: str, train: ImageDataset, device: torch.device) -> Judge:
+    """Loads "pixels", or whatever `genssl.training.encoders.load_encoder` takes.
+
+    Raises:
+        EncoderError: if there is no such encoder.
+    """
+    if name == PIXELS:
+        side = min(train.image_size, PIXELS_SIDE)
+        looked_at = [train.image(row) for row in range(min(len(train), LOOKED_AT))]
+        grey = all((image == image[:1]).all() for image in looked_at)
+        facts = {"name": PIXELS, "side": side, "channels": 1 if grey else 3}
+        return Judge(Pixels(side, grey=grey), name, device, True, facts)
+    loaded = load_encoder(name, device)
+    return Judge(_Sized(loaded.module, loaded.image_size), name, device, False, {"name": name, **loaded.source})
+
+
+class Pixels(nn.Module):
+    """Pixels as features, scaled so that distances of grey images are those of one channel.
+
+    Args:
+        side: images are shrunk to it.
+        grey: takes the mean of the channels, [B, side²] and not [B, 3 side²].
+    """
+
+    def __init__(self, side: int, *, grey: bool) -> None:
+        super().__init__()
+        self._side, self._grey = side, grey
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns float [B, D] of images float [B, 3, S, S] in [0, 1]."""
+        images = _of_side(images, self._side)
+        return images.mean(dim=1).flatten(1) if self._grey else images.flatten(1) / 3**0.5
+
+
+class _Sized(nn.Module):
+    """An encoder that sees images of the size it was made for."""
+
+    def __init__(self, module: nn.Module, side: int | None) -> None:
+        super().__init__()
+        self._module, self._side = module, side
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self._module.encode(  # type: ignore[operator]
+            images if self._side is None else _of_side(images, self._side)
+        )
+        return features
+
+
+def _of_side(images: torch.Tensor, side: int) -> torch.Tensor:
+    if images.shape[-1] == side:
+        return images
+    return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
