@@ -261,6 +261,11 @@ GENERATORS = Registry(
                     "ImageVariation",
                     "Stable Diffusion image variations: CLIP embedding instead of a prompt",
                 ),
+                (
+                    "ip_adapter",
+                    "IPAdapter",
+                    "Stable Diffusion 1.5 or SDXL with an IP-Adapter; few-step LoRAs (LCM, Hyper-SD)",
+                ),
             ]
         ),
     ],

@@ -40,3 +40,31 @@ class ImageVariationConfig(DiffusersConfig):
         description="card: squashed to the encoder's square, not antialiased, as the model was trained; clip: "
         "resized and cropped",
     )
+
+
+class IPAdapterConfig(DiffusersConfig):
+    """Stable Diffusion 1.5 or SDXL with an IP-Adapter, and optionally a few-step LoRA.
+
+    For LCM-LoRA: sampler lcm, 4 steps, guidance 1. For Hyper-SD: sampler ddim_trailing (its LoRAs of 2, 4 or 8 steps)
+    or tcd (its unified LoRA of 1 step), guidance 1.
+    """
+
+    name: Literal["ip_adapter"] = "ip_adapter"
+    adapter: str = Field(
+        min_length=1,
+        description="safetensors file, base or plus; or OWNER/NAME[@REVISION]/FILE on the hub, such as "
+        "h94/IP-Adapter/models/ip-adapter_sd15.safetensors",
+    )
+    image_encoder: str = Field(
+        min_length=1,
+        description="folder of the CLIP vision model; or OWNER/NAME[@REVISION]/FOLDER on the hub, such as "
+        "h94/IP-Adapter/models/image_encoder",
+    )
+    lora: str | None = Field(None, description="safetensors file of a LoRA, or OWNER/NAME[@REVISION]/FILE on the hub")
+    lora_scale: float = Field(1.0, ge=0, le=4, description="1: the whole LoRA")
+    sampler: Literal["ddim", "ddim_trailing", "lcm", "tcd"] = Field("ddim", description="few-step LoRAs name theirs")
+    gamma: float = Field(0.3, ge=0, le=1, description="of sampler tcd: how much of a step is new noise")
+    prompt: str = Field("", description="one text for all images; embedded once")
+    num_inference_steps: int = Field(25, ge=1, le=1000)
+    guidance_scale: float = Field(5.0, ge=0, le=100, description="1 or less: no guidance, and half the cost")
+    adapter_scale: float = Field(1.0, ge=0, le=10, description="weight of the image; less means less like the source")

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_logging
 
@@ -39,6 +41,14 @@ def load_part(kind: Any, folder: Path, subfolder: str, **settings: Any) -> Any:
             f"{folder / subfolder}: cannot be loaded as {kind.__name__}{weights}: {error}. "
             "The model folder is incomplete or of another kind"
         ) from None
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a safetensors file on the CPU; raises GeneratorError if it is broken."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise GeneratorError(f"{path}: cannot be read as safetensors ({error}); get it again") from None
 
 
 def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:

@@ -20,21 +20,27 @@ def builtin_models(index: str = DIFFUSERS) -> list[str]:
 
 
 def find_model(
-    model: str, revision: str | None, pipeline: str, parts: Sequence[str] = (), *, key: str = "generator.model"
+    model: str,
+    revision: str | None,
+    pipeline: str | Sequence[str],
+    parts: Sequence[str] = (),
+    *,
+    key: str = "generator.model",
 ) -> Path:
     """Returns the folder of a diffusers pipeline, downloading a hub model if it is not in the hub's cache.
 
     Args:
         model: "builtin:NAME", a folder, or a hub id "owner/name".
         revision: commit or tag of a hub model.
-        pipeline: the class that model_index.json must name.
+        pipeline: the class that model_index.json must name, or the classes of which it must name one.
         parts: the sub-folders that are downloaded; by default all.
         key: where the model was named, for messages.
 
     Raises:
         GeneratorError: saying what was looked for, where, and how to get it.
     """
-    folder = _local(model, DIFFUSERS, pipeline)
+    kinds = (pipeline,) if isinstance(pipeline, str) else tuple(pipeline)
+    folder = _local(model, DIFFUSERS, *kinds)
     if folder is None and model.count("/") == 1 and not model.startswith((".", "/", "~")):
         folder = _download(model, revision, parts, key)
     if folder is None:
@@ -42,7 +48,7 @@ def find_model(
     index = folder / DIFFUSERS
     if not index.is_file():
         raise GeneratorError(f"{folder}: is not a diffusers model (it has no model_index.json)")
-    _check_class(index, pipeline)
+    _check_class(index, *kinds)
     return folder
 
 
@@ -71,21 +77,54 @@ def find_trained(model: str, kind: str) -> Path:
     return folder
 
 
-def _local(model: str, index: str, kind: str) -> Path | None:
+def _local(model: str, index: str, *kinds: str) -> Path | None:
     """Returns the folder of a built-in model or one on disk; None if it is neither."""
     if not model.startswith("builtin:"):
         return Path(model) if Path(model).is_dir() else None
     name = model.removeprefix("builtin:")
-    fitting = [name for name in builtin_models(index) if read_json(BUILTIN / name / index).get("_class_name") == kind]
+    fitting = [name for name in builtin_models(index) if read_json(BUILTIN / name / index).get("_class_name") in kinds]
     if name not in fitting:
         raise GeneratorError(f"generator.model: there is no built-in model {name!r}{suggest(name, fitting)}")
     return BUILTIN / name
 
 
-def _check_class(index: Path, kind: str) -> None:
+def _check_class(index: Path, *kinds: str) -> None:
     found = read_json(index).get("_class_name")
-    if found != kind:
-        raise GeneratorError(f"{index}: the model is a {found}; this generator needs a {kind}")
+    if found not in kinds:
+        raise GeneratorError(f"{index}: the model is a {found}; this generator needs a {' or a '.join(kinds)}")
+
+
+def find_file(reference: str, key: str) -> Path:
+    """Returns a safetensors file here, or OWNER/NAME[@REVISION]/FILE of the hub, downloaded if need be.
+
+    Raises:
+        GeneratorError: if it is neither, or not safetensors; `key` says where it was named.
+    """
+    if not reference.endswith(".safetensors"):
+        raise GeneratorError(f"{key}: {reference!r} is no .safetensors file; other formats can run code when loaded")
+    path = Path(reference) if Path(reference).is_file() else _hub_part(reference, key, whole=False)
+    if not path.is_file():
+        raise GeneratorError(f"{key}: {reference!r} is not there")
+    return path
+
+
+def find_part(reference: str, key: str) -> Path:
+    """Returns a folder here, or OWNER/NAME[@REVISION]/FOLDER of the hub, downloaded if need be; see `find_file`."""
+    path = Path(reference) if Path(reference).is_dir() else _hub_part(reference, key, whole=True)
+    if not path.is_dir():
+        raise GeneratorError(f"{key}: {reference!r} is not there")
+    return path.resolve() if path.name in ("", "..") else path
+
+
+def _hub_part(reference: str, key: str, *, whole: bool) -> Path:
+    owner, _, rest = reference.partition("/")
+    name, _, inside = rest.partition("/")
+    if not inside or owner in ("", ".", "..", "~"):
+        what = "folder" if whole else "file"
+        raise GeneratorError(f"{key}: {reference!r} is neither a {what} here nor OWNER/NAME/{what.upper()} on the hub")
+    name, _, revision = name.partition("@")
+    folder = _download(f"{owner}/{name}", revision or None, [inside], key, whole=whole)
+    return folder / inside
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -103,7 +142,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _download(model: str, revision: str | None, parts: Sequence[str], key: str) -> Path:
+def _download(model: str, revision: str | None, parts: Sequence[str], key: str, *, whole: bool = True) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -111,7 +150,7 @@ def _download(model: str, revision: str | None, parts: Sequence[str], key: str) 
         # Weights as safetensors only: a pickle can run code when it is loaded.
         kinds = ("*.json", "*.txt", "*.safetensors", "*.model")
         wanted = [f"{part}/{kind}" for part in parts for kind in kinds] + [DIFFUSERS] if parts else list(kinds)
-        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted if whole else list(parts)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise GeneratorError(

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 
 def vision_encoder() -> CLIPVisionModelWithProjection:
@@ -66,3 +74,25 @@ def scheduler(**changes: Any) -> DDIMScheduler:
         "steps_offset": 1,
     }
     return DDIMScheduler(**settings | changes)
+
+
+def tokenizer(scratch: Path) -> tuple[CLIPTokenizer, CLIPTextConfig]:
+    """A tokenizer of single characters, whose files go to `scratch`, and the config of a text encoder for it."""
+    characters = [chr(code) for code in range(33, 127)]
+    vocabulary = [*characters, *(c + "</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
+    scratch.mkdir()
+    (scratch / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
+    (scratch / "merges.txt").write_text("#version: 0.2\n")
+    made = CLIPTokenizer(str(scratch / "vocab.json"), str(scratch / "merges.txt"), model_max_length=77)
+    config = CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        projection_dim=32,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        bos_token_id=len(vocabulary) - 2,
+        eos_token_id=len(vocabulary) - 1,
+        pad_token_id=len(vocabulary) - 1,
+    )
+    return made, config
