@@ -266,6 +266,7 @@ GENERATORS = Registry(
                     "IPAdapter",
                     "Stable Diffusion 1.5 or SDXL with an IP-Adapter; few-step LoRAs (LCM, Hyper-SD)",
                 ),
+                ("kandinsky", "Kandinsky", "Kandinsky 2.2's decoder: CLIP bigG embedding in, image out, no text"),
             ]
         ),
     ],

@@ -68,3 +68,17 @@ class IPAdapterConfig(DiffusersConfig):
     num_inference_steps: int = Field(25, ge=1, le=1000)
     guidance_scale: float = Field(5.0, ge=0, le=100, description="1 or less: no guidance, and half the cost")
     adapter_scale: float = Field(1.0, ge=0, le=10, description="weight of the image; less means less like the source")
+
+
+class KandinskyConfig(DiffusersConfig):
+    """Kandinsky 2.2's decoder on CLIP bigG embeddings, such as kandinsky-community/kandinsky-2-2-decoder."""
+
+    name: Literal["kandinsky"] = "kandinsky"
+    prior: str = Field(
+        min_length=1,
+        description="a folder or hub id, such as kandinsky-community/kandinsky-2-2-prior, of which the image encoder "
+        "alone is read",
+    )
+    prior_revision: str | None = Field(None, description="commit or tag of a prior on the hub; pin it")
+    num_inference_steps: int = Field(25, ge=1, le=1000, description="DDIM steps")
+    guidance_scale: float = Field(4.0, ge=0, le=100, description="1 or less: no guidance, and half the cost")

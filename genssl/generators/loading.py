@@ -57,13 +57,17 @@ def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     return load_network(AutoencoderTiny if tiny else AutoencoderKL, folder, "vae", dtype, device)
 
 
-def image_encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, dict[str, Any]]:
+def image_encoder(
+    folder: Path, dtype: torch.dtype, device: torch.device, processor: str = "feature_extractor"
+) -> tuple[Any, dict[str, Any]]:
     """Loads the image encoder of a model's folder alone, and how it wants images: "size" in pixels, "mean", "std".
 
     Raises:
         GeneratorError: if it is missing, broken, or has no safetensors weights.
     """
-    return load_network(CLIPVisionModelWithProjection, folder, "image_encoder", dtype, device), preprocessor(folder)
+    return load_network(CLIPVisionModelWithProjection, folder, "image_encoder", dtype, device), preprocessor(
+        folder, processor
+    )
 
 
 def preprocessor(folder: Path, subfolder: str = "feature_extractor") -> dict[str, Any]:

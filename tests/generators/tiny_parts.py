@@ -16,12 +16,12 @@ from transformers import (
 )
 
 
-def vision_encoder() -> CLIPVisionModelWithProjection:
-    """An image encoder of 32 px whose embedding has 32 numbers."""
+def vision_encoder(projection_dim: int = 32) -> CLIPVisionModelWithProjection:
+    """An image encoder of 32 px whose embedding has `projection_dim` numbers."""
     return CLIPVisionModelWithProjection(
         CLIPVisionConfig(
             hidden_size=32,
-            projection_dim=32,
+            projection_dim=projection_dim,
             num_hidden_layers=2,
             num_attention_heads=4,
             image_size=32,
