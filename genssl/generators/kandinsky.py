@@ -82,7 +82,8 @@ class Kandinsky(GuidedDiffusion):
         return embeddings
 
     def _unconditioned(self, condition: torch.Tensor) -> torch.Tensor:
-        return self._blank.expand_as(condition)
+        blank: torch.Tensor = self._blank.expand_as(condition)
+        return blank
 
     def _output(
         self, x: torch.Tensor, timestep: int, condition: torch.Tensor, guided: bool, shared: Parameters
