@@ -13,14 +13,13 @@ from matplotlib.figure import Figure
 
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset, UInt8Array
-from genssl.generators.base import Parameters
 from genssl.runtime import stream
 from genssl.training.files import write_atomically
 from genssl.variants.plan import ViewPlan, fresh_indices, variant_columns
 from genssl.variants.source import VariantRequest, VariantSource
 from genssl.views.augmentations import Augmentations
 
-ROWS, VIEW_COLUMNS, VARIANT_COLUMNS, VARIANTS_OF_A_SETTING = 8, 3, 6, 2
+ROWS, VIEW_COLUMNS, VARIANT_COLUMNS = 8, 3, 6
 
 
 def draw_run_samples(
@@ -30,15 +29,17 @@ def draw_run_samples(
     plan: ViewPlan,
     source: VariantSource | None,
     augmentations: Augmentations,
+    count: int = ROWS,
 ) -> None:
     """Draws sources of the first batch, standard views, and the first variants that a run of the recipe uses.
 
     Args:
         path: of the PNG.
         source: None if the recipe has no variants; then only views are drawn.
+        count: of sources.
     """
-    rows = [int(row) for row in plan.step(0, 0).rows[:ROWS]]
-    columns = _sources_and_views(recipe, dataset, rows, augmentations, VIEW_COLUMNS)
+    rows = [int(row) for row in plan.step(0, 0).rows[:count]]
+    columns = sources_and_views(recipe, dataset, rows, augmentations, VIEW_COLUMNS)
     sources = columns[0][1]
     if source is not None:
         indices = variant_indices(recipe, VARIANT_COLUMNS)
@@ -56,33 +57,7 @@ def draw_run_samples(
     write_grid(path, columns, title=_title(recipe))
 
 
-def draw_settings(
-    path: Path,
-    recipe: Recipe,
-    dataset: ImageDataset,
-    plan: ViewPlan,
-    augmentations: Augmentations,
-    settings: Sequence[tuple[Parameters, VariantSource]],
-) -> None:
-    """Draws sources of the first batch, two standard views, and two variants of each at every setting of a generator.
-
-    Args:
-        path: of the PNG.
-        settings: parameters, and a source whose variants have them.
-    """
-    rows = [int(row) for row in plan.step(0, 0).rows[:ROWS]]
-    columns = _sources_and_views(recipe, dataset, rows, augmentations, VARIANTS_OF_A_SETTING)
-    indices = variant_indices(recipe, VARIANTS_OF_A_SETTING)
-    for parameters, source in settings:
-        requests = [VariantRequest(row, dataset.source_id(row), index) for index in indices for row in rows]
-        images = list(source.take(requests).images)
-        said = "\n".join(f"{name.replace('_', ' ')} {value:g}" for name, value in parameters.items())
-        for number in range(len(indices)):
-            columns.append((said if number == 0 else "", images[number * len(rows) : (number + 1) * len(rows)]))
-    write_grid(path, columns, title=_title(recipe))
-
-
-def _sources_and_views(
+def sources_and_views(
     recipe: Recipe, dataset: ImageDataset, rows: Sequence[int], augmentations: Augmentations, views: int
 ) -> list[tuple[str, Sequence[UInt8Array]]]:
     """Returns the columns of the sources, and of so many standard views of them."""
