@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from genssl.cli.options import Overrides, RecipeArgument
-from genssl.cli.preview import varied_parameters
+from genssl.cli.varied import varied_parameters
 from genssl.errors import UserError
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from genssl.cli.varied import varied_parameters
 from genssl.errors import UserError
 from genssl.generators.variation import ADAPTIVE_NAME
 from genssl.training import parameter_grid
@@ -82,3 +83,12 @@ def test_what_the_generator_cannot_do_is_told_and_nothing_written(quick_recipe, 
 def test_a_recipe_without_generator_has_nothing_to_vary(quick_recipe, tmp_path):
     with pytest.raises(UserError, match="the recipe has no generator"):
         preview(quick_recipe("variants.source=none", "generator=null"), tmp_path / "picture.png", ["noise_level=1"])
+
+
+def test_plain_values_on_a_command_line():
+    assert varied_parameters(["noise_level=1,2"]) == {"noise_level": [1, 2]}
+    for text in ("noise_level", "noise_level=", "noise_level=a", "=3"):
+        with pytest.raises(UserError, match="a parameter and its values are expected, such as noise_level=0,200,400"):
+            varied_parameters([text])
+    with pytest.raises(UserError, match="noise_level is given twice"):
+        varied_parameters(["noise_level=1", "noise_level=2"])
