@@ -267,6 +267,7 @@ GENERATORS = Registry(
                     "Stable Diffusion 1.5 or SDXL with an IP-Adapter; few-step LoRAs (LCM, Hyper-SD)",
                 ),
                 ("kandinsky", "Kandinsky", "Kandinsky 2.2's decoder: CLIP bigG embedding in, image out, no text"),
+                ("flux2_klein", "Flux2Klein", "FLUX.2 klein: reference image and one constant prompt, 4 steps"),
             ]
         ),
     ],

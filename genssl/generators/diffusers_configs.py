@@ -82,3 +82,18 @@ class KandinskyConfig(DiffusersConfig):
     prior_revision: str | None = Field(None, description="commit or tag of a prior on the hub; pin it")
     num_inference_steps: int = Field(25, ge=1, le=1000, description="DDIM steps")
     guidance_scale: float = Field(4.0, ge=0, le=100, description="1 or less: no guidance, and half the cost")
+
+
+class Flux2KleinConfig(DiffusersConfig):
+    """FLUX.2 klein, such as black-forest-labs/FLUX.2-klein-4B: a source as reference image, and one prompt for all."""
+
+    name: Literal["flux2_klein"] = "flux2_klein"
+    prompt: str = Field("a different photo of the same subject", description="one text for all images; embedded once")
+    prompt_tokens: int = Field(512, ge=16, le=512, description="tokens to which the prompt is padded; 512 in the stock")
+    reference_size: int = Field(
+        512, ge=64, le=1024, multiple_of=16, description="pixels of the square to which a source is brought"
+    )
+    num_inference_steps: int = Field(4, ge=1, le=1000, description="Euler steps")
+    guidance_scale: float = Field(
+        1.0, ge=0, le=100, description="for base models only, compared with no prompt; distilled ones take none"
+    )

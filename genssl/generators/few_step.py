@@ -76,8 +76,8 @@ class LCM(_Consistency):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, LCMScheduler)
 
-    def steps(self, count: int) -> Sequence[ConsistencyStep]:
-        """Returns the `count` steps from noise to image."""
+    def steps(self, count: int, side: int) -> Sequence[ConsistencyStep]:
+        """Returns the `count` steps from noise to image, whatever the side of the latents."""
         timesteps = self._timesteps(count)
         alphas = self._scheduler.alphas_cumprod
         made = []
@@ -109,8 +109,8 @@ class TCD(_Consistency):
         """Returns how many tensors of noise a row draws: one after each step but the last, none at gamma 0."""
         return count - 1 if self._gamma > 0 else 0
 
-    def steps(self, count: int) -> Sequence[ConsistencyStep]:
-        """Returns the `count` steps from noise to image."""
+    def steps(self, count: int, side: int) -> Sequence[ConsistencyStep]:
+        """Returns the `count` steps from noise to image, whatever the side of the latents."""
         timesteps = self._timesteps(count)
         alphas = self._scheduler.alphas_cumprod
         made = []

@@ -24,8 +24,8 @@ from genssl.generators.sampling import check_bounds, decode, denoise, guidance_c
 class Sampler(Protocol):
     """A schedule with its arithmetic. A step has a `timestep`; `noises` says how many tensors a row draws."""
 
-    def steps(self, count: int) -> Sequence[Any]:
-        """Returns the steps from noise to image."""
+    def steps(self, count: int, side: int) -> Sequence[Any]:
+        """Returns the steps from noise to image; `side` is that of the latents, on which a flow's schedule depends."""
         ...
 
     def noises(self, count: int) -> int:
@@ -121,7 +121,7 @@ class GuidedDiffusion(ABC):
 
     @abstractmethod
     def _output(
-        self, x: torch.Tensor, timestep: int, condition: torch.Tensor, guided: bool, shared: Parameters
+        self, x: torch.Tensor, timestep: float, condition: torch.Tensor, guided: bool, shared: Parameters
     ) -> torch.Tensor:
         """Returns the network's output [B, C, h, w]; if guided, the first half of the batch is unconditioned."""
 
@@ -205,7 +205,7 @@ class GuidedDiffusion(ABC):
             drawn = noise[:, number] if noise is not None and number < noise.shape[1] else None
             return self._sampler.move(step, x, output, drawn)
 
-        return denoise(list(enumerate(self._sampler.steps(count))), state, advance, alive, sizes)
+        return denoise(list(enumerate(self._sampler.steps(count, side))), state, advance, alive, sizes)
 
 
 class Deterministic:
@@ -219,8 +219,8 @@ class Deterministic:
     def __init__(self, folder: Path, spacing: str | None = None) -> None:
         self._ddim = DDIM(ddim_scheduler(folder, spacing))
 
-    def steps(self, count: int) -> Sequence[Any]:
-        """Returns the steps of DDIM."""
+    def steps(self, count: int, side: int) -> Sequence[Any]:
+        """Returns the steps of DDIM, whatever the side."""
         return self._ddim.steps(count)
 
     def noises(self, count: int) -> int:

@@ -89,7 +89,7 @@ class ImageVariation(GuidedDiffusion):
         return torch.zeros_like(condition)
 
     def _output(
-        self, x: torch.Tensor, timestep: int, condition: torch.Tensor, guided: bool, shared: Parameters
+        self, x: torch.Tensor, timestep: float, condition: torch.Tensor, guided: bool, shared: Parameters
     ) -> torch.Tensor:
         output: torch.Tensor = self._unet(x, timestep, encoder_hidden_states=condition, return_dict=False)[0]
         return output

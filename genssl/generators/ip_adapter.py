@@ -164,7 +164,7 @@ class IPAdapter(GuidedDiffusion):
         return self._blank.to(condition.dtype).expand_as(condition)
 
     def _output(
-        self, x: torch.Tensor, timestep: int, condition: torch.Tensor, guided: bool, shared: Parameters
+        self, x: torch.Tensor, timestep: float, condition: torch.Tensor, guided: bool, shared: Parameters
     ) -> torch.Tensor:
         for processor in self._unet.attn_processors.values():
             if hasattr(processor, "to_k_ip"):

@@ -86,7 +86,7 @@ class Kandinsky(GuidedDiffusion):
         return blank
 
     def _output(
-        self, x: torch.Tensor, timestep: int, condition: torch.Tensor, guided: bool, shared: Parameters
+        self, x: torch.Tensor, timestep: float, condition: torch.Tensor, guided: bool, shared: Parameters
     ) -> torch.Tensor:
         output = self._unet(
             x, timestep, encoder_hidden_states=None, added_cond_kwargs={"image_embeds": condition}, return_dict=False

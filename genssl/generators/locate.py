@@ -148,7 +148,7 @@ def _download(model: str, revision: str | None, parts: Sequence[str], key: str, 
 
     try:
         # Weights as safetensors only: a pickle can run code when it is loaded.
-        kinds = ("*.json", "*.txt", "*.safetensors", "*.model")
+        kinds = ("*.json", "*.txt", "*.safetensors", "*.model", "*.jinja")
         wanted = [f"{part}/{kind}" for part in parts for kind in kinds] + [DIFFUSERS] if parts else list(kinds)
         return Path(snapshot_download(model, revision=revision, allow_patterns=wanted if whole else list(parts)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
