@@ -15,6 +15,7 @@ from genssl.config.recipe import Recipe
 from genssl.errors import ConfigError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1.generation_pb2_grpc import GenerationServiceStub
+from genssl.training.pregenerate import Shard, pregenerate
 from genssl.training.sources import open_source, start_server
 from genssl.variants.ledger import Ledger
 from genssl.variants.source import VariantRequest
@@ -73,3 +74,36 @@ def test_a_resolved_recipe_says_what_varies_and_loads_again(quick_recipe):
 def test_a_bad_range_is_told_at_its_line(quick_recipe):
     with pytest.raises(ConfigError, match=r"generator.guidance_scale: \[8, 2\]: a number is expected, or a range"):
         quick_recipe("generator.guidance_scale=[8, 2]")
+
+
+class Silent:
+    """Is told how far a store is, and says nothing."""
+
+    def note(self, text): ...
+
+    def start(self, done): ...
+
+    def advance(self, done): ...
+
+
+@pytest.mark.slow
+def test_retrieval_works_in_process_from_a_server_and_ahead_of_time(quick_recipe, digits_train, tmp_path):
+    bank = tmp_path / "bank.safetensors"
+    block = f"{{name: retrieval, bank: {{images: digits, embeddings: '{bank}'}}, encoder: 'builtin:digits-unclip'}}"
+    retrieval = [f"generator={block}", "variants.per_image=2"]
+    local, facts, _ = take(quick_recipe(*retrieval, "variants.source=in_process"), digits_train)
+    online = quick_recipe(*retrieval, "variants.source=online")
+    with start_server(online, tmp_path / "log") as server:
+        served, served_facts, _ = take(online, digits_train, server, tmp_path)
+        elsewhere = quick_recipe(*retrieval, f"variants.server={server.address}")
+        again, _, _ = take(elsewhere, digits_train, folder=tmp_path)
+    assert served_facts == facts
+    assert np.array_equal(local.images, served.images)
+    assert np.array_equal(local.images, again.images)
+    ahead = quick_recipe(*retrieval, "variants.source=in_process")
+    done = pregenerate(ahead, tmp_path / "store", variants=3, report=Silent(), shard=Shard(0, 40))
+    assert done.made == done.total > 0
+    stored = quick_recipe(*retrieval, "variants.source=stored", f"variants.store={tmp_path / 'store'}")
+    kept, _, _ = take(stored, digits_train)
+    assert set(kept.origins) == {"store"}
+    assert np.array_equal(local.images, kept.images)
