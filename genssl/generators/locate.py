@@ -123,7 +123,7 @@ def _hub_part(reference: str, key: str, *, whole: bool) -> Path:
         what = "folder" if whole else "file"
         raise GeneratorError(f"{key}: {reference!r} is neither a {what} here nor OWNER/NAME/{what.upper()} on the hub")
     name, _, revision = name.partition("@")
-    folder = _download(f"{owner}/{name}", revision or None, [inside], key, whole=whole)
+    folder = _download(f"{owner}/{name}", revision or None, [inside], key, whole=whole, inside=[inside])
     return folder / inside
 
 
@@ -142,7 +142,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _download(model: str, revision: str | None, parts: Sequence[str], key: str, *, whole: bool = True) -> Path:
+def _download(
+    model: str, revision: str | None, parts: Sequence[str], key: str, *, whole: bool = True, inside: Sequence[str] = ()
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -156,5 +158,5 @@ def _download(model: str, revision: str | None, parts: Sequence[str], key: str, 
         raise GeneratorError(
             f"{key}: {model!r} could not be had from the Hugging Face hub ({reason}). "
             "Check the id and the network (private models need HF_TOKEN), or download it elsewhere with "
-            f"`hf download {model} --local-dir DIR` and set {key}: DIR"
+            f"`hf download {model} --local-dir DIR` and set {key}: {'/'.join(['DIR', *inside])}"
         ) from None

@@ -18,6 +18,7 @@ from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.diffusers_configs import IPAdapterConfig
 from genssl.generators.ip_adapter import MEAN, STD, IPAdapter
 from genssl.generators.loading import read_tensors
+from genssl.generators.locate import find_file, find_part
 from genssl.generators.lora import fuse_lora
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -285,3 +286,13 @@ def test_what_does_not_fit_is_refused_with_a_sentence(models, tmp_path):
     generator = make(models)
     with pytest.raises(RequestRefusedError, match="adapter_scale: 11"):
         generator.check({**generator.spec.defaults, "adapter_scale": 11})
+
+
+def test_parts_that_are_not_there_say_how_to_get_them(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(GeneratorError, match=r"generator\.adapter: './a.safetensors' is neither a file here nor OWNER"):
+        find_file("./a.safetensors", "generator.adapter")
+    with pytest.raises(GeneratorError, match=r"hf download nobody/nothing .* generator\.adapter: DIR/b/c\.safetensors"):
+        find_file("nobody/nothing@main/b/c.safetensors", "generator.adapter")
+    with pytest.raises(GeneratorError, match=r"set generator\.image_encoder: DIR/models/image_encoder"):
+        find_part("nobody/nothing/models/image_encoder", "generator.image_encoder")
