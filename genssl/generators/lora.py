@@ -20,7 +20,7 @@ def fuse_lora(unet: Any, path: Path, tensors: dict[str, torch.Tensor], scale: fl
         unet: whose layers are named.
         path: where the LoRA came from, for messages.
         tensors: its content: keys of kohya's layout (`lora_unet_..._to_q.lora_down.weight`, `.alpha`) or of diffusers'
-            and peft's (`unet.....to_q.lora_A.weight`, `...lora.down.weight`). Layers of text encoders are left out.
+            and peft's (`unet.....to_q.lora_A.weight`, `...processor.to_q_lora.down.weight`). Layers of text encoders are left out.
         scale: 1 for the whole LoRA.
 
     Raises:
@@ -35,8 +35,8 @@ def fuse_lora(unet: Any, path: Path, tensors: dict[str, torch.Tensor], scale: fl
             continue
         layer = match["layer"]
         name = layer.removeprefix("lora_unet_").removeprefix("unet.")
-        # Old attention processors held the four projections' LoRAs: ...attn1.processor.to_q_lora.
-        name = re.sub(r"\.processor\.(to_\w+?)_lora$", r".\1", name)
+        # Old attention processors held the four projections' LoRAs: ...attn1.processor.to_q_lora.down.weight.
+        name = name.replace(".processor.", ".")
         name = name if not name.endswith(".to_out") else f"{name}.0"
         module = modules.get(name) or flat.get(name.replace(".", "_"))
         up = tensors.get(_up(key))

@@ -241,6 +241,10 @@ def test_a_lora_is_fused_in_every_layout(models, tmp_path):
         for layer, start, change in zip(layers, before, changes, strict=True):
             assert torch.allclose(layer.weight, start + factor * change, atol=1e-5)
             layer.weight.data = start.clone()
+    old = "unet." + names[0].replace(".to_q", ".processor.to_q_lora")
+    fuse_lora(unet, tmp_path / "lora", {f"{old}.down.weight": query[0], f"{old}.up.weight": query[1]}, 1.0)
+    assert torch.allclose(layers[0].weight, before[0] + changes[0], atol=1e-5)
+    layers[0].weight.data = before[0].clone()
     save_file(kohya, tmp_path / "lora.safetensors")
     tuned = make(models, lora=str(tmp_path / "lora.safetensors"))
     assert tuned.spec.fingerprint != make(models).spec.fingerprint
