@@ -20,7 +20,8 @@ def fuse_lora(unet: Any, path: Path, tensors: dict[str, torch.Tensor], scale: fl
         unet: whose layers are named.
         path: where the LoRA came from, for messages.
         tensors: its content: keys of kohya's layout (`lora_unet_..._to_q.lora_down.weight`, `.alpha`) or of diffusers'
-            and peft's (`unet.....to_q.lora_A.weight`, `...processor.to_q_lora.down.weight`). Layers of text encoders are left out.
+            and peft's (`unet.....to_q.lora_A.weight`, `...processor.to_q_lora.down.weight`).
+            Layers of text encoders are left out.
         scale: 1 for the whole LoRA.
 
     Raises:
