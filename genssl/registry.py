@@ -33,6 +33,8 @@ class Entry:
     config: Any
     summary: str
     origin: str = "genssl"
+    licence: str = ""  # of the weights
+    cost: str = ""  # of one result
 
 
 class UnknownNameError(UserError):
@@ -55,13 +57,16 @@ class Registry:
         self.kind = kind
         self._entries = {entry.name: entry for entry in builtins}
 
-    def register(self, name: str, *, config: Any = None, summary: str = "") -> Callable[[T], T]:
+    def register(
+        self, name: str, *, config: Any = None, summary: str = "", licence: str = "", cost: str = ""
+    ) -> Callable[[T], T]:
         """Returns a decorator that adds a class or function under `name`.
 
         Args:
             name: what recipes write.
             config: the block's pydantic model; by default the object's attribute `Config`.
             summary: one line for `genssl list`; by default the first line of the docstring.
+            licence, cost: of weights and of one result, for `genssl list -v`.
 
         Raises:
             ValueError: if the name is taken, or if there is no Config.
@@ -75,7 +80,9 @@ class Registry:
                 raise ValueError(f"{self.kind}: {name!r} has no Config; pass config=... or give it an attribute Config")
             text = summary or (target.__doc__ or "").strip().split("\n")[0]
             origin = getattr(target, "__module__", "unknown")
-            self._entries[name] = Entry(name=name, target=target, config=model, summary=text, origin=origin)
+            self._entries[name] = Entry(
+                name=name, target=target, config=model, summary=text, origin=origin, licence=licence, cost=cost
+            )
             return target
 
         return add
@@ -109,6 +116,11 @@ class Registry:
             rows.setdefault(point.name, (point.name, "", point.value.partition(":")[0]))
         return [rows[name] for name in sorted(rows)]
 
+    def details(self) -> dict[str, tuple[str, str]]:
+        """Returns licence and cost by name, of the entries that say one of them; loads nothing."""
+        entries = self._entries.values()
+        return {entry.name: (entry.licence, entry.cost) for entry in entries if entry.licence or entry.cost}
+
     def _entry_points(self) -> dict[str, EntryPoint]:
         return {point.name: point for point in entry_points(group=f"genssl.{self.kind}")}
 
@@ -140,9 +152,16 @@ def _load(reference: Any) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _builtin(package: str, name: str, attribute: str, config: str, summary: str) -> Entry:
+def _builtin(
+    package: str, name: str, attribute: str, config: str, summary: str, *, licence: str = "", cost: str = ""
+) -> Entry:
     return Entry(
-        name=name, target=f"genssl.{package}.{attribute}", config=f"genssl.{package}.configs:{config}", summary=summary
+        name=name,
+        target=f"genssl.{package}.{attribute}",
+        config=f"genssl.{package}.configs:{config}",
+        summary=summary,
+        licence=licence,
+        cost=cost,
     )
 
 
@@ -226,6 +245,9 @@ GENERATORS = Registry(
             "stable_unclip:StableUnCLIP",
             "StableUnCLIPConfig",
             "Stable Diffusion unCLIP: image embedding in, image out; any diffusers folder or hub id",
+            licence="CreativeML OpenRAIL++-M (Stable Diffusion 2.1); builtin:digits-unclip Apache-2.0",
+            # tests/generators/test_full_size.py counts the parts, a spec's `tflops` the whole.
+            cost="48.7 TFLOP an image as unclip-paper, 91.7 as unclip, 4.24 at 256 px in 10 guided steps",
         ),
         _builtin(
             "generators",
@@ -233,6 +255,8 @@ GENERATORS = Registry(
             "flow:Flow",
             "FlowConfig",
             "rectified flow on self-supervised features; train your own",
+            licence="of what you train; builtin:digits-flow Apache-2.0",
+            cost="0.00011 TFLOP an image as builtin:digits-flow in 4 steps",
         ),
         _builtin(
             "generators",
@@ -240,6 +264,8 @@ GENERATORS = Registry(
             "icgan:ICGAN",
             "ICGANConfig",
             "instance-conditioned GAN, one forward pass: official weights that you bring, or train your own",
+            licence="CC BY-NC 4.0 (official weights); builtin:digits-icgan Apache-2.0",
+            cost="0.146 TFLOP an image at 256 px, 0.042 at 128, 0.0145 at 64",
         ),
         _builtin(
             "generators",

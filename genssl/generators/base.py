@@ -31,6 +31,8 @@ class GeneratorSpec:
         licence: of the weights, as an SPDX id or a short name.
         defaults: the parameters used where a request names none; their keys are all the parameters that there are.
         settings: what else was fixed when it was loaded, such as dtype and revision, as text by config field.
+        tflops: TFLOP of a variant at the default parameters, conditioner left out (1e12 FLOP, a multiply-add being
+            two); None if it is not known.
     """
 
     name: str
@@ -41,6 +43,7 @@ class GeneratorSpec:
     licence: str
     defaults: Parameters
     settings: dict[str, str]
+    tflops: float | None = None
 
 
 class Generator(Protocol):

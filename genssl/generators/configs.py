@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from genssl.config.base import ComponentConfig, Section
 from genssl.generators.bank_config import BankConfig, Encoder, InterpolationConfig
@@ -108,6 +108,32 @@ def _is_range(value: Any) -> bool:
     )
 
 
+# Fields that a preset fills in where the block does not give them. No revision is pinned: give the commit that you use.
+UNCLIP_PRESETS: dict[str, dict[str, Any]] = {
+    # The paper's generator (arXiv 2403.05966, released code): OpenAI's CLIP ViT-L/14, 768 pixels shrunk to 224. Its
+    # half precision overflows in Stable Diffusion 2, which bfloat16 does not.
+    "unclip-paper": {
+        "model": "sd2-community/stable-diffusion-2-1-unclip-small",
+        "num_inference_steps": 10,
+        "guidance_scale": 10.0,
+        "noise_level": 0,
+        "image_size": 768,
+        "output_size": 224,
+        "dtype": "bfloat16",
+    },
+    # The larger model, OpenCLIP's ViT-H/14, with GenView's 20 steps: made at the model's own 768 pixels, kept at 512.
+    "unclip": {
+        "model": "sd2-community/stable-diffusion-2-1-unclip",
+        "num_inference_steps": 20,
+        "guidance_scale": 10.0,
+        "noise_level": 0,
+        "image_size": 768,
+        "output_size": 512,
+        "dtype": "bfloat16",
+    },
+}
+
+
 class StableUnCLIPConfig(GeneratorConfig):
     """Stable Diffusion unCLIP.
 
@@ -115,11 +141,28 @@ class StableUnCLIPConfig(GeneratorConfig):
     """
 
     name: Literal["stable_unclip"] = "stable_unclip"
+    preset: Literal["unclip-paper", "unclip"] | None = Field(
+        None,
+        description="where the settings that are not given come from; unclip-paper: the paper's model, 768 pixels "
+        "shrunk to 224; unclip: the ViT-H model, 20 steps, 768 pixels shrunk to 512",
+    )
     model: str = Field(min_length=1, description="builtin:NAME, a diffusers folder, or a hub id")
     revision: str | None = Field(None, description="commit of a hub model; pin it")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    tiny_vae: str | None = Field(
+        None,
+        min_length=1,
+        description="folder or hub id of an AutoencoderTiny that decodes in the place of the model's",
+    )
+    compile: bool = Field(False, description="torch.compile denoiser and decoder; the first batch of each size is slow")
     num_inference_steps: int = Field(10, ge=1, le=1000)
     guidance_scale: float = Field(10.0, ge=0, le=100, description="1 or less: no guidance, and half the cost")
+    guidance_start: float = Field(
+        0.0, ge=0, le=1, description="part of the steps, noise first, before which there is no guidance"
+    )
+    guidance_end: float = Field(
+        1.0, ge=0, le=1, description="part of the steps after which there is none; a step without costs half"
+    )
     noise_level: int = Field(
         0, ge=0, le=999, description="noise on the image embedding; more means more diverse and less like the source"
     )
@@ -130,6 +173,19 @@ class StableUnCLIPConfig(GeneratorConfig):
     output_size: int | None = Field(
         None, ge=8, le=2048, description="generated images are shrunk to this many pixels; by default not at all"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, data: Any) -> Any:
+        name = data.get("preset") if isinstance(data, dict) else None
+        return {**UNCLIP_PRESETS[name], **data} if name in UNCLIP_PRESETS else data
+
+    @field_validator("guidance_end")
+    @classmethod
+    def _in_order(cls, value: float, info: ValidationInfo) -> float:
+        if value < info.data.get("guidance_start", 0.0):
+            raise ValueError(f"guidance_end is {value:g}, before guidance_start {info.data['guidance_start']:g}")
+        return value
 
 
 class FlowConfig(GeneratorConfig):

@@ -8,6 +8,7 @@ Euler steps follow it from t = 0 to t = 1. It is told how much noise lies on the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Alive, GeneratorSpec, Parameters, keep_living
 from genssl.generators.conditioner import Conditioner
 from genssl.generators.configs import FlowConfig
+from genssl.generators.cost import count_tflops
 from genssl.generators.fingerprint import fingerprint_folder
 from genssl.generators.locate import find_trained, read_json
 
@@ -77,6 +79,7 @@ class Flow:
             self.check(self.spec.defaults)
         except RequestRefusedError as error:
             raise GeneratorError(f"generator {config.model}: {error}") from None
+        self.spec = replace(self.spec, tflops=self._tflops())
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
         """Resizes and centre-crops uint8 [3, H, W] of any size to the encoder's input size."""
@@ -139,6 +142,18 @@ class Flow:
         spread = made.new_zeros((len(embeddings), *made.shape[1:]))
         spread[rows_left] = made
         return spread
+
+    def _tflops(self) -> float:
+        """Returns what a variant costs at the defaults, see `GeneratorSpec.tflops`."""
+        side, width, defaults = self.spec.image_size, self.spec.embedding_dim + 1, self.spec.defaults
+        forward = count_tflops(
+            self._network,
+            torch.zeros((1, 3, side, side), device="meta", dtype=self._dtype),
+            torch.zeros(1, device="meta"),
+            encoder_hidden_states=None,
+            class_labels=torch.zeros((1, width), device="meta", dtype=self._dtype),
+        )
+        return forward * defaults["num_inference_steps"] * (2 if defaults["guidance_scale"] > 1 else 1)
 
     def _velocity(
         self, x: torch.Tensor, time: float, condition: torch.Tensor, guidance: torch.Tensor | None

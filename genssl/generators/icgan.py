@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Alive, GeneratorSpec, Parameters
 from genssl.generators.conditioner import Conditioner
 from genssl.generators.configs import ICGANConfig
+from genssl.generators.cost import count_tflops
 from genssl.generators.fingerprint import fingerprint_folder
 from genssl.generators.icgan_features import ResNetFeatures
 from genssl.generators.icgan_networks import Architecture, GeneratorNetwork
@@ -80,6 +82,7 @@ class ICGAN:
             self.check(self.spec.defaults)
         except RequestRefusedError as error:
             raise GeneratorError(f"generator {config.model}: {error}") from None
+        self.spec = replace(self.spec, tflops=self._tflops())
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
         """Brings a source uint8 [3, H, W] of any size to the conditioner's uint8 [3, S, S]."""
@@ -138,6 +141,16 @@ class ICGAN:
             size = (self._output_size, self._output_size)
             best = F.interpolate(best.float(), size=size, mode="bicubic", antialias=True).clamp(0, 255).round().byte()
         return best
+
+    def _tflops(self) -> float:
+        """Returns what a variant costs at the defaults, see `GeneratorSpec.tflops`; all tries of it."""
+        architecture = self._network.architecture
+        noise, embedding = (
+            torch.zeros((1, width), device="meta", dtype=self._dtype)
+            for width in (architecture.noise_dim, architecture.feature_dim)
+        )
+        classes = torch.zeros(1, dtype=torch.long, device="meta") if architecture.classes else None
+        return count_tflops(self._network, noise, embedding, classes) * self.spec.defaults["best_of"]
 
     def _images(self, noise: torch.Tensor, embeddings: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
         """Returns uint8 [B, 3, resolution, resolution] on the CPU."""

@@ -17,7 +17,8 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 from transformers.utils import logging as transformers_logging
 
 from genssl.errors import GeneratorError
-from genssl.generators.locate import read_json
+from genssl.generators.fingerprint import fingerprint_folder
+from genssl.generators.locate import find_network, read_json
 
 
 def load_network(kind: Any, folder: Path, subfolder: str, dtype: torch.dtype, device: torch.device) -> Any:
@@ -55,6 +56,30 @@ def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """Loads the autoencoder of a Stable Diffusion folder, full or tiny, as its config names it."""
     tiny = read_json(folder / "vae" / "config.json").get("_class_name") == "AutoencoderTiny"
     return load_network(AutoencoderTiny if tiny else AutoencoderKL, folder, "vae", dtype, device)
+
+
+def load_decoder(folder: Path, tiny: str | None, dtype: torch.dtype, device: torch.device) -> tuple[Any, list[str]]:
+    """Loads what decodes latents: the folder's own autoencoder, or a tiny one of a folder or hub id in its place.
+
+    Returns:
+        The autoencoder, and what a generator's name owes to it beside its own folder.
+
+    Raises:
+        GeneratorError: if it cannot be had, or was made for other latents.
+    """
+    if tiny is None:
+        return load_vae(folder, dtype, device), []
+    own = read_json(folder / "vae" / "config.json")
+    part = find_network(tiny, "AutoencoderTiny", "generator.tiny_vae")
+    vae = load_network(AutoencoderTiny, part, "", dtype, device)
+    wanted = own.get("latent_channels", 4), len(own["block_out_channels"])
+    found = vae.config["latent_channels"], len(vae.config["block_out_channels"])
+    if found != wanted:
+        raise GeneratorError(
+            f"generator.tiny_vae: {tiny} has {found[0]} latent channels and {found[1]} levels, and the model's "
+            f"decoder {wanted[0]} and {wanted[1]}; take one that was made for it"
+        )
+    return vae, [f"tiny_vae={fingerprint_folder(part).hex()}"]
 
 
 def image_encoder(

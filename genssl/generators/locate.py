@@ -52,6 +52,29 @@ def find_model(
     return folder
 
 
+def find_network(model: str, kind: str, setting: str) -> Path:
+    """Returns the folder of a single diffusers model, such as an autoencoder.
+
+    Args:
+        model: a folder, or a hub id "owner/name".
+        kind: what `_class_name` in its config.json must be.
+        setting: the key path that names it, for errors.
+
+    Raises:
+        GeneratorError: saying what was looked for, where, and how to get it.
+    """
+    folder = Path(model) if Path(model).is_dir() else None
+    if folder is None and model.count("/") == 1 and not model.startswith((".", "/", "~")):
+        folder = _download(model, None, (), setting)
+    if folder is None:
+        raise GeneratorError(f"{setting}: {model!r} is neither a folder here nor a hub id (owner/name)")
+    index = folder / OWN
+    if not index.is_file():
+        raise GeneratorError(f"{setting}: {folder} is not a diffusers model (it has no config.json)")
+    _check_class(index, kind)
+    return folder
+
+
 def find_trained(model: str, kind: str) -> Path:
     """Returns the folder of a model in genssl's own format, as `genssl train-generator` writes it.
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from genssl.errors import RequestRefusedError
+from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Alive, Parameters, keep_living
 
 DECODED_PIXELS = 2**22  # of a batch, decoded at once
@@ -88,10 +88,18 @@ def decode(
 
     Returns:
         uint8 [B, 3, output_size, output_size] on the CPU.
+
+    Raises:
+        GeneratorError: if numbers overflowed, which would be black images.
     """
     # In slices: at 768 px one image takes over a GB of activations, though the denoiser can take many rows.
     at_once = max(1, DECODED_PIXELS // image_size**2)
     decoded = torch.cat([decoder(part).float() for part in torch.split(latents, at_once)])
+    if not decoded.isfinite().all():
+        raise GeneratorError(
+            f"the generator: {str(latents.dtype).removeprefix('torch.')} overflowed and left black images; set "
+            "generator.dtype to bfloat16 (on a GPU that has it) or float32"
+        )
     images = (decoded / 2 + 0.5).clamp(0, 1)
     if output_size != images.shape[-1]:
         images = torch.nn.functional.interpolate(

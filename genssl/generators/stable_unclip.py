@@ -9,6 +9,7 @@ equal parameters the images are the stock pipeline's (to 1 grey level).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from genssl.data.decode import resize_and_crop
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Alive, GeneratorSpec, Parameters
 from genssl.generators.configs import StableUnCLIPConfig
+from genssl.generators.cost import count_tflops
 from genssl.generators.ddim import DDIM, DDIMStep
 from genssl.generators.fingerprint import fingerprint_folder
 from genssl.generators.foreground import foreground_ratio
@@ -28,9 +30,9 @@ from genssl.generators.loading import (
     empty_prompt,
     image_encoder,
     licence_of,
+    load_decoder,
     load_network,
     load_part,
-    load_vae,
     normalise,
 )
 from genssl.generators.locate import find_model, read_json
@@ -38,7 +40,7 @@ from genssl.generators.sampling import check_bounds, decode, denoise, guidance_c
 
 SAMPLER_VERSION = "stable_unclip/1"
 PIPELINE = "StableUnCLIPImg2ImgPipeline"
-SETTINGS = ("revision", "dtype", "zero_terminal_snr", "image_size", "output_size")
+SETTINGS = ("revision", "dtype", "tiny_vae", "compile", "zero_terminal_snr", "image_size", "output_size")
 
 
 class StableUnCLIP:
@@ -58,7 +60,21 @@ class StableUnCLIP:
         self._dtype: torch.dtype = getattr(torch, config.dtype)
         self._image_encoder, self._preprocessor = image_encoder(folder, self._dtype, device)
         self._unet = load_network(UNet2DConditionModel, folder, "unet", self._dtype, device)
-        self._vae = load_vae(folder, self._dtype, device)
+        self._vae, decoder = load_decoder(folder, config.tiny_vae, self._dtype, device)
+        if (found := self._vae.config["latent_channels"]) != (wanted := self._unet.config["in_channels"]):
+            raise GeneratorError(
+                f"{folder}: the autoencoder decodes {found} channels and the denoiser makes {wanted}; "
+                "the files belong to different models"
+            )
+        width = int(self._image_encoder.config.projection_dim)
+        if (wanted := self._unet.config["projection_class_embeddings_input_dim"]) != 2 * width:
+            raise GeneratorError(
+                f"{folder}: the image encoder makes {width} numbers an image and the denoiser takes {wanted} instead "
+                "of twice as many; the files belong to different models"
+            )
+        if device.type == "cuda":
+            self._unet.to(memory_format=torch.channels_last)
+            self._vae.to(memory_format=torch.channels_last)
         # Embedding arithmetic stays in float32: the normaliser divides by small standard deviations.
         self._normalizer = load_network(
             StableUnCLIPImageNormalizer, folder, "image_normalizer", torch.float32, torch.device("cpu")
@@ -73,15 +89,22 @@ class StableUnCLIP:
             name=config.name,
             model=config.model,
             fingerprint=fingerprint_folder(
-                folder, SAMPLER_VERSION, config.dtype, f"zero_snr={config.zero_terminal_snr}"
+                folder,
+                SAMPLER_VERSION,
+                config.dtype,
+                f"zero_snr={config.zero_terminal_snr}",
+                *decoder,
+                *(["compiled"] if config.compile else []),
             ),
-            embedding_dim=int(self._image_encoder.config.projection_dim),
+            embedding_dim=width,
             image_size=config.output_size or self._native_size,
             licence=licence_of(folder, "see the model's page (Stable Diffusion 2.1: CreativeML OpenRAIL++-M)"),
             settings={name: str(getattr(config, name)) for name in SETTINGS},
             defaults={
                 "num_inference_steps": config.num_inference_steps,
                 "guidance_scale": config.guidance_scale,
+                "guidance_start": config.guidance_start,
+                "guidance_end": config.guidance_end,
                 "noise_level": config.noise_level,
                 "image_size": self._native_size,
                 "output_size": config.output_size or self._native_size,
@@ -91,6 +114,10 @@ class StableUnCLIP:
             self.check(self.spec.defaults)
         except RequestRefusedError as error:
             raise GeneratorError(f"generator {config.model}: {error}") from None
+        self.spec = replace(self.spec, tflops=self._tflops(self.spec.defaults))
+        if config.compile:  # in place; batches are padded to few sizes, each of which is compiled once
+            self._unet.compile(dynamic=False)
+            self._vae.decoder.compile(dynamic=False)
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
         """Resizes and centre-crops uint8 [3, H, W] to the image encoder's input size (CLIP's rule; Pillow, bicubic)."""
@@ -117,6 +144,8 @@ class StableUnCLIP:
         bounds = {
             "num_inference_steps": (1, 1000),
             "guidance_scale": (0, 100),
+            "guidance_start": (0, 1),
+            "guidance_end": (0, 1),
             "noise_level": (0, levels - 1),
             "image_size": (self._scale, 2048),
             "output_size": (8, 2048),
@@ -124,8 +153,10 @@ class StableUnCLIP:
         check_bounds(parameters, bounds, self._scale)
 
     def batch_key(self, parameters: Parameters) -> tuple[object, ...]:
-        """Steps and sizes must agree within a batch, and guided rows go apart since they cost two forwards."""
-        guided = parameters["guidance_scale"] > 1
+        """Steps, sizes and the guided steps must agree within a batch; a guided step costs two forwards."""
+        guided = (
+            (parameters["guidance_start"], parameters["guidance_end"]) if parameters["guidance_scale"] > 1 else None
+        )
         return (parameters["num_inference_steps"], parameters["image_size"], parameters["output_size"], guided)
 
     @torch.inference_mode()
@@ -139,6 +170,26 @@ class StableUnCLIP:
         sizes: Sequence[int] = (),
     ) -> torch.Tensor:
         """Makes one image a row; see `Generator.generate`."""
+        latents, rows = self.sample(embeddings, seeds, parameters, alive=alive, sizes=sizes)
+        made = decode(
+            lambda part: self._vae.decode(part, return_dict=False)[0],
+            latents / self._vae.config["scaling_factor"],
+            int(parameters[0]["image_size"]),
+            int(parameters[0]["output_size"]),
+        )
+        return spread(made, rows, len(embeddings))
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        embeddings: torch.Tensor,
+        seeds: Sequence[int],
+        parameters: Sequence[Parameters],
+        *,
+        alive: Alive | None = None,
+        sizes: Sequence[int] = (),
+    ) -> tuple[torch.Tensor, list[int]]:
+        """Returns latents [b, C, h, w] before decoding, and the row that each belongs to; see `generate`."""
         shared = parameters[0]
         side = int(shared["image_size"]) // self._scale
         channels = int(self._unet.config["in_channels"])
@@ -147,21 +198,26 @@ class StableUnCLIP:
         levels = torch.tensor([int(row["noise_level"]) for row in parameters])
         condition = self.noise_embeddings(embeddings.float(), embedding_noise, levels).to(self._device, self._dtype)
         x = latents.to(self._device, self._dtype)
-        guided = bool(shared["guidance_scale"] > 1)
 
-        def advance(step: DDIMStep, x: torch.Tensor, condition: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
+        def advance(
+            one: tuple[DDIMStep, bool], x: torch.Tensor, condition: torch.Tensor, guidance: torch.Tensor
+        ) -> torch.Tensor:
+            step, guided = one
             output = self._predict(x, step.timestep, condition, guidance if guided else None)
             return self._ddim.step(step, x, output)
 
-        steps = self._ddim.steps(int(shared["num_inference_steps"]))
-        x, rows = denoise(steps, [x, condition, guidance_column(parameters, x)], advance, alive, sizes)
-        made = decode(
-            lambda part: self._vae.decode(part, return_dict=False)[0],
-            x / self._vae.config["scaling_factor"],
-            int(shared["image_size"]),
-            int(shared["output_size"]),
-        )
-        return spread(made, rows, len(embeddings))
+        steps = zip(self._ddim.steps(int(shared["num_inference_steps"])), _guided_steps(shared), strict=True)
+        return denoise(steps, [x, condition, guidance_column(parameters, x)], advance, alive, sizes)
+
+    def _tflops(self, parameters: Parameters) -> float:
+        """Returns what a variant costs, see `GeneratorSpec.tflops`."""
+        side, dtype = int(parameters["image_size"]) // self._scale, self._dtype
+        latents = torch.zeros((1, int(self._unet.config["in_channels"]), side, side), device="meta", dtype=dtype)
+        condition = torch.zeros((1, 2 * self.spec.embedding_dim), device="meta", dtype=dtype)
+        time = torch.zeros((), device="meta")
+        denoised = count_tflops(self._unet, latents, time, encoder_hidden_states=self._text, class_labels=condition)
+        guided = _guided_steps(parameters)
+        return denoised * (len(guided) + sum(guided)) + count_tflops(self._vae.decoder, latents)
 
     def _predict(
         self, x: torch.Tensor, timestep: int, condition: torch.Tensor, guidance: torch.Tensor | None
@@ -170,8 +226,10 @@ class StableUnCLIP:
         if guidance is not None:
             x, condition = torch.cat([x, x]), torch.cat([torch.zeros_like(condition), condition])
         text = self._text.expand(len(x), -1, -1)
+        # A tensor, since a compiled network would be compiled anew for every number.
+        time = torch.tensor(timestep, device=self._device)
         output: torch.Tensor = self._unet(
-            x, timestep, encoder_hidden_states=text, class_labels=condition, return_dict=False
+            x, time, encoder_hidden_states=text, class_labels=condition, return_dict=False
         )[0]
         return output if guidance is None else guide(output, guidance)
 
@@ -186,6 +244,15 @@ class StableUnCLIP:
             float32 [B, 2 D]: what the UNet takes as class labels.
         """
         return noise_embeddings(self._normalizer, self._noising, embeddings, noise, levels)
+
+
+def _guided_steps(parameters: Parameters) -> list[bool]:
+    """Returns of each step whether it is guided, and so takes a second forward pass."""
+    count = int(parameters["num_inference_steps"])
+    return [
+        parameters["guidance_scale"] > 1 and parameters["guidance_start"] <= number / count < parameters["guidance_end"]
+        for number in range(count)
+    ]
 
 
 def noise_embeddings(

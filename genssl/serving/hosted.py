@@ -118,6 +118,7 @@ class Hosted:
             licence=spec.licence,
             default_parameters={key: float(value) for key, value in spec.defaults.items()},
             settings=spec.settings,
+            tflops=spec.tflops or 0.0,
         )
 
     def settings(self, parameters: Mapping[str, float]) -> Settings:

@@ -220,7 +220,9 @@ class _Loader:
             ) from None
         spec = generator.spec
         if self._store is not None:
-            await self._store.describe(spec.fingerprint, name=spec.name, model=spec.model, licence=spec.licence)
+            await self._store.describe(
+                spec.fingerprint, name=spec.name, model=spec.model, licence=spec.licence, tflops=spec.tflops
+            )
         log.info(
             "loaded %s (%s), fingerprint %s, %d px", name, spec.model, spec.fingerprint.hex()[:12], spec.image_size
         )

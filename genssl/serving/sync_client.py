@@ -37,6 +37,7 @@ class HostedGenerator:
         licence: of the weights.
         default_parameters: every parameter there is, with its default.
         settings: what else was fixed when the server loaded it.
+        tflops: TFLOP of a variant at the defaults (a multiply-add is two FLOP), conditioner left out; None if unknown.
     """
 
     generator_id: str
@@ -48,6 +49,7 @@ class HostedGenerator:
     licence: str
     default_parameters: dict[str, float]
     settings: dict[str, str]
+    tflops: float | None
 
 
 def _hosted(info: pb.GeneratorInfo) -> HostedGenerator:
@@ -61,6 +63,7 @@ def _hosted(info: pb.GeneratorInfo) -> HostedGenerator:
         licence=info.licence,
         default_parameters=dict(info.default_parameters),
         settings=dict(info.settings),
+        tflops=info.tflops or None,
     )
 
 

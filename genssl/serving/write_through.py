@@ -35,11 +35,13 @@ class WriteThrough:
         self._room.set()
         self._writer: asyncio.Task[None] | None = None
 
-    async def describe(self, fingerprint: bytes, *, name: str, model: str, licence: str) -> None:
+    async def describe(
+        self, fingerprint: bytes, *, name: str, model: str, licence: str, tflops: float | None = None
+    ) -> None:
         """Enters a generator in the store's manifest."""
         await asyncio.get_running_loop().run_in_executor(
             self._writer_thread,
-            lambda: self._store.describe_generator(fingerprint, name=name, model=model, licence=licence),
+            lambda: self._store.describe_generator(fingerprint, name=name, model=model, licence=licence, tflops=tflops),
         )
 
     async def get(self, names: Sequence[bytes]) -> dict[bytes, UInt8Array]:

@@ -205,7 +205,7 @@ def open_in_process(recipe: Recipe, dataset: ImageDataset, ledger: Ledger, devic
     """
     engine = load_engine(recipe, device)
     spec = engine.generator.spec
-    facts = GeneratorFacts(spec.name, spec.model, spec.licence, spec.fingerprint, dict(spec.defaults))
+    facts = GeneratorFacts(spec.name, spec.model, spec.licence, spec.fingerprint, dict(spec.defaults), spec.tflops)
     return OpenSource(InProcessSource(engine, dataset, ledger), {"source": "in_process", **_identity(facts)}, facts)
 
 
@@ -242,7 +242,9 @@ def open_remote(
     except BaseException:
         remote.close()
         raise
-    facts = GeneratorFacts(info.name, info.model, info.licence, info.fingerprint, remote.parameters)
+    facts = GeneratorFacts(
+        info.name, info.model, info.licence, info.fingerprint, remote.parameters, info.tflops or None
+    )
     address = {"address": "embedded", "pid": server.pid} if server else {"address": ", ".join(recipe.variants.targets)}
     return OpenSource(remote, {"source": "online", **_identity(facts), "server": address}, facts, remote)
 
@@ -252,6 +254,7 @@ def _identity(facts: GeneratorFacts) -> dict[str, Any]:
         "model": facts.model,
         "fingerprint": facts.fingerprint.hex(),
         "licence": facts.licence,
+        "tflops_per_variant": facts.tflops,
         "parameters": dict(facts.parameters),
     }
 

@@ -7,12 +7,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+# Parameters that came later, at the values that change nothing: left out there, so that variants keep their names.
+NEUTRAL = {"guidance_start": 0.0, "guidance_end": 1.0}
+
 
 def parameters_digest(parameters: Mapping[str, float]) -> bytes:
     """Returns 16 bytes for a complete parameter mapping: equal numbers, equal bytes, in whatever order and type."""
-    canonical = json.dumps(
-        {key: float(value) + 0.0 for key, value in parameters.items()}, sort_keys=True, separators=(",", ":")
-    )
+    told = {key: float(value) + 0.0 for key, value in parameters.items() if NEUTRAL.get(key) != value}
+    canonical = json.dumps(told, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=16).digest()
 
 

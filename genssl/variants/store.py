@@ -206,14 +206,22 @@ class VariantStore:
             raise StoreError(self._refused(f"its max_bytes is {self.max_bytes:,}", entries[len(fitting) :]))
         return written
 
-    def describe_generator(self, fingerprint: Digest, *, name: str = "", model: str = "", licence: str = "") -> None:
-        """Writes what is known of a generator into store.json.
+    def describe_generator(
+        self,
+        fingerprint: Digest,
+        *,
+        name: str = "",
+        model: str = "",
+        licence: str = "",
+        tflops: float | None = None,
+    ) -> None:
+        """Writes what is known of a generator into store.json; the arguments are as `GeneratorSpec` has them.
 
         Raises:
             StoreError: if the store is pinned to another generator.
         """
         self._check_process()
-        described = StoredGenerator(name=name, model=model, licence=licence)
+        described = StoredGenerator(name=name, model=model, licence=licence, tflops=tflops)
 
         def change(manifest: StoreManifest) -> StoreManifest:
             known = manifest.generators.get(fingerprint.hex())

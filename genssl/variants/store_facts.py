@@ -29,6 +29,7 @@ class GeneratorFacts:
         name, model, licence: as `GeneratorSpec` has them.
         fingerprint: 16 bytes.
         parameters: every parameter of the generator.
+        tflops: of a variant, as `GeneratorSpec` has it.
     """
 
     name: str
@@ -36,6 +37,7 @@ class GeneratorFacts:
     licence: str
     fingerprint: bytes
     parameters: Mapping[str, float | int]
+    tflops: float | None = None
 
     def keys(self, source_ids: Sequence[bytes], indices: Sequence[int]) -> list[VariantKey]:
         """Returns the keys of N variants."""
@@ -67,7 +69,9 @@ def describe_contents(
     """
     known = store.manifest.generators.get(facts.fingerprint.hex())
     if known is None or known.name != facts.name:
-        store.describe_generator(facts.fingerprint, name=facts.name, model=facts.model, licence=facts.licence)
+        store.describe_generator(
+            facts.fingerprint, name=facts.name, model=facts.model, licence=facts.licence, tflops=facts.tflops
+        )
     entry = {"block": dict(block), "fingerprint": facts.fingerprint.hex(), "parameters": dict(facts.parameters)}
 
     def change(manifest: StoreManifest) -> StoreManifest:
@@ -101,7 +105,7 @@ def find_generator(manifest: StoreManifest, block: Mapping[str, Any]) -> Generat
     known = manifest.generators.get(fingerprint.hex())
     if known is None or len(fingerprint) != 16:
         return None
-    return GeneratorFacts(known.name, known.model, known.licence, fingerprint, parameters)
+    return GeneratorFacts(known.name, known.model, known.licence, fingerprint, parameters, known.tflops)
 
 
 class StoredNames:

@@ -37,6 +37,7 @@ class StoredGenerator(BaseModel):
     name: str = ""
     model: str = ""
     licence: str = ""
+    tflops: float | None = None
 
 
 class StoreManifest(BaseModel):

@@ -208,3 +208,11 @@ def test_list_shows_every_kind(genssl):
     only = genssl("list", "evaluators")
     assert "knn" in only.stdout.split()
     assert "simclr" not in only.stdout.split()
+
+
+def test_list_tells_licence_and_cost_when_asked(genssl):
+    plain, verbose = genssl("list", "generators"), genssl("list", "generators", "-v")
+    assert "licence" not in plain.stdout
+    words = " ".join(verbose.stdout.split())
+    for said in ("CreativeML OpenRAIL++-M", "48.7 TFLOP an image as unclip-paper", "CC BY-NC 4.0", "0.146 TFLOP"):
+        assert said in words

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableUnCLIPImg2ImgPipeline
+from diffusers import AutoencoderTiny, StableUnCLIPImg2ImgPipeline
 from PIL import Image
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Cancelled
@@ -35,13 +37,17 @@ def make(folder: Path | str, **settings) -> StableUnCLIP:
     return StableUnCLIP(StableUnCLIPConfig(model=str(folder), **settings), CPU)
 
 
+def stock_pipeline(folder: Path) -> StableUnCLIPImg2ImgPipeline:
+    pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def stock_images(
     folder: Path, images: np.ndarray, seeds: list[int], *, steps: int, guidance: float, level: int
 ) -> np.ndarray:
     """Returns uint8 [B, 3, h, w] of diffusers' own pipeline, called one image at a time."""
-    pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    made = []
+    pipeline, made = stock_pipeline(folder), []
     for image, seed in zip(images, seeds, strict=True):
         result = pipeline(
             image=Image.fromarray(image.transpose(1, 2, 0)),
@@ -247,3 +253,130 @@ def test_weights_that_are_not_safetensors_are_refused(tiny, tmp_path):
     weights.unlink()
     with pytest.raises(GeneratorError, match="safetensors"):
         make(copy)
+
+
+def test_latents_equal_the_stock_pipelines_alone_and_in_a_mixed_batch(tiny):
+    """Rows of different noise levels and guidance, sampled together, against one call of the pipeline for each."""
+    generator = make(tiny, num_inference_steps=5, guidance_scale=2.0)
+    images = np.random.default_rng(5).integers(0, 256, (4, 3, 32, 32), dtype=np.uint8)
+    embeddings = generator.embed(torch.from_numpy(images))
+    rows = [(0, 2.0, 21), (700, 9.5, 22), (250, 4.0, 23), (999, 1.5, 24)]
+    parameters = [
+        {**generator.spec.defaults, "noise_level": level, "guidance_scale": guidance} for level, guidance, _ in rows
+    ]
+    seeds = [seed for _, _, seed in rows]
+    together, order = generator.sample(embeddings, seeds, parameters)
+    assert order == [0, 1, 2, 3]
+    pipeline = stock_pipeline(tiny)
+    for i, (level, guidance, seed) in enumerate(rows):
+        expected = pipeline(
+            image_embeds=embeddings[i : i + 1],
+            prompt="",
+            num_inference_steps=5,
+            guidance_scale=guidance,
+            noise_level=level,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            output_type="latent",
+        ).images
+        alone, _ = generator.sample(embeddings[i : i + 1], [seed], parameters[i : i + 1])
+        assert float((alone - expected).abs().max()) <= 1e-4
+        assert float((together[i : i + 1] - expected).abs().max()) <= 1e-4
+
+
+def test_guidance_lasts_for_its_interval_and_costs_a_second_forward_there_alone(tiny, monkeypatch):
+    images = np.random.default_rng(6).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
+    settings = {"num_inference_steps": 4, "guidance_scale": 6.0, "noise_level": 100}
+    whole = ours(make(tiny, **settings), images, [1, 2])
+    none = ours(make(tiny, **settings | {"guidance_scale": 1.0}), images, [1, 2])
+    generator = make(tiny, **settings, guidance_start=0.25, guidance_end=0.75)
+    sizes: list[int] = []
+    generator._unet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    middle = ours(generator, images, [1, 2])
+    assert sizes == [2, 4, 4, 2]
+    assert grey_levels_apart(middle, whole) > 1
+    assert grey_levels_apart(middle, none) > 1
+    assert grey_levels_apart(ours(make(tiny, **settings, guidance_end=0.0), images, [1, 2]), none) <= 1
+    keys = {
+        generator.batch_key({**generator.spec.defaults, "guidance_end": end, "guidance_scale": scale})
+        for end in (0.75, 1.0)
+        for scale in (3.0, 9.0)
+    }
+    assert len(keys) == 2, "rows of one interval share a batch, whatever their guidance"
+
+
+def test_a_tiny_decoder_takes_the_place_of_the_models_own(tiny, tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4).save_pretrained(
+            tmp_path / "taesd"
+        )
+        AutoencoderTiny(latent_channels=16).save_pretrained(tmp_path / "other")
+    generator = make(tiny, num_inference_steps=2, tiny_vae=str(tmp_path / "taesd"))
+    images = np.random.default_rng(7).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
+    latents, _ = generator.sample(generator.embed(torch.from_numpy(images)), [1, 2], [generator.spec.defaults] * 2)
+    decoder = AutoencoderTiny.from_pretrained(tmp_path / "taesd")
+    expected = (decoder.decode(latents).sample.detach() / 2 + 0.5).clamp(0, 1).mul(255).round().byte().numpy()
+    assert grey_levels_apart(ours(generator, images, [1, 2]), expected) <= 1
+    assert generator.spec.fingerprint != make(tiny, num_inference_steps=2).spec.fingerprint
+    with pytest.raises(GeneratorError, match=r"tiny_vae: .*other has 16 latent channels and 4 levels, .* 4 and 4"):
+        make(tiny, tiny_vae=str(tmp_path / "other"))
+    with pytest.raises(GeneratorError, match="the model is a AutoencoderKL; this generator needs a AutoencoderTiny"):
+        make(tiny, tiny_vae=str(tiny / "vae"))
+    with pytest.raises(GeneratorError, match=r"generator.tiny_vae: './nowhere' is neither a folder here nor a hub id"):
+        make(tiny, tiny_vae="./nowhere")
+
+
+def test_presets_give_what_the_block_does_not():
+    paper = StableUnCLIPConfig(preset="unclip-paper")
+    assert (paper.model, paper.image_size, paper.output_size) == (
+        "sd2-community/stable-diffusion-2-1-unclip-small",
+        768,
+        224,
+    )
+    assert (paper.num_inference_steps, paper.guidance_scale, paper.noise_level) == (10, 10.0, 0)
+    own = StableUnCLIPConfig(preset="unclip", model="here", num_inference_steps=4)
+    assert (own.model, own.num_inference_steps, own.output_size) == ("here", 4, 512)
+    assert StableUnCLIPConfig.model_validate(own.model_dump()) == own, "a resolved recipe says the same again"
+    with pytest.raises(ValidationError, match="model"):
+        StableUnCLIPConfig()
+    with pytest.raises(ValidationError, match=r"guidance_end is 0.2, before guidance_start 0.5"):
+        StableUnCLIPConfig(model="here", guidance_start=0.5, guidance_end=0.2)
+
+
+def test_a_number_that_overflows_is_reported_and_no_black_image(tiny, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny, broken)
+    weights = load_file(broken / "vae" / "diffusion_pytorch_model.safetensors")
+    weights["decoder.conv_in.weight"] *= 1e38
+    save_file(weights, broken / "vae" / "diffusion_pytorch_model.safetensors")
+    generator = make(broken, num_inference_steps=1, guidance_scale=1.0, dtype="bfloat16")
+    with pytest.raises(GeneratorError, match=r"bfloat16 overflowed and left black images; set generator.dtype to"):
+        ours(generator, np.zeros((1, 3, 32, 32), np.uint8), [0])
+
+
+def test_a_compiled_network_is_compiled_once_a_batch_size_and_not_once_a_step(tiny, monkeypatch):
+    graphs: list[int] = []
+
+    def count(graph, inputs):
+        graphs.append(len(inputs))
+        return graph.forward
+
+    compiled = torch.compile  # without code generation, which takes a minute: what is traced when is the question here
+    monkeypatch.setattr(torch, "compile", lambda call, **settings: compiled(call, backend=count, **settings))
+    settings = {"num_inference_steps": 3, "guidance_scale": 1.0}
+    images = np.random.default_rng(8).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
+    made = ours(make(tiny, compile=True, **settings), images, [1, 2])
+    assert len(graphs) == 2, "one of the denoiser and one of the decoder"
+    assert grey_levels_apart(made, ours(make(tiny, **settings), images, [1, 2])) <= 1
+
+
+def test_the_cost_of_a_variant_counts_its_forward_passes(tiny):
+    def cost(**settings) -> float:
+        return make(tiny, **settings).spec.tflops
+
+    decoding = 2 * cost(num_inference_steps=1, guidance_scale=1.0) - cost(num_inference_steps=2, guidance_scale=1.0)
+    step = cost(num_inference_steps=1, guidance_scale=1.0) - decoding
+    assert decoding > 0
+    assert step > 0
+    assert cost(num_inference_steps=4, guidance_scale=3.0) == pytest.approx(decoding + 8 * step)
+    assert cost(num_inference_steps=4, guidance_scale=3.0, guidance_end=0.5) == pytest.approx(decoding + 6 * step)

@@ -18,8 +18,13 @@ from transformers import (
 )
 
 
-def build_tiny_unclip(folder: Path, prediction_type: str = "v_prediction") -> Path:
-    """Writes the pipeline and returns its folder. Its image encoder takes 32 px, its images have 64 px."""
+def build_tiny_unclip(
+    folder: Path, prediction_type: str = "v_prediction", *, width: int = 32, text_width: int = 32
+) -> Path:
+    """Writes the pipeline and returns its folder. Its image encoder takes 32 px, its images have 64 px.
+
+    `width` is the embedding's and `text_width` the text's; of other than 32, the denoiser written does not fit.
+    """
     characters = [chr(code) for code in range(33, 127)]
     vocabulary = [*characters, *(c + "</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
     scratch = folder.with_name(folder.name + "-tokens")
@@ -34,7 +39,7 @@ def build_tiny_unclip(folder: Path, prediction_type: str = "v_prediction") -> Pa
             image_encoder=CLIPVisionModelWithProjection(
                 CLIPVisionConfig(
                     hidden_size=32,
-                    projection_dim=32,
+                    projection_dim=width,
                     num_hidden_layers=2,
                     num_attention_heads=4,
                     image_size=32,
@@ -42,13 +47,13 @@ def build_tiny_unclip(folder: Path, prediction_type: str = "v_prediction") -> Pa
                     patch_size=8,
                 )
             ),
-            image_normalizer=StableUnCLIPImageNormalizer(embedding_dim=32),
+            image_normalizer=StableUnCLIPImageNormalizer(embedding_dim=width),
             image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
             tokenizer=tokenizer,
             text_encoder=CLIPTextModel(
                 CLIPTextConfig(
                     vocab_size=len(vocabulary),
-                    hidden_size=32,
+                    hidden_size=text_width,
                     intermediate_size=37,
                     num_hidden_layers=2,
                     num_attention_heads=4,

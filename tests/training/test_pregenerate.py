@@ -103,6 +103,7 @@ def test_the_manifest_names_generator_and_data_set(whole):
     folder, _ = whole
     manifest = json.loads((folder / "store.json").read_text())
     ((fingerprint, generator),) = manifest["generators"].items()
+    assert 0 < generator.pop("tflops") < 0.001
     assert generator == {"name": "stable_unclip", "model": "builtin:digits-unclip", "licence": "Apache-2.0"}
     ((digest, dataset),) = manifest["datasets"].items()
     assert re.fullmatch(r"[0-9a-f]{32}", digest)

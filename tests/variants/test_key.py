@@ -35,3 +35,12 @@ def test_parameters_are_equal_however_they_are_written():
     assert parameters_digest({"a": 0.0}) == parameters_digest({"a": -0.0})
     assert parameters_digest({"a": 1}) != parameters_digest({"a": 1.0000001})
     assert parameters_digest({"a": 1}) != parameters_digest({"b": 1})
+
+
+def test_a_parameter_that_came_later_renames_nothing_until_it_is_used():
+    before = {"guidance_scale": 4.0, "noise_level": 10}
+    digest = parameters_digest(before)
+    assert parameters_digest(before | {"guidance_start": 0.0, "guidance_end": 1.0}) == digest
+    assert parameters_digest(before | {"guidance_start": 0, "guidance_end": 1}) == digest
+    assert parameters_digest(before | {"guidance_start": 0.5, "guidance_end": 1.0}) != digest
+    assert parameters_digest(before | {"guidance_start": 0.0, "guidance_end": 0.5}) != digest

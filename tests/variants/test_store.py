@@ -557,8 +557,13 @@ def test_the_manifest_names_format_version_and_generators(folder):
     assert manifest["format"] == "genssl-variants/1"
     assert manifest["created_by"].startswith("genssl ")
     assert manifest["generators"] == {
-        GENERATOR.hex(): {"name": "stable_unclip", "model": "builtin:digits-unclip", "licence": "Apache-2.0"},
-        OTHER.hex(): {"name": "", "model": "", "licence": ""},
+        GENERATOR.hex(): {
+            "name": "stable_unclip",
+            "model": "builtin:digits-unclip",
+            "licence": "Apache-2.0",
+            "tflops": None,
+        },
+        OTHER.hex(): {"name": "", "model": "", "licence": "", "tflops": None},
     }
 
 

@@ -113,7 +113,7 @@ class ListGeneratorsResponse(_message.Message):
     def __init__(self, generators: _Optional[_Iterable[_Union[GeneratorInfo, _Mapping]]] = ...) -> None: ...
 
 class GeneratorInfo(_message.Message):
-    __slots__ = ("generator_id", "name", "model", "fingerprint", "embedding_dim", "image_size", "licence", "default_parameters", "settings")
+    __slots__ = ("generator_id", "name", "model", "fingerprint", "embedding_dim", "image_size", "licence", "default_parameters", "settings", "tflops")
     class DefaultParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +137,7 @@ class GeneratorInfo(_message.Message):
     LICENCE_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    TFLOPS_FIELD_NUMBER: _ClassVar[int]
     generator_id: str
     name: str
     model: str
@@ -146,7 +147,8 @@ class GeneratorInfo(_message.Message):
     licence: str
     default_parameters: _containers.ScalarMap[str, float]
     settings: _containers.ScalarMap[str, str]
-    def __init__(self, generator_id: _Optional[str] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint: _Optional[bytes] = ..., embedding_dim: _Optional[int] = ..., image_size: _Optional[int] = ..., licence: _Optional[str] = ..., default_parameters: _Optional[_Mapping[str, float]] = ..., settings: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    tflops: float
+    def __init__(self, generator_id: _Optional[str] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint: _Optional[bytes] = ..., embedding_dim: _Optional[int] = ..., image_size: _Optional[int] = ..., licence: _Optional[str] = ..., default_parameters: _Optional[_Mapping[str, float]] = ..., settings: _Optional[_Mapping[str, str]] = ..., tflops: _Optional[float] = ...) -> None: ...
 
 class SourceImage(_message.Message):
     __slots__ = ("digest", "data", "encoding", "channels", "height", "width")
