@@ -25,6 +25,15 @@ def load_dataset(config: ComponentConfig, split: Split) -> ImageDataset:
     return dataset
 
 
+def corrupt_note(*splits: ImageDataset) -> str | None:
+    """Says how many corrupt files `on_corrupt: skip` left out of splits, and names one; None if there are none."""
+    skipped = sorted({path for split in splits for path in split.skipped})
+    if not skipped:
+        return None
+    files = "1 corrupt file is" if len(skipped) == 1 else f"{len(skipped):,} corrupt files are"
+    return f"{files} left out, such as {skipped[0]}"
+
+
 def of_size(config: ComponentConfig, image_size: int) -> ComponentConfig:
     """Returns the config with images of `image_size` pixels, or the config itself if its images have one size."""
     if "image_size" not in type(config).model_fields:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from genssl import __version__
 from genssl.config.generator_recipe import FAMILIES, GeneratorRecipe
 from genssl.data.base import ImageDataset
-from genssl.data.load import hold_out, load_dataset
+from genssl.data.load import corrupt_note, hold_out, load_dataset
 from genssl.errors import UserError
 from genssl.generators.configs import GeneratorConfig
 from genssl.generators.opening import open_generator
@@ -56,6 +56,8 @@ def train_generator(recipe: GeneratorRecipe, folder: Path, console: Console) -> 
         measured_on = f"validation ({recipe.validation_fraction:g} of train)"
     else:
         test, measured_on = load_dataset(recipe.dataset, "test"), "test"
+    if note := corrupt_note(train, test):
+        console.print(note, soft_wrap=True)
     train_and_save = FAMILIES[recipe.family].load_trainer()
     partial = folder.with_name(f".{folder.name}.partial")
     with claim(partial):
@@ -142,7 +144,13 @@ def _card(recipe: GeneratorRecipe, train: ImageDataset, seconds: float, resumed:
         "trained_by": f"genssl {__version__}, torch {torch.__version__}",
         "training_seconds": round(seconds),
         **({"resumed": True} if resumed else {}),  # then the seconds are of the last process alone
-        "dataset": {"name": train.name, "split": "train", "images": len(train), "labels_used": False},
+        "dataset": {
+            "name": train.name,
+            "split": "train",
+            "images": len(train),
+            "corrupt_left_out": len(train.skipped),
+            "labels_used": False,
+        },
         "recipe": recipe.model_dump(mode="json"),
     }
 

@@ -24,7 +24,7 @@ from genssl import __version__
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import resize_and_crop
-from genssl.data.load import hold_out, load_dataset
+from genssl.data.load import corrupt_note, hold_out, load_dataset
 from genssl.errors import DataError, UserError, suggest
 from genssl.evaluators.base import FrozenEncoder
 from genssl.evaluators.frechet import frechet_distance, too_few
@@ -85,6 +85,8 @@ def evaluate_generator(
     if device.type == "cpu":
         set_threads(recipe.train.threads)
     train, held, measured_on = _splits(recipe, asked.split)
+    if note := corrupt_note(train, held):
+        report(note)
     generator = open_generator(recipe.generator, device)
     engine = VariantEngine(generator, [BATCH])
     points = _points(engine, asked.vary)
@@ -104,6 +106,7 @@ def evaluate_generator(
     spent = time.perf_counter() - started
     result.append(measures.of("standard augmentations", {}, np.concatenate(views), spent))
     embeddings = embedded(engine, held, rows)
+    generated(engine, held, rows[:BATCH], embeddings[:BATCH], {}, 1)  # the first batch is slow and not timed
     for label, parameters in points:
         report(label)
         images, spent = generated(engine, held, rows, embeddings, parameters, count)
@@ -118,7 +121,12 @@ def evaluate_generator(
         "warnings": warnings,
         "protocol": {
             "measured_on": measured_on,
-            "dataset": {"name": held.name, "image_size": held.image_size, "digest": dataset_digest(held)},
+            "dataset": {
+                "name": held.name,
+                "image_size": held.image_size,
+                "corrupt_left_out": len(held.skipped),
+                "digest": dataset_digest(held),
+            },
             "sources": len(rows),
             "variants_of_a_source": count,
             "images_a_set": len(rows) // 2,

@@ -75,7 +75,13 @@ def test_training_again_gives_the_same_weights(trained, tmp_path):
 def test_the_card_says_what_it_was_made_of_and_how_good_it_is(trained):
     quality, folder = trained
     card = json.loads((folder / "card.json").read_text())
-    assert card["dataset"] == {"name": "digits", "split": "train", "images": 1437, "labels_used": False}
+    assert card["dataset"] == {
+        "name": "digits",
+        "split": "train",
+        "images": 1437,
+        "corrupt_left_out": 0,
+        "labels_used": False,
+    }
     assert card["recipe"]["denoiser"]["steps"] == 30
     assert quality == json.loads((folder / "quality.json").read_text())
     assert [row["noise_level"] for row in quality["settings"]] == [0, 200, 300, 400, 500]
