@@ -280,20 +280,33 @@ GENERATORS = Registry(
                 target=f"genssl.generators.{name}:{attribute}",
                 config=f"genssl.generators.diffusers_configs:{attribute}Config",
                 summary=summary,
+                licence=licence,
             )
-            for name, attribute, summary in [
+            for name, attribute, summary, licence in [
                 (
                     "image_variation",
                     "ImageVariation",
                     "Stable Diffusion image variations: CLIP embedding instead of a prompt",
+                    "CreativeML OpenRAIL-M (Stable Diffusion 1)",
                 ),
                 (
                     "ip_adapter",
                     "IPAdapter",
                     "Stable Diffusion 1.5 or SDXL with an IP-Adapter; few-step LoRAs (LCM, Hyper-SD)",
+                    "Apache-2.0 (IP-Adapter), OpenRAIL (Stable Diffusion)",
                 ),
-                ("kandinsky", "Kandinsky", "Kandinsky 2.2's decoder: CLIP bigG embedding in, image out, no text"),
-                ("flux2_klein", "Flux2Klein", "FLUX.2 klein: reference image and one constant prompt, 4 steps"),
+                (
+                    "kandinsky",
+                    "Kandinsky",
+                    "Kandinsky 2.2's decoder: CLIP bigG embedding in, image out, no text",
+                    "Apache-2.0",
+                ),
+                (
+                    "flux2_klein",
+                    "Flux2Klein",
+                    "FLUX.2 klein: reference image and one constant prompt, 4 steps",
+                    "Apache-2.0 (klein 4B)",
+                ),
             ]
         ),
     ],
