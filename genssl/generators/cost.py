@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -24,6 +26,18 @@ def count_tflops(network: nn.Module, *inputs: Any, **named: Any) -> float:
         torch.func.functional_call(
             network, shapes, tuple(map(_on_meta, inputs)), {name: _on_meta(value) for name, value in named.items()}
         )
+    return float(counter.get_total_flops()) / 1e12
+
+
+def count_tflops_of(compute: Callable[[], object]) -> float:
+    """Returns the TFLOP of whatever a function computes; shapes alone are followed, as by `count_tflops`.
+
+    Args:
+        compute: makes its tensors itself; networks that it calls stay as they are.
+    """
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.no_grad(), fakes, FlopCounterMode(display=False) as counter:
+        compute()
     return float(counter.get_total_flops()) / 1e12
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from genssl.data.base import UInt8Array
 from genssl.data.decode import resize_and_crop
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Alive, GeneratorSpec, Parameters
+from genssl.generators.cost import count_tflops_of
 from genssl.generators.ddim import DDIM
 from genssl.generators.diffusers_configs import DiffusersConfig
 from genssl.generators.loading import quiet_libraries
@@ -102,6 +104,25 @@ class GuidedDiffusion(ABC):
             self.check(self.spec.defaults)
         except RequestRefusedError as error:
             raise GeneratorError(f"generator {config.model}: {error}") from None
+        self.spec = replace(self.spec, tflops=self._tflops())
+
+    def _tflops(self) -> float:
+        """Returns what a variant costs at the defaults, see `GeneratorSpec.tflops`."""
+        parameters = self.spec.defaults
+        count, side = int(parameters["num_inference_steps"]), int(parameters["image_size"]) // self._scale
+        guided = parameters["guidance_scale"] > 1
+        first = self._sampler.steps(count, side)[0]
+
+        def latents(rows: int) -> torch.Tensor:
+            return torch.zeros((rows, self._channels, side, side), device=self._device, dtype=self._dtype)
+
+        def step() -> None:
+            condition = self._condition(torch.zeros((1, self.spec.embedding_dim))).to(self._device, self._dtype)
+            if guided:
+                condition = torch.cat([self._unconditioned(condition), condition])
+            self._output(latents(len(condition)), first.timestep, condition, guided, parameters)
+
+        return count * count_tflops_of(step) + count_tflops_of(lambda: self._decode(latents(1)))
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
         """Resizes and centre-crops uint8 [3, H, W] to the image encoder's input size (CLIP's rule; Pillow, bicubic)."""

@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
 from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from genssl.errors import GeneratorError, RequestRefusedError
@@ -136,3 +137,14 @@ def test_what_does_not_fit_is_refused_with_a_sentence(tiny, tmp_path):
     index.write_text(json.dumps({"_class_name": "FluxPipeline"}))
     with pytest.raises(GeneratorError, match="is a FluxPipeline; this generator needs a Flux2KleinPipeline"):
         make(copy)
+
+
+def test_the_cost_is_what_a_variant_computes(tiny):
+    """Counted while one is really made; the spec's count follows shapes alone, before any is."""
+    for settings in ({"guidance_scale": 1.0}, {"guidance_scale": 3.0}):
+        made = make(tiny, **settings)
+        embedding = torch.zeros((1, made.spec.embedding_dim))
+        with FlopCounterMode(display=False) as counter:
+            made.generate(embedding, [1], [made.spec.defaults])
+        assert made.spec.tflops == pytest.approx(counter.get_total_flops() / 1e12, rel=1e-6)
+        assert made.spec.tflops > 0

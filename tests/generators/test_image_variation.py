@@ -13,6 +13,7 @@ import torch
 from diffusers import StableDiffusionImageVariationPipeline
 from PIL import Image
 from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
 
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
@@ -163,3 +164,14 @@ def test_a_recipe_can_name_it(tiny, tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["ledger"]["variants_generated"] == 8
     assert (tmp_path / "run" / "samples.png").is_file()
+
+
+def test_the_cost_is_what_a_variant_computes(tiny):
+    """Counted while one is really made; the spec's count follows shapes alone, before any is."""
+    for settings in ({"guidance_scale": 1.0}, {"guidance_scale": 3.0}):
+        made = make(tiny, num_inference_steps=2, **settings)
+        embedding = torch.zeros((1, made.spec.embedding_dim))
+        with FlopCounterMode(display=False) as counter:
+            made.generate(embedding, [1], [made.spec.defaults])
+        assert made.spec.tflops == pytest.approx(counter.get_total_flops() / 1e12, rel=1e-6)
+        assert made.spec.tflops > 0

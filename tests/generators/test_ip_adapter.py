@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import LCMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, TCDScheduler
 from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from genssl.errors import GeneratorError, RequestRefusedError
@@ -300,3 +301,14 @@ def test_parts_that_are_not_there_say_how_to_get_them(monkeypatch):
         find_file("nobody/nothing@main/b/c.safetensors", "generator.adapter")
     with pytest.raises(GeneratorError, match=r"set generator\.image_encoder: DIR/models/image_encoder"):
         find_part("nobody/nothing/models/image_encoder", "generator.image_encoder")
+
+
+def test_the_cost_is_what_a_variant_computes(models):
+    """Counted while one is really made; the spec's count follows shapes alone, before any is."""
+    for settings in ({"guidance_scale": 1.0}, {"guidance_scale": 3.0}):
+        made = make(models, **settings)
+        embedding = torch.zeros((1, made.spec.embedding_dim))
+        with FlopCounterMode(display=False) as counter:
+            made.generate(embedding, [1], [made.spec.defaults])
+        assert made.spec.tflops == pytest.approx(counter.get_total_flops() / 1e12, rel=1e-6)
+        assert made.spec.tflops > 0

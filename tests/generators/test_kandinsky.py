@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, KandinskyV22Pipeline, VQModel
+from torch.utils.flop_counter import FlopCounterMode
 
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Cancelled
@@ -146,3 +147,14 @@ def test_what_does_not_fit_is_refused_with_a_sentence(models, tmp_path, generato
     weights.unlink()
     with pytest.raises(GeneratorError, match="safetensors"):
         make(models, prior=str(copy))
+
+
+def test_the_cost_is_what_a_variant_computes(models):
+    """Counted while one is really made; the spec's count follows shapes alone, before any is."""
+    for settings in ({"guidance_scale": 1.0}, {"guidance_scale": 3.0}):
+        made = make(models, **settings)
+        embedding = torch.zeros((1, made.spec.embedding_dim))
+        with FlopCounterMode(display=False) as counter:
+            made.generate(embedding, [1], [made.spec.defaults])
+        assert made.spec.tflops == pytest.approx(counter.get_total_flops() / 1e12, rel=1e-6)
+        assert made.spec.tflops > 0
