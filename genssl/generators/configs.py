@@ -32,6 +32,12 @@ class GeneratorConfig(ComponentConfig):
     """
 
     id: str | None = Field(None, pattern=r"^[\w.-]+$", description="name on the server; by default the registry name")
+    embedding_cache: str | None = Field(
+        None,
+        min_length=1,
+        description="folder in which embeddings of sources are kept as float16, for all runs and servers of this "
+        "machine; variants are then of rounded embeddings",
+    )
     varying: dict[str, tuple[float, float] | Literal["adaptive"]] | None = Field(
         None, description="parameters that are [low, high], drawn by the variant's seed, or adaptive, by the source"
     )

@@ -7,6 +7,7 @@ Euler steps follow it from t = 0 to t = 1. It is told how much noise lies on the
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from genssl.data.base import UInt8Array
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Alive, GeneratorSpec, Parameters, keep_living
-from genssl.generators.conditioner import Conditioner
+from genssl.generators.conditioner import FILE, Conditioner
 from genssl.generators.configs import FlowConfig
 from genssl.generators.cost import count_tflops
 from genssl.generators.fingerprint import fingerprint_folder
@@ -50,6 +51,7 @@ class Flow:
         self._device = device
         self._dtype: torch.dtype = getattr(torch, config.dtype)
         self._conditioner = Conditioner.load(folder, device)
+        self._conditioner_fingerprint = hashlib.blake2b((folder / FILE).read_bytes(), digest_size=16).digest()
         network = _load_network(folder, facts)
         # The plain method: diffusers' own warns of parts that must stay in float32, of which this network has none.
         self._network = torch.nn.Module.to(network, device, self._dtype).eval().requires_grad_(False)
@@ -88,6 +90,10 @@ class Flow:
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Embeds uint8 [B, 3, S, S]; returns float32 [B, embedding_dim] of length sqrt(embedding_dim), on the CPU."""
         return self._conditioner.embed(images)
+
+    def conditioner_fingerprint(self) -> bytes:
+        """Returns 16 bytes that name the conditioner alone."""
+        return self._conditioner_fingerprint
 
     def check(self, parameters: Parameters) -> None:
         """Raises RequestRefusedError for steps, guidance or noise outside what the model can do."""

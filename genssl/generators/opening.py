@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import torch
@@ -10,6 +11,7 @@ from genssl.config.base import ComponentConfig
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Generator
 from genssl.generators.configs import GeneratorConfig
+from genssl.generators.embedding_cache import open_embeddings
 from genssl.generators.interpolation import Interpolated
 from genssl.generators.variation import complete, varying_parameters
 from genssl.registry import GENERATORS
@@ -24,6 +26,7 @@ def open_generator(config: ComponentConfig, device: torch.device) -> Generator:
     generator: Generator = GENERATORS.get(config.name)(config, device)
     if not isinstance(config, GeneratorConfig):  # a plug-in's own
         return generator
+    conditioner = generator
     if config.interpolation is not None:
         generator = Interpolated(generator, config.interpolation, device)
     if added := varying_parameters(config):
@@ -32,4 +35,21 @@ def open_generator(config: ComponentConfig, device: torch.device) -> Generator:
             complete(generator, added)
         except RequestRefusedError as error:
             raise GeneratorError(f"generator {generator.spec.model}: {error}") from None
+    if config.embedding_cache is not None:
+        _keep_embeddings(generator, conditioner, config.embedding_cache)
     return generator
+
+
+def _keep_embeddings(generator: Generator, conditioner: Generator, folder: str) -> None:
+    """Lays a folder under the embeddings of `generator`, which embeds by `conditioner`."""
+    # A plug-in that does not name its conditioner shares embeddings with nobody else.
+    name = getattr(conditioner, "conditioner_fingerprint", lambda: conditioner.spec.fingerprint)()
+    # The engine keeps what tells the foreground of a source beside its embedding.
+    width = generator.spec.embedding_dim + hasattr(generator, "embed_with_foreground")
+    generator.kept_embeddings = open_embeddings(folder, name, width)  # type: ignore[attr-defined]
+    if generator is not conditioner and hasattr(conditioner, "release_conditioner"):
+        generator.release_conditioner = conditioner.release_conditioner  # type: ignore[attr-defined]
+    # Rounding changes variants by a little, so they have names of their own.
+    fingerprint = hashlib.blake2b(generator.spec.fingerprint + b"embeddings=float16", digest_size=16).digest()
+    settings = generator.spec.settings | {"embeddings": "float16"}
+    generator.spec = replace(generator.spec, fingerprint=fingerprint, settings=settings)

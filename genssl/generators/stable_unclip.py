@@ -8,14 +8,17 @@ equal parameters the images are the stock pipeline's (to 1 grey level).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+from transformers import CLIPVisionConfig
 
 from genssl.data.base import UInt8Array
 from genssl.data.decode import resize_and_crop
@@ -34,11 +37,13 @@ from genssl.generators.loading import (
     load_network,
     load_part,
     normalise,
+    preprocessor,
 )
 from genssl.generators.locate import find_model, read_json
 from genssl.generators.sampling import check_bounds, decode, denoise, guidance_column, guide, row_noise, spread
 
 SAMPLER_VERSION = "stable_unclip/1"
+CONDITIONER_VERSION = "clip/1"
 PIPELINE = "StableUnCLIPImg2ImgPipeline"
 SETTINGS = ("revision", "dtype", "tiny_vae", "compile", "zero_terminal_snr", "image_size", "output_size")
 
@@ -58,7 +63,10 @@ class StableUnCLIP:
         folder = find_model(config.model, config.revision, PIPELINE)
         self._device = device
         self._dtype: torch.dtype = getattr(torch, config.dtype)
-        self._image_encoder, self._preprocessor = image_encoder(folder, self._dtype, device)
+        self._folder = folder
+        self._preprocessor = preprocessor(folder)
+        # With embeddings on disk it may never be needed; without, its faults should show now.
+        self._loaded_encoder: Any = None if config.embedding_cache else image_encoder(folder, self._dtype, device)[0]
         self._unet = load_network(UNet2DConditionModel, folder, "unet", self._dtype, device)
         self._vae, decoder = load_decoder(folder, config.tiny_vae, self._dtype, device)
         if (found := self._vae.config["latent_channels"]) != (wanted := self._unet.config["in_channels"]):
@@ -66,7 +74,7 @@ class StableUnCLIP:
                 f"{folder}: the autoencoder decodes {found} channels and the denoiser makes {wanted}; "
                 "the files belong to different models"
             )
-        width = int(self._image_encoder.config.projection_dim)
+        width = int(load_part(CLIPVisionConfig, folder, "image_encoder").projection_dim)
         if (wanted := self._unet.config["projection_class_embeddings_input_dim"]) != 2 * width:
             raise GeneratorError(
                 f"{folder}: the image encoder makes {width} numbers an image and the denoiser takes {wanted} instead "
@@ -122,6 +130,21 @@ class StableUnCLIP:
     def preprocess(self, image: UInt8Array) -> UInt8Array:
         """Resizes and centre-crops uint8 [3, H, W] to the image encoder's input size (CLIP's rule; Pillow, bicubic)."""
         return resize_and_crop(image, self._preprocessor["size"])
+
+    @property
+    def _image_encoder(self) -> Any:
+        if self._loaded_encoder is None:
+            self._loaded_encoder, _ = image_encoder(self._folder, self._dtype, self._device)
+        return self._loaded_encoder
+
+    def release_conditioner(self) -> None:
+        """Frees the image encoder's memory; it is loaded again when it is needed."""
+        self._loaded_encoder = None
+
+    def conditioner_fingerprint(self) -> bytes:
+        """Returns 16 bytes that name the image encoder and its preprocessing alone."""
+        facts = (CONDITIONER_VERSION, str(self._dtype), json.dumps(self._preprocessor, sort_keys=True))
+        return fingerprint_folder(self._folder / "image_encoder", *facts)
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:

@@ -53,7 +53,7 @@ class Embedder:
     ) -> None:
         self.hits = 0
         self._engine, self._device, self._on_embedded = engine, device, on_embedded
-        self._cache = EmbeddingCache(capacity)
+        self._cache = EmbeddingCache(capacity, engine.kept)
         self._waiting: dict[bytes, _Source] = {}
         self._taken: dict[bytes, _Source] = {}  # in the batch that runs, or in a part of one that failed
         self._again: deque[list[_Source]] = deque()  # parts of batches that failed
@@ -153,7 +153,7 @@ class Embedder:
 
     async def _run(self, batch: list[_Source]) -> None:
         loop = asyncio.get_running_loop()
-        outcome = await loop.run_in_executor(self._device, self._compute, [source.image for source in batch])
+        outcome = await loop.run_in_executor(self._device, self._compute, batch)
         if isinstance(outcome, tuple):
             embeddings, seconds = outcome
             for source, embedding in zip(batch, embeddings, strict=True):
@@ -197,10 +197,11 @@ class Embedder:
             self._taken.pop(source.source_id, None)
             source.answer.set_result(GenerationFailedError(message))
 
-    def _compute(self, images: list[UInt8Array]) -> tuple[list[torch.Tensor], float] | Literal["memory", "failed"]:
+    def _compute(self, batch: list[_Source]) -> tuple[list[torch.Tensor], float] | Literal["memory", "failed"]:
         """Returns the embeddings and the device's seconds, or why there are none. On the device's thread."""
+        images = [source.image for source in batch]
         try:
-            embeddings, seconds = self._engine.embed(images)
+            embeddings, seconds = self._engine.embed(images, [source.source_id for source in batch])
             if len(embeddings) != len(images):
                 raise RuntimeError(f"the conditioner made {len(embeddings)} embeddings of {len(images)} sources")
             return embeddings, seconds

@@ -258,7 +258,10 @@ def warm_up(engine: VariantEngine) -> list[tuple[int, float]]:
     settings = replace(engine.complete({}), variation=None)  # what varies would not let the rows share a batch
     costs = []
     for bucket in engine.buckets:
-        embeddings, _ = engine.embed([grey] * bucket)
+        if engine.kept is None:
+            embeddings, _ = engine.embed([grey] * bucket)
+        else:  # the conditioner may never be needed, and is not loaded for this
+            embeddings = [torch.zeros(engine.kept.width)] * bucket
         rows = [engine.row(bytes(16), embedding, index, settings) for index, embedding in enumerate(embeddings)]
         engine.generate(rows)
         costs.append((bucket, engine.generate(rows)[1]))

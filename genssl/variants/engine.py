@@ -16,8 +16,11 @@ import torch.nn.functional as F
 
 from genssl.data.base import UInt8Array
 from genssl.generators.base import Alive, Cancelled, Generator, Parameters
+from genssl.generators.embedding_cache import DiskEmbeddings, rounded
 from genssl.generators.variation import Variation, complete, redraw_seed
 from genssl.variants.key import VariantKey, parameters_digest
+
+IDLE_SECONDS = 60.0  # without a source to embed, after which the conditioner's memory is freed
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +70,7 @@ class VariantEngine:
 
     Attributes:
         redrawn: draws that the drift guard added so far.
+        kept: embeddings on disk, or None.
     """
 
     def __init__(self, generator: Generator, buckets: Sequence[int], *, deterministic: bool = False) -> None:
@@ -77,6 +81,8 @@ class VariantEngine:
         # A generator that can tells how much of a source is foreground, in the same pass of its conditioner.
         self._embed = getattr(generator, "embed_with_foreground", generator.embed)
         self._knows_foreground = hasattr(generator, "embed_with_foreground")
+        self.kept: DiskEmbeddings | None = getattr(generator, "kept_embeddings", None)
+        self._embedded: float | None = None
 
     def complete(self, given: Parameters) -> Settings:
         """Returns `given` on top of the generator's defaults, each with its default's type.
@@ -105,8 +111,12 @@ class VariantEngine:
             return Row(key.digest(), embedding, key.seed(), self.settle(settings, embedding, key.seed()), key)
         return Row(key.digest_with_seed(seed), embedding, seed, self.settle(settings, embedding, seed))
 
-    def embed(self, images: Sequence[UInt8Array]) -> tuple[list[torch.Tensor], float]:
+    def embed(
+        self, images: Sequence[UInt8Array], source_ids: Sequence[bytes] | None = None
+    ) -> tuple[list[torch.Tensor], float]:
         """Embeds preprocessed sources uint8 [3, S, S].
+
+        With embeddings on disk they are rounded to what the disk holds, and kept there under `source_ids`, if given.
 
         Returns:
             float32 [D] each (CPU), or [D + 1] where the conditioner tells the foreground of a source, the last number;
@@ -118,7 +128,18 @@ class VariantEngine:
             part = torch.from_numpy(np.stack(images[start : start + self.buckets[-1]]))
             padded = _pad(part, self._bucket(len(part)))
             embeddings += [row.clone() for row in self._embed(padded)[: len(part)]]
+        if self.kept is not None and embeddings:
+            embeddings = rounded(embeddings)
+            if source_ids is not None:
+                self.kept.put(source_ids, embeddings)
+            self._embedded = time.monotonic()
         return embeddings, time.perf_counter() - started
+
+    def _release_conditioner(self) -> None:
+        """Frees the conditioner once all embeddings have come from disk for a while."""
+        if self._embedded is not None and time.monotonic() - self._embedded > IDLE_SECONDS:
+            self._embedded = None
+            getattr(self.generator, "release_conditioner", lambda: None)()
 
     def batches(self, rows: Sequence[Row]) -> list[list[int]]:
         """Returns positions of rows that can go through `generate` together, every position once."""
@@ -147,6 +168,7 @@ class VariantEngine:
         """
         assert 0 < len(rows) <= self.buckets[-1], "a batch has at least one row and at most the largest bucket"
         assert len({row.settings.batch_key for row in rows}) == 1, "the rows of a batch have equal keys"
+        self._release_conditioner()
         started = time.perf_counter()
         images = self._draw(rows, [row.seed for row in rows], bucket or self._bucket(len(rows)), alive)
         if any(_guarded(row) for row in rows):
@@ -211,16 +233,20 @@ class EmbeddingCache:
 
     Args:
         capacity: how many are kept.
+        kept: where those are looked for that are not in memory.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+    def __init__(self, capacity: int, kept: DiskEmbeddings | None = None) -> None:
+        self._capacity, self._kept = capacity, kept
         self._items: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
     def get(self, source_id: bytes) -> torch.Tensor | None:
         """Returns the embedding float32 [D], or None."""
         if source_id not in self._items:
-            return None
+            found = None if self._kept is None else self._kept.get(source_id)
+            if found is not None:
+                self.put(source_id, found)
+            return found
         self._items.move_to_end(source_id)
         return self._items[source_id]
 

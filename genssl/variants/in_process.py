@@ -35,7 +35,7 @@ class InProcessSource:
     ) -> None:
         self._engine, self._dataset, self._ledger = engine, dataset, ledger
         self._settings = engine.complete(parameters or {})
-        self._embeddings = EmbeddingCache(cached_embeddings)
+        self._embeddings = EmbeddingCache(cached_embeddings, engine.kept)
 
     def plan(self, requests: Sequence[VariantRequest], step: int | None = None) -> None:
         """Does nothing: the device that would generate is the one that trains."""
@@ -45,7 +45,8 @@ class InProcessSource:
         known = {request.source_id: self._embeddings.get(request.source_id) for request in requests}
         missing = {request.source_id: request.row for request in requests if known[request.source_id] is None}
         preprocess = self._engine.generator.preprocess
-        fresh, seconds = self._engine.embed([preprocess(decode(self._dataset.stored(row))) for row in missing.values()])
+        images = [preprocess(decode(self._dataset.stored(row))) for row in missing.values()]
+        fresh, seconds = self._engine.embed(images, list(missing))
         self._ledger.generator_seconds += seconds
         for source_id, embedding in zip(missing, fresh, strict=True):
             known[source_id] = embedding
@@ -55,18 +56,18 @@ class InProcessSource:
             vector = known[request.source_id]
             assert vector is not None
             rows.append(self._engine.row(request.source_id, vector, request.index, self._settings))
-        images: dict[int, UInt8Array] = {}
+        by_position: dict[int, UInt8Array] = {}
         redrawn = self._engine.redrawn
         for positions in self._engine.batches(rows):
             made, seconds = self._engine.generate([rows[position] for position in positions])
             self._ledger.generator_seconds += seconds
             self._ledger.calls += 1
             self._ledger.variants_computed += len(made)
-            images.update(zip(positions, made, strict=True))
+            by_position.update(zip(positions, made, strict=True))
         self._ledger.variants_redrawn += self._engine.redrawn - redrawn
         indices = [request.index for request in requests]
         return Delivery(
-            images=np.stack([images[position] for position in range(len(rows))]),
+            images=np.stack([by_position[position] for position in range(len(rows))]),
             origins=["generated"] * len(rows),
             indices=indices,
         )
