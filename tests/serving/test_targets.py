@@ -43,9 +43,12 @@ def stopped(calls):
 
 
 def used_both(client: VariantClient, servers) -> None:
-    for index in range(2):
+    """Two calls do, unless a server is slow to connect, as on busy cores."""
+    for index in range(40):
         client.variants(GREY[:3], index)
-    assert all(calls() for calls in servers.values())
+        if index and all(calls() for calls in servers.values()):
+            return
+    raise AssertionError("one of the servers was never asked")
 
 
 def test_calls_one_by_one_are_shared_and_each_server_gets_a_source_once(tmp_path):

@@ -131,7 +131,8 @@ def test_the_folder_holds_no_pickle_and_says_what_it_is(trained):
     }
     assert [path.name for path in trained.parent.iterdir()] == ["miniature"]
     card = json.loads((trained / "card.json").read_text())
-    assert card["dataset"] == {"name": "digits", "split": "train", "images": 1437, "labels_used": False}
+    expected = {"name": "digits", "split": "train", "images": 1437, "corrupt_left_out": 0, "labels_used": False}
+    assert card["dataset"] == expected
     assert card["recipe"]["flow"]["steps"] == 6
     assert "{name: flow, model: DIR}" in (trained / "README.md").read_text()
 

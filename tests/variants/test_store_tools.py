@@ -337,7 +337,7 @@ def test_webdataset_shards_hold_every_variant_in_order(tmp_path):
                 }
     assert len(names) == done.variants == 120
     described = json.loads((tmp_path / "out" / "export.json").read_text())
-    assert described["generator"] == {"name": "flow", "model": "", "licence": "MIT"}
+    assert described["generator"] == {"name": "flow", "model": "", "licence": "MIT", "tflops": None}
     assert sum(shard["variants"] for shard in described["shards"]) == 120
 
 
