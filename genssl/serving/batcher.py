@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from genssl.data.base import UInt8Array
+from genssl.errors import UserError
 from genssl.generators.base import Cancelled
 from genssl.serving.cost import CostModel
 from genssl.serving.jobs import (
@@ -367,11 +368,14 @@ class Batcher:
             return None
         except torch.OutOfMemoryError as error:
             log.warning("a batch of %d (%d rows) does not fit into memory: %s", batch.bucket, len(batch.jobs), error)
-        except Exception:
+        except Exception as error:
             log.exception("a batch of %d (%d rows) failed", batch.bucket, len(batch.jobs))
             if len(batch.jobs) > 1:
                 # Halves, not single rows: a bad row among 64 is found in 12 small batches.
                 return batch.split(len(batch.jobs) // 2, self._limits.buckets(batch.jobs[0].key))
+            # What a user can put right, such as a dtype that overflows, is for the client to read too.
+            if isinstance(error, UserError):
+                return GenerationFailedError(str(error))
             return GenerationFailedError("the generator failed on this row; see the server's log")
         return self._shrink(batch)  # outside of the handlers: the exception held on to the device's memory
 

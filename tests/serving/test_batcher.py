@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from genssl.data.base import UInt8Array
+from genssl.errors import GeneratorError
 from genssl.generators.base import Alive, GeneratorSpec, Parameters, keep_living
 from genssl.serving.batcher import Batcher
 from genssl.serving.jobs import BatchReport, DeadlinePassedError, GenerationFailedError, Made
@@ -429,6 +430,31 @@ def test_a_bad_row_fails_alone(deterministic):
     on = bench(test, deterministic=deterministic)
     assert len(on.painter.batches) == 1 + 2 * 4 + 1, "two halves at each of four levels, and the row after it"
     assert sum(report.rows for report in on.reports if report.failed) == 1
+
+
+class Overflowing(Painter):
+    """Says of a bad row what its user can do."""
+
+    def generate(self, embeddings, seeds, parameters, *, alive=None, sizes=()):
+        if BAD_SEED in seeds:
+            raise GeneratorError("float16 overflowed; set generator.dtype to bfloat16")
+        return super().generate(embeddings, seeds, parameters, alive=alive, sizes=sizes)
+
+
+def test_what_a_user_can_put_right_reaches_the_client_and_other_faults_do_not():
+    async def said(on: Bench) -> str:
+        failed = (await on.submit([1, BAD_SEED, 2]))[1]
+        assert isinstance(failed, GenerationFailedError)
+        return str(failed)
+
+    async def overflow(on: Bench) -> None:
+        assert await said(on) == "float16 overflowed; set generator.dtype to bfloat16"
+
+    async def bug(on: Bench) -> None:
+        assert await said(on) == "the generator failed on this row; see the server's log"
+
+    bench(overflow, Overflowing())
+    bench(bug, Painter())
 
 
 class TwiceTroubled(Painter):
