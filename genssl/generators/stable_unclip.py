@@ -8,42 +8,28 @@ equal parameters the images are the stock pipeline's (to 1 grey level).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
-from transformers import CLIPVisionConfig
 
 from genssl.data.base import UInt8Array
-from genssl.data.decode import resize_and_crop
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Alive, GeneratorSpec, Parameters
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.generators.cost import count_tflops
 from genssl.generators.ddim import DDIM, DDIMStep
 from genssl.generators.fingerprint import fingerprint_folder
-from genssl.generators.foreground import foreground_ratio
-from genssl.generators.loading import (
-    empty_prompt,
-    image_encoder,
-    licence_of,
-    load_decoder,
-    load_network,
-    load_part,
-    normalise,
-    preprocessor,
-)
+from genssl.generators.loading import empty_prompt, licence_of, load_decoder, load_network, load_part
 from genssl.generators.locate import find_model, read_json
 from genssl.generators.sampling import check_bounds, decode, denoise, guidance_column, guide, row_noise, spread
+from genssl.generators.unclip_encoder import CLIPEncoder, open_image_encoder
 
 SAMPLER_VERSION = "stable_unclip/1"
-CONDITIONER_VERSION = "clip/1"
 PIPELINE = "StableUnCLIPImg2ImgPipeline"
 SETTINGS = ("revision", "dtype", "tiny_vae", "compile", "zero_terminal_snr", "image_size", "output_size")
 
@@ -51,22 +37,26 @@ SETTINGS = ("revision", "dtype", "tiny_vae", "compile", "zero_terminal_snr", "im
 class StableUnCLIP:
     """A Stable unCLIP model on one device.
 
+    Attributes:
+        embed_with_foreground: as `CLIPEncoder` has it.
+
     Args:
         config: names the model and gives the default parameters.
         device: where the networks run.
 
     Raises:
-        GeneratorError: if the model cannot be found, is of another kind, or has no safetensors weights.
+        GeneratorError: if the model cannot be found, is of another kind, or has no safetensors weights, or if its
+            parts do not fit each other.
     """
 
     def __init__(self, config: StableUnCLIPConfig, device: torch.device) -> None:
         folder = find_model(config.model, config.revision, PIPELINE)
         self._device = device
         self._dtype: torch.dtype = getattr(torch, config.dtype)
-        self._folder = folder
-        self._preprocessor = preprocessor(folder)
         # With embeddings on disk it may never be needed; without, its faults should show now.
-        self._loaded_encoder: Any = None if config.embedding_cache else image_encoder(folder, self._dtype, device)[0]
+        self._encoder = open_image_encoder(folder, self._dtype, device, lazy=config.embedding_cache is not None)
+        if isinstance(self._encoder, CLIPEncoder):
+            self.embed_with_foreground = self._encoder.embed_with_foreground
         self._unet = load_network(UNet2DConditionModel, folder, "unet", self._dtype, device)
         self._vae, decoder = load_decoder(folder, config.tiny_vae, self._dtype, device)
         if (found := self._vae.config["latent_channels"]) != (wanted := self._unet.config["in_channels"]):
@@ -74,7 +64,7 @@ class StableUnCLIP:
                 f"{folder}: the autoencoder decodes {found} channels and the denoiser makes {wanted}; "
                 "the files belong to different models"
             )
-        width = int(load_part(CLIPVisionConfig, folder, "image_encoder").projection_dim)
+        width = self._encoder.embedding_dim
         if (wanted := self._unet.config["projection_class_embeddings_input_dim"]) != 2 * width:
             raise GeneratorError(
                 f"{folder}: the image encoder makes {width} numbers an image and the denoiser takes {wanted} instead "
@@ -128,38 +118,20 @@ class StableUnCLIP:
             self._vae.decoder.compile(dynamic=False)
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
-        """Resizes and centre-crops uint8 [3, H, W] to the image encoder's input size (CLIP's rule; Pillow, bicubic)."""
-        return resize_and_crop(image, self._preprocessor["size"])
+        """Resizes and centre-crops uint8 [3, H, W] to the image encoder's input size (Pillow, bicubic)."""
+        return self._encoder.preprocess(image)
 
-    @property
-    def _image_encoder(self) -> Any:
-        if self._loaded_encoder is None:
-            self._loaded_encoder, _ = image_encoder(self._folder, self._dtype, self._device)
-        return self._loaded_encoder
-
-    def release_conditioner(self) -> None:
-        """Frees the image encoder's memory; it is loaded again when it is needed."""
-        self._loaded_encoder = None
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Embeds uint8 [B, 3, S, S] (0..255); returns float32 [B, embedding_dim], as the encoder makes them, CPU."""
+        return self._encoder.embed(images)
 
     def conditioner_fingerprint(self) -> bytes:
         """Returns 16 bytes that name the image encoder and its preprocessing alone."""
-        facts = (CONDITIONER_VERSION, str(self._dtype), json.dumps(self._preprocessor, sort_keys=True))
-        return fingerprint_folder(self._folder / "image_encoder", *facts)
+        return self._encoder.fingerprint()
 
-    @torch.inference_mode()
-    def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Embeds uint8 [B, 3, S, S] (0..255); returns float32 [B, embedding_dim], not normalised, on the CPU."""
-        pixels = normalise(images, self._preprocessor)
-        embeddings: torch.Tensor = self._image_encoder(pixels.to(self._device, self._dtype)).image_embeds
-        return embeddings.float().cpu()
-
-    @torch.inference_mode()
-    def embed_with_foreground(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns what `embed` does and, as column [embedding_dim], the part of each image that is foreground."""
-        pixels = normalise(images, self._preprocessor)
-        output = self._image_encoder(pixels.to(self._device, self._dtype))
-        foreground = foreground_ratio(output.last_hidden_state[:, 1:])  # without the class token
-        return torch.cat([output.image_embeds.float().cpu(), foreground[:, None]], dim=1)
+    def release_conditioner(self) -> None:
+        """Frees the image encoder's memory; it is loaded again when it is needed."""
+        self._encoder.release()
 
     def check(self, parameters: Parameters) -> None:
         """Raises RequestRefusedError for steps, guidance, noise level or sizes outside what the model can do."""

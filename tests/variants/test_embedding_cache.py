@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from genssl.errors import GeneratorError
-from genssl.generators import stable_unclip
+from genssl.generators import unclip_encoder
 from genssl.generators.configs import FlowConfig, StableUnCLIPConfig
 from genssl.generators.embedding_cache import DiskEmbeddings, open_embeddings, rounded
 from genssl.generators.opening import open_generator
@@ -46,7 +46,7 @@ def test_kept_embeddings_make_the_variants_of_fresh_ones_without_the_encoder(tmp
     def no_encoder(*_):
         raise AssertionError("the image encoder was loaded")
 
-    monkeypatch.setattr(stable_unclip, "image_encoder", no_encoder)
+    monkeypatch.setattr(unclip_encoder, "image_encoder", no_encoder)
     kept = unclip_with(tmp_path / "kept")
     assert kept.generator.spec == fresh.generator.spec
     again = InProcessSource(kept, digits_test, Ledger()).take(requests(digits_test, range(8))).images
@@ -126,8 +126,8 @@ def test_the_encoder_is_dropped_when_nothing_needs_it_and_comes_back(tmp_path, d
     engine = unclip_with(tmp_path / "kept")
     source = InProcessSource(engine, digits_test, Ledger())
     source.take(requests(digits_test, [0]))
-    assert engine.generator._loaded_encoder is not None
+    assert engine.generator._encoder._network is not None
     monkeypatch.setattr(engine_module, "IDLE_SECONDS", -1.0)
     first = source.take(requests(digits_test, [0])).images
-    assert engine.generator._loaded_encoder is None
+    assert engine.generator._encoder._network is None
     np.testing.assert_array_equal(source.take(requests(digits_test, [0, 1])).images[:1], first)

@@ -1,0 +1,101 @@
+"""What a Stable unCLIP sees images with: the CLIP in `image_encoder/`, prepared for as `feature_extractor/` says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import CLIPVisionConfig
+
+from genssl.data.base import UInt8Array
+from genssl.data.decode import resize_and_crop
+from genssl.generators.fingerprint import fingerprint_folder
+from genssl.generators.foreground import foreground_ratio
+from genssl.generators.loading import image_encoder, load_part, normalise, preprocessor
+
+CLIP = "image_encoder"
+CLIP_VERSION = "clip/1"
+
+
+class ImageEncoder(Protocol):
+    """A frozen encoder that can leave memory: once released, it is loaded again by the next `embed`.
+
+    Attributes:
+        embedding_dim: width D of an embedding.
+    """
+
+    embedding_dim: int
+
+    def preprocess(self, image: UInt8Array) -> UInt8Array:
+        """Resizes and centre-crops uint8 [3, H, W] of any size to uint8 [3, S, S] (Pillow, bicubic)."""
+        ...
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Embeds uint8 [B, 3, S, S] (0..255); returns float32 [B, D] on the CPU."""
+        ...
+
+    def fingerprint(self) -> bytes:
+        """Returns 16 bytes that name the encoder and its preprocessing."""
+        ...
+
+    def release(self) -> None:
+        """Frees the network's memory."""
+        ...
+
+
+def open_image_encoder(folder: Path, dtype: torch.dtype, device: torch.device, *, lazy: bool) -> ImageEncoder:
+    """Opens the image encoder of a Stable unCLIP's folder.
+
+    Args:
+        folder: the model's.
+        dtype: of the network.
+        device: where it runs.
+        lazy: it is loaded when it is first needed, and not now, when its faults would show.
+
+    Raises:
+        GeneratorError: if the folder has none, or it is broken.
+    """
+    return CLIPEncoder(folder, dtype, device, lazy=lazy)
+
+
+class CLIPEncoder:
+    """The CLIPVisionModelWithProjection in `image_encoder/`; see `ImageEncoder` and `open_image_encoder`."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, *, lazy: bool) -> None:
+        self._folder, self._dtype, self._device = folder, dtype, device
+        self._preprocessing = preprocessor(folder)
+        self._network: Any = None if lazy else image_encoder(folder, dtype, device)[0]
+        self.embedding_dim = int(load_part(CLIPVisionConfig, folder, CLIP).projection_dim)
+
+    def preprocess(self, image: UInt8Array) -> UInt8Array:
+        """See `ImageEncoder`; CLIP's rule."""
+        return resize_and_crop(image, self._preprocessing["size"])
+
+    @torch.inference_mode()
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """See `ImageEncoder`; embeddings are not normalised."""
+        embeddings: torch.Tensor = self._forward(images).image_embeds
+        return embeddings.float().cpu()
+
+    @torch.inference_mode()
+    def embed_with_foreground(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns what `embed` does and, as column [D], the part of each image that is foreground."""
+        output = self._forward(images)
+        foreground = foreground_ratio(output.last_hidden_state[:, 1:])  # without the class token
+        return torch.cat([output.image_embeds.float().cpu(), foreground[:, None]], dim=1)
+
+    def fingerprint(self) -> bytes:
+        """See `ImageEncoder`."""
+        facts = (CLIP_VERSION, str(self._dtype), json.dumps(self._preprocessing, sort_keys=True))
+        return fingerprint_folder(self._folder / CLIP, *facts)
+
+    def release(self) -> None:
+        """See `ImageEncoder`."""
+        self._network = None
+
+    def _forward(self, images: torch.Tensor) -> Any:
+        if self._network is None:
+            self._network, _ = image_encoder(self._folder, self._dtype, self._device)
+        return self._network(normalise(images, self._preprocessing).to(self._device, self._dtype))
