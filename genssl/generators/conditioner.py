@@ -26,6 +26,7 @@ from genssl.runtime import seeded_initialisation
 
 FORMAT = "genssl-encoder/1"
 FILE = "encoder.safetensors"
+CLIP = "image_encoder"  # the folder that a diffusers pipeline has in its place
 
 
 class Conditioner:
@@ -106,6 +107,26 @@ def _in_order(file: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format aligns the tensors
     return len(text).to_bytes(8, "little") + text + file[end:]
+
+
+def has_own_encoder(folder: Path) -> bool:
+    """Says whether a diffusers pipeline sees images with `encoder.safetensors` in place of a CLIP.
+
+    Raises:
+        GeneratorError: if it has neither, or both, of which one was not there when the pipeline was trained.
+    """
+    own, clip = (folder / FILE).is_file(), (folder / CLIP).is_dir()
+    if own and clip:
+        raise GeneratorError(
+            f"{folder}: holds two image encoders, {CLIP}/ and {FILE}; delete the one that the denoiser was not "
+            "trained with"
+        )
+    if not own and not clip:
+        raise GeneratorError(
+            f"{folder}: holds no image encoder, neither {CLIP}/ nor {FILE}; the folder is incomplete, get it "
+            "again, or of a model without one"
+        )
+    return own
 
 
 def load_encoder(path: Path) -> tuple[nn.Module, ComponentConfig, int | None]:

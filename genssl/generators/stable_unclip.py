@@ -38,7 +38,7 @@ class StableUnCLIP:
     """A Stable unCLIP model on one device.
 
     Attributes:
-        embed_with_foreground: as `CLIPEncoder` has it.
+        embed_with_foreground: as `CLIPEncoder` has it; missing with an encoder of genssl, which has no feature map.
 
     Args:
         config: names the model and gives the default parameters.

@@ -1,4 +1,8 @@
-"""What a Stable unCLIP sees images with: the CLIP in `image_encoder/`, prepared for as `feature_extractor/` says."""
+"""What a Stable unCLIP sees images with: CLIP, or a self-supervised encoder of genssl in its place.
+
+A model's folder has one of the two: `image_encoder/` with `feature_extractor/`, as diffusers writes them, or
+`encoder.safetensors`, see `genssl.generators.conditioner`.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,11 @@ from transformers import CLIPVisionConfig
 
 from genssl.data.base import UInt8Array
 from genssl.data.decode import resize_and_crop
-from genssl.generators.fingerprint import fingerprint_folder
+from genssl.generators.conditioner import CLIP, FILE, Conditioner, has_own_encoder
+from genssl.generators.fingerprint import fingerprint_file, fingerprint_folder
 from genssl.generators.foreground import foreground_ratio
 from genssl.generators.loading import image_encoder, load_part, normalise, preprocessor
 
-CLIP = "image_encoder"
 CLIP_VERSION = "clip/1"
 
 
@@ -46,17 +50,19 @@ class ImageEncoder(Protocol):
 
 
 def open_image_encoder(folder: Path, dtype: torch.dtype, device: torch.device, *, lazy: bool) -> ImageEncoder:
-    """Opens the image encoder of a Stable unCLIP's folder.
+    """Opens the image encoder of a Stable unCLIP's folder, of whichever kind it is.
 
     Args:
         folder: the model's.
-        dtype: of the network.
+        dtype: of a CLIP; an encoder of genssl is float32.
         device: where it runs.
         lazy: it is loaded when it is first needed, and not now, when its faults would show.
 
     Raises:
-        GeneratorError: if the folder has none, or it is broken.
+        GeneratorError: if the folder has none or both, or the one that it has is broken.
     """
+    if has_own_encoder(folder):
+        return SelfSupervisedEncoder(folder, device, lazy=lazy)
     return CLIPEncoder(folder, dtype, device, lazy=lazy)
 
 
@@ -99,3 +105,35 @@ class CLIPEncoder:
         if self._network is None:
             self._network, _ = image_encoder(self._folder, self._dtype, self._device)
         return self._network(normalise(images, self._preprocessing).to(self._device, self._dtype))
+
+
+class SelfSupervisedEncoder:
+    """The `Conditioner` in `encoder.safetensors`; see `ImageEncoder` and `open_image_encoder`.
+
+    It has no `embed_with_foreground`: its backbone returns one feature an image, and no map of them.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, *, lazy: bool) -> None:
+        self._folder, self._device = folder, device
+        # Nothing but the backbone says how wide it is. If it is not to stay, it need not go to the device for that.
+        loaded = Conditioner.load(folder, torch.device("cpu") if lazy else device)
+        self.embedding_dim, self._image_size = loaded.embedding_dim, loaded.image_size
+        self._conditioner: Conditioner | None = None if lazy else loaded
+
+    def preprocess(self, image: UInt8Array) -> UInt8Array:
+        """See `ImageEncoder`; as `Conditioner.preprocess`."""
+        return resize_and_crop(image, self._image_size)
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """See `ImageEncoder`; embeddings have length sqrt(D)."""
+        if self._conditioner is None:
+            self._conditioner = Conditioner.load(self._folder, self._device)
+        return self._conditioner.embed(images)
+
+    def fingerprint(self) -> bytes:
+        """See `ImageEncoder`; a flow of the same encoder has the same."""
+        return fingerprint_file(self._folder / FILE)
+
+    def release(self) -> None:
+        """See `ImageEncoder`."""
+        self._conditioner = None

@@ -169,7 +169,8 @@ def _variation(generator: Generator, whole: Parameters) -> Variation | None:
         raise RequestRefusedError(f"{spec.name}: parameter {ADAPTIVE_NAME} is 1, and {ADAPTS} then has no range")
     if adaptive and not hasattr(generator, "embed_with_foreground"):
         raise RequestRefusedError(
-            f"{spec.name}: {ADAPTS}: {ADAPTIVE} needs a conditioner with a feature map, which this generator has not"
+            f"{spec.name}: {ADAPTS}: {ADAPTIVE} needs a conditioner with a feature map, which this generator has not; "
+            "give a number or a range"
         )
     similarity, tries = whole.get(MIN_SIMILARITY), int(whole.get(MAX_TRIES, 1))
     if (similarity is not None and not -1 <= similarity <= 1) or not 1 <= tries <= MOST_TRIES:

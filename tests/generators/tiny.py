@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -16,6 +17,10 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
+
+from genssl.backbones.configs import ResNet18Config
+from genssl.generators.conditioner import FILE, save_encoder
+from genssl.registry import BACKBONES
 
 
 def build_tiny_unclip(
@@ -100,4 +105,20 @@ def build_tiny_unclip(
         pipeline.image_normalizer.mean.data.normal_(0, 0.3)
         pipeline.image_normalizer.std.data.uniform_(0.5, 2.0)
     pipeline.save_pretrained(folder)
+    return folder
+
+
+def build_own_unclip(folder: Path, pipeline: Path, *, width: int = 4, seed: int = 0) -> Path:
+    """Copies a pipeline of `build_tiny_unclip` with a random encoder of genssl in place of its CLIP.
+
+    The encoder takes 32 px and its embeddings have 8 `width` numbers; of other than 4, the denoiser does not fit.
+    """
+    shutil.copytree(pipeline, folder, ignore=shutil.ignore_patterns("image_encoder", "feature_extractor"))
+    block = ResNet18Config(stem="small", width=width)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        save_encoder(folder / FILE, BACKBONES.get("resnet18")(block), block, 32)
+    index = folder / "model_index.json"
+    nothing = {"image_encoder": [None, None], "feature_extractor": [None, None]}
+    index.write_text(json.dumps(json.loads(index.read_text()) | nothing))
     return folder
