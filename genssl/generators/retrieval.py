@@ -20,7 +20,7 @@ from genssl.data.decode import decode, resize_and_crop
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.bank import open_bank
 from genssl.generators.base import Alive, GeneratorSpec, Parameters
-from genssl.generators.conditioner import FILE, Conditioner, load_encoder
+from genssl.generators.conditioner import FILE, Conditioner, has_own_encoder, load_encoder
 from genssl.generators.configs import RetrievalConfig
 from genssl.generators.locate import BUILTIN, DIFFUSERS
 from genssl.registry import BACKBONES
@@ -135,7 +135,7 @@ def _backbone(encoder: str | ComponentConfig) -> tuple[nn.Module, int | None]:
     path = Path(encoder).expanduser()
     if encoder.startswith("builtin:"):
         path = BUILTIN / encoder.removeprefix("builtin:")
-    if (path / DIFFUSERS).is_file():
+    if (path / DIFFUSERS).is_file() and not has_own_encoder(path):
         from genssl.generators.loading import image_encoder  # diffusers takes seconds
 
         network, said = image_encoder(path, torch.float32, torch.device("cpu"))

@@ -11,6 +11,7 @@ from torch import nn
 
 from genssl.errors import GeneratorError
 from genssl.generators.conditioner import FILE as OWN_ENCODER
+from genssl.generators.conditioner import has_own_encoder
 from genssl.generators.conditioner import load_encoder as load_own
 from genssl.generators.icgan_features import FILE as RESNET
 from genssl.generators.icgan_features import MEAN, NETWORK_SIZE, STD, load_resnet
@@ -53,8 +54,9 @@ def load_conditioner(name: str) -> tuple[nn.Module, int | None, Statistics, dict
         found = read_json(folder / DIFFUSERS).get("_class_name")
         if found != PIPELINE:
             raise GeneratorError(f"{folder}: the model is a {found}; the conditioner of a {PIPELINE} can be compared")
-        network, preprocessor = image_encoder(folder, torch.float32, torch.device("cpu"))
-        return _Embeds(network), preprocessor["size"], (preprocessor["mean"], preprocessor["std"]), source
+        if not has_own_encoder(folder):
+            network, preprocessor = image_encoder(folder, torch.float32, torch.device("cpu"))
+            return _Embeds(network), preprocessor["size"], (preprocessor["mean"], preprocessor["std"]), source
     if (folder / OWN_ENCODER).is_file():
         backbone, config, image_size = load_own(folder / OWN_ENCODER)
         source["backbone"] = config.model_dump(mode="json")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,9 @@ import torch.nn.functional as F
 from genssl.errors import GeneratorError, UserError
 from genssl.registry import GENERATORS
 from genssl.training.encoders import load_encoder
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "generators"))
+from tiny import build_own_unclip, build_tiny_unclip
 
 CPU = torch.device("cpu")
 
@@ -29,6 +34,20 @@ def test_the_embeddings_are_the_generators(kind, name, digits_test):
     if kind != "stable_unclip":  # flow and IC-GAN scale their features to one length
         found, expected = F.normalize(found, dim=1), F.normalize(expected, dim=1)
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_stable_unclip_with_an_encoder_of_genssl_gives_that_encoders_features(tmp_path):
+    folder = build_own_unclip(tmp_path / "own", build_tiny_unclip(tmp_path / "clip"))
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), dtype=np.uint8))
+    generator = GENERATORS.get("stable_unclip")(GENERATORS.config("stable_unclip")(model=str(folder)), CPU)
+    encoder = load_encoder(str(folder), CPU)
+    assert encoder.image_size == 32
+    assert (encoder.source["kind"], encoder.source["backbone"]["name"]) == ("generator", "resnet18")
+    found, expected = encoder.module.encode(images.float() / 255), generator.embed(images)
+    assert torch.allclose(F.normalize(found, dim=1), F.normalize(expected, dim=1), atol=1e-5)
+    (folder / "encoder.safetensors").unlink()
+    with pytest.raises(GeneratorError, match=r"own: holds no image encoder"):
+        load_encoder(str(folder), CPU)
 
 
 def test_what_is_no_generator_with_a_conditioner_is_one_sentence(tmp_path):
