@@ -27,6 +27,27 @@ BUCKETS = [1, 4, 16]
 BAD_SEED = 666
 
 
+class Clock:
+    """In the place of `time` where batches are timed: it moves only when told to, whatever else the machine does."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    for module in ("batcher", "cost"):
+        monkeypatch.setattr(f"genssl.serving.{module}.time", clock)
+    return clock
+
+
 class Painter:
     """Paints each image in the grey that its seed gives; can be held, slow, short of memory or broken.
 
@@ -34,16 +55,25 @@ class Painter:
         gate: generation waits for it before every step.
         entered: set when a batch has begun.
         batches: the seeds of each batch begun, padding included.
+        held_batch: the number of the batch, from 1, that shuts the gate before it begins.
     """
 
     def __init__(
-        self, *, steps: int = 1, memory: int = 10**6, fixed_seconds: float = 0.0, row_seconds: float = 0.0
+        self,
+        *,
+        steps: int = 1,
+        memory: int = 10**6,
+        fixed_seconds: float = 0.0,
+        row_seconds: float = 0.0,
+        clock: Clock | None = None,
     ) -> None:
         self.spec = GeneratorSpec("painter", "none", bytes(16), 4, 2, "none", {"kind": 0}, {})
         self.gate, self.entered, self.steps_begun = threading.Event(), threading.Event(), 0
         self.gate.set()
+        self.held_batch = 0
         self.batches: list[list[int]] = []
         self.steps, self.memory, self.fixed_seconds, self.row_seconds = steps, memory, fixed_seconds, row_seconds
+        self.sleep = time.sleep if clock is None else clock.sleep
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
         return image
@@ -66,6 +96,8 @@ class Painter:
         alive: Alive | None = None,
         sizes: Sequence[int] = (),
     ) -> torch.Tensor:
+        if len(self.batches) + 1 == self.held_batch:
+            self.gate.clear()
         self.batches.append(list(seeds))
         rows = list(range(len(seeds)))
         for _ in range(self.steps):
@@ -74,7 +106,7 @@ class Painter:
             self.steps_begun += 1
             self.entered.set()
             assert self.gate.wait(20)
-            time.sleep(self.fixed_seconds + self.row_seconds * len(seeds))
+            self.sleep(self.fixed_seconds + self.row_seconds * len(seeds))
         if len(seeds) > self.memory:
             raise torch.OutOfMemoryError("tried to allocate more than there is")
         if BAD_SEED in seeds:
@@ -120,8 +152,11 @@ class Bench:
             await asyncio.sleep(0.001)
         return held
 
-    async def begun(self, batches: int) -> None:
-        while len(self.painter.batches) < batches:
+    async def hold_next(self) -> None:
+        """Lets go of the batch that is held, and occupies the device with the next one until the gate is opened."""
+        self.painter.held_batch = len(self.painter.batches) + 1
+        self.painter.gate.set()
+        while len(self.painter.batches) < self.painter.held_batch:
             await asyncio.sleep(0.001)
 
 
@@ -171,17 +206,21 @@ def test_submitters_share_batches_and_get_their_own_rows():
     assert all(0 < wait < 5 for wait in on.reports[1].queue_waits)
 
 
-def test_each_row_carries_its_share_of_seconds_and_its_wait():
+def test_each_row_carries_its_share_of_seconds_and_its_wait(clock):
     async def test(on: Bench) -> None:
         await on.hold()
         task = on.submit([1, 2, 3, 4])
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)
+        clock.sleep(0.05)
         on.painter.gate.set()
         made = await task
-        assert sum(item.seconds for item in made) == pytest.approx(on.reports[1].seconds)
-        assert all(item.queue_seconds >= 0.05 and not item.shared for item in made)
+        assert on.reports[1].seconds == pytest.approx(0.3 + 4 * 0.1)
+        assert [item.seconds for item in made] == pytest.approx([on.reports[1].seconds / 4] * 4)
+        before = 0.05 + on.reports[0].bucket * 0.1 + 0.3
+        assert [item.queue_seconds for item in made] == pytest.approx([before] * 4)
+        assert not any(item.shared for item in made)
 
-    bench(test)
+    bench(test, Painter(fixed_seconds=0.3, row_seconds=0.1, clock=clock))
 
 
 def test_urgent_rows_go_first_and_lower_classes_fill_the_batch():
@@ -198,16 +237,17 @@ def test_urgent_rows_go_first_and_lower_classes_fill_the_batch():
     assert on.painter.batches[1] == [50, 1, 2, *range(100, 113)]
 
 
-def test_old_rows_rise():
+def test_old_rows_rise(clock):
     async def test(on: Bench) -> None:
         await on.hold()
         on.submit([1], priority=Priority.BULK)
-        await asyncio.sleep(0.06)
+        await asyncio.sleep(0)
+        clock.sleep(11.0)
         on.submit(range(100, 116), priority=Priority.TRAINING, client="b")
         await asyncio.sleep(0)
         on.painter.gate.set()
 
-    on = bench(test, ageing_seconds=0.05)
+    on = bench(test, ageing_seconds=10.0)
     assert 1 in on.painter.batches[1]
 
 
@@ -300,18 +340,17 @@ def test_a_running_batch_stops_between_steps_when_nobody_wants_it():
 
 def test_what_was_computed_is_handed_over_even_if_its_requester_has_left():
     async def test(on: Bench) -> None:
-        held = await on.hold()
+        await on.hold()
         gone, stays = on.submit([1, 2]), on.submit([3, 4])
-        on.painter.gate.set()
-        await held
-        on.painter.gate.clear()
-        await on.begun(2)
+        await asyncio.sleep(0)
+        await on.hold_next()
         gone.cancel()
         await asyncio.sleep(0.01)
         on.painter.gate.set()
         assert greys(await stays) == [3, 4]
 
     on = bench(test, Painter(steps=2))
+    assert on.drops == [(2, "cancelled")]
     made = {row.seed: (row, image) for row, image in on.made}
     assert sorted(made) == [1, 2, 3, 4, 250]
     for seed, (row, image) in made.items():
@@ -324,16 +363,16 @@ def test_what_a_shrunk_batch_gave_up_or_what_failed_is_not_handed_over():
     async def test(on: Bench) -> None:
         await on.hold()
         gone, stays = on.submit([1, 2, 3]), on.submit([4])
-        on.painter.gate.set()
-        await on.begun(2)
-        on.painter.gate.clear()
+        await asyncio.sleep(0)
+        await on.hold_next()
         gone.cancel()
         await asyncio.sleep(0.01)
         on.painter.gate.set()
         assert greys(await stays) == [4]
         assert isinstance((await on.submit([BAD_SEED]))[0], GenerationFailedError)
 
-    on = bench(test, Painter(steps=3, fixed_seconds=0.02))
+    on = bench(test, Painter(steps=3))
+    assert on.drops == [(3, "cancelled")]
     assert [row.seed for row, _ in on.made] == [250, 4]
 
 
@@ -368,13 +407,18 @@ def test_who_keeps_images_and_fails_does_not_take_the_answers_with_it(caplog):
     assert "no space left" in caplog.text
 
 
-def test_rows_whose_deadline_passed_say_so_and_the_others_go_on():
+def test_rows_whose_deadline_passed_say_so_and_the_others_go_on(monkeypatch):
     async def test(on: Bench) -> None:
         await on.hold()
-        now = asyncio.get_running_loop().time()
-        late = on.submit([1, 2], deadline=now + 0.03)
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        late = on.submit([1, 2], deadline=now + 10)
         shared = on.submit([2], deadline=now + 60)
-        result = await late
+        await asyncio.sleep(0)
+        assert on.batcher.queued == 2
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "time", lambda: now + 11)
+            result = await late
         assert [type(item) for item in result] == [DeadlinePassedError] * 2
         assert time.monotonic() - now < 5
         already = on.submit([9], deadline=now - 1)
@@ -514,25 +558,32 @@ def test_an_idle_device_predicts_from_what_it_measured_lately(monkeypatch):
     bench(test)
 
 
-def test_predictions_come_true():
+def test_predictions_come_true(clock):
     async def test(on: Bench) -> None:
         assert on.batcher.predicted_wait(10) is None
         for count in (1, 4, 16, 1, 4, 16):
             await on.submit(range(count))
-        started = time.monotonic()
+        await on.hold()
         on.submit(range(1000, 1064), priority=Priority.BULK)
-        task = on.submit(range(100, 164))
-        await asyncio.sleep(0.002)
+        on.submit(range(100, 164))
+        await asyncio.sleep(0)
         for_behind = on.batcher.predicted_wait(16)
         urgent = on.batcher.predicted_wait(1, Priority.INTERACTIVE)
         newcomer = on.batcher.predicted_wait(16, client="newcomer")
         assert urgent < newcomer < for_behind
         last = on.submit(range(200, 216))
-        await task
-        await last
-        assert time.monotonic() - started == pytest.approx(for_behind, rel=0.3)
+        await asyncio.sleep(0)
+        on.painter.gate.set()
+        made = await last
+        assert made[-1].queue_seconds + sum(item.seconds for item in made) == pytest.approx(for_behind)
+        await on.batcher.idle()
+        await on.hold()
+        begun = on.batcher.predicted_wait(1)
+        clock.sleep(0.004)
+        assert on.batcher.predicted_wait(1) == pytest.approx(begun - 0.004), "what the running batch took is over"
+        on.painter.gate.set()
 
-    bench(test, Painter(fixed_seconds=0.004, row_seconds=0.002))
+    bench(test, Painter(fixed_seconds=0.004, row_seconds=0.002, clock=clock))
 
 
 def test_small_remainders_are_not_padded_where_rows_are_dear():
