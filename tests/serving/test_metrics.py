@@ -9,6 +9,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -44,6 +46,11 @@ def fetch(server, path: str = "/metrics", **headers: str):
     return urllib.request.urlopen(request, timeout=10)
 
 
+def fetch_until(server, done: Callable[[], bool]) -> None:
+    while not done():
+        fetch(server)
+
+
 def scrape(server) -> dict[tuple[str, frozenset], float]:
     text = fetch(server).read().decode()
     return {
@@ -51,6 +58,11 @@ def scrape(server) -> dict[tuple[str, frozenset], float]:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+def increase(after, before, name: str, **labels: str) -> float:
+    key = name, frozenset(labels.items())
+    return after.get(key, 0) - before.get(key, 0)
 
 
 def value(samples: dict[tuple[str, frozenset], float], name: str, **labels: str) -> float:
@@ -64,13 +76,16 @@ def test_what_happens_is_counted(server, stub):
     with pytest.raises(grpc.RpcError):
         stub.GenerateVariants(pb.GenerateVariantsRequest(generator_id="full"), timeout=10)
     with pytest.raises(grpc.RpcError):
-        stub.GenerateVariants(pb.GenerateVariantsRequest(generator_id="slow"), timeout=0.1)
-    time.sleep(0.3)  # for the server to see that the deadline has passed
-    after = scrape(server)
-
-    def more(name: str, **labels: str) -> float:
-        key = name, frozenset(labels.items())
-        return after[key] - before.get(key, 0)
+        stub.GenerateVariants(pb.GenerateVariantsRequest(generator_id="slow"), timeout=0.5)
+    ends = time.monotonic() + 10
+    while True:  # the server sees on its own that the deadline has passed, and looks at its loop now and then
+        after = scrape(server)
+        more = partial(increase, after, before)
+        requests = more("genssl_request_seconds_count", method="GenerateVariants")
+        if requests >= 4 and more("genssl_event_loop_lag_seconds_count") > 0:
+            break
+        assert time.monotonic() < ends, f"{requests} of 4 requests were counted"
+        time.sleep(0.02)
 
     assert more("genssl_variants_total", generator="digits", origin="generated") == 6
     assert more("genssl_cache_hits_total", generator="digits", cache="memory") == 2
@@ -136,9 +151,8 @@ def test_a_blocked_event_loop_fails_the_scrape_instead_of_hanging_it(server, stu
         call = pb_grpc.GenerationServiceStub(channel).GenerateVariants.future(
             pb.GenerateVariantsRequest(generator_id="block"), timeout=10
         )
-        time.sleep(0.2)
         with pytest.raises(urllib.error.HTTPError) as caught:
-            fetch(server)
+            fetch_until(server, call.done)
         assert caught.value.code == 503
         call.result()
     assert value(scrape(server), "genssl_event_loop_lag_recent_max_seconds") > 1
