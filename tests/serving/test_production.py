@@ -22,6 +22,7 @@ from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.serving.rejections import read_refusal
 from genssl.serving.sync_client import VariantClient
+from genssl.variants.store import VariantStore
 
 TOKEN = "a-token-of-more-than-sixteen-characters"
 
@@ -67,7 +68,12 @@ def test_a_variant_is_made_once_and_survives_kill_9_in_the_store(start_server, t
         own_seed = ask(stub, stored, [], variants=[pb.VariantSpec(variant_index=0, seed=7)])
         assert origins(own_seed) == [pb.ORIGIN_GENERATED]
         assert origins(ask(stub, other, [0])) == [pb.ORIGIN_GENERATED]
-        time.sleep(0.5)  # what was answered is written behind the answer
+        ends = time.monotonic() + 20
+        with VariantStore(tmp_path / "variants", readonly=True) as written:
+            while len(written) < 5:  # what was answered is written behind the answer
+                assert time.monotonic() < ends
+                time.sleep(0.01)
+                written.refresh()
         server.stop(signal.SIGKILL)
     with start_server(tmp_path, *settings) as server, grpc.insecure_channel(server.address) as channel:
         server.wait_until_serving()
@@ -285,7 +291,10 @@ def test_a_second_sigterm_stops_a_draining_server_at_once(start_server, tmp_path
         while stub.GetStatistics(pb.GetStatisticsRequest()).generators[0].running == 0:
             time.sleep(0.01)
         os.kill(server.process.pid, signal.SIGTERM)
-        time.sleep(0.3)
+        ends = time.monotonic() + 20
+        while "draining" not in server.log_path.read_text():  # of two signals at once the process would see one
+            assert time.monotonic() < ends
+            time.sleep(0.01)
         assert server.process.poll() is None, "it finishes the request under way"
         started = time.monotonic()
         assert server.stop(signal.SIGTERM) == 1

@@ -187,8 +187,10 @@ def test_sigterm_finishes_the_request_under_way_and_ends_with_code_zero(start_se
         with grpc.insecure_channel(server.address) as channel:
             sources = [source_of(digits_test.stored(row)) for row in range(64)]
             slow = ask(sources, [spec(i % 64, i) for i in range(512)], parameters={"num_inference_steps": 20})
-            future = pb_grpc.GenerationServiceStub(channel).GenerateVariants.future(slow, timeout=60)
-            time.sleep(0.5)
+            stub = pb_grpc.GenerationServiceStub(channel)
+            future = stub.GenerateVariants.future(slow, timeout=60)
+            while stub.GetStatistics(pb.GetStatisticsRequest(), timeout=30).generators[0].running == 0:
+                time.sleep(0.01)
             assert not future.done()
             server.process.send_signal(signal.SIGTERM)
             assert len(future.result().variants) == 512
