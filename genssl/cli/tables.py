@@ -36,11 +36,11 @@ def results_table(results: dict[str, Any]) -> Table:
     return table
 
 
-def quality_table(quality: dict[str, Any]) -> Table:
-    """Returns what was measured of a generator, one row a setting."""
+def quality_table(quality: dict[str, Any], of: str = "") -> Table:
+    """Returns what was measured of a generator, one row a setting; `of` begins the title."""
     from genssl.training.generator_quality import cell, columns
 
-    title = f"{quality['sources']} held-out sources ({quality['measured_on']})"
+    title = f"{of}{quality['sources']} held-out sources ({quality['measured_on']})"
     title += "".join(f", {name.replace('_', ' ')} {value:g}" for name, value in quality["fixed"].items())
     table = Table(title=title, title_justify="left")
     for heading in columns(quality):

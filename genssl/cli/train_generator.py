@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
 import typer
 
@@ -22,11 +24,22 @@ def train_generator(
     \b
     genssl train-generator recipes/generators/digits_flow.yaml --out my-flow
     genssl run recipes/simclr_flow.yaml generator.model=my-flow
+    torchrun --nproc-per-node 4 -m genssl train-generator recipes/generators/folder_flow.yaml precision=bf16
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun started several of this
+        from genssl.training.distributed import joined
+
+        with joined() as ranks, Path(os.devnull).open("w") as nowhere:  # the first rank speaks for all
+            _train(recipe, overrides or [], out, file=sys.stdout if ranks.first else nowhere)
+        return
+    _train(recipe, overrides or [], out, file=sys.stdout)
+
+
+def _train(recipe: Path, overrides: list[str], out: Path | None, *, file: IO[str]) -> None:
     from genssl.config.generator_recipe import GeneratorRecipe
     from genssl.config.load import load
 
-    loaded = load(GeneratorRecipe, recipe, overrides or [])
+    loaded = load(GeneratorRecipe, recipe, overrides)
     folder = out or Path("generators") / loaded.name
 
     from rich.console import Console
@@ -34,7 +47,11 @@ def train_generator(
     from genssl.cli.tables import quality_table
     from genssl.training.generator import train_generator as train
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, file=file)
     quality = train(loaded, folder, console)
+    if not quality:
+        return
     console.print(quality_table(quality))
+    if "teacher" in quality:
+        console.print(quality_table(quality["teacher"], of="its teacher, "))
     console.print(f"{folder}: written; use it with generator.model={folder}")

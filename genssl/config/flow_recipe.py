@@ -1,11 +1,15 @@
-"""The recipe of a rectified flow on one's own images, conditioned on self-supervised features; no labels."""
+"""The recipe of a rectified flow on one's own images, conditioned on self-supervised features; no labels.
+
+It trains a flow, or distils one into a student of fewer steps, or does both, one after the other.
+"""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
+from genssl.config.autoencoder_recipe import AutoencoderConfig
 from genssl.config.base import Section
 from genssl.config.conditioner_recipe import ConditionerConfig
 from genssl.config.generator_recipe import Count, GeneratorRecipe
@@ -32,9 +36,59 @@ class FlowTrainingConfig(Section):
     max_embedding_noise: float = Field(1.0, ge=0, le=10, description="noise on the embedding, 0..this, is trained")
 
 
+class DistillationConfig(Section):
+    """A student that goes in `steps` Euler steps where its teacher goes in `teacher_steps`."""
+
+    steps: int = Field(1, ge=1, le=16, description="Euler steps of the student; it knows no other number")
+    teacher: str | None = Field(
+        None,
+        min_length=1,
+        description="builtin:NAME or the folder of a flow; by default the flow that this recipe trains first",
+    )
+    teacher_steps: int = Field(8, ge=1, le=1000, description="a multiple of `steps`")
+    objective: Literal["trajectory", "consistency"] = Field(
+        "trajectory",
+        description="trajectory: regresses on where the teacher's steps lead from noise; consistency: one step of the "
+        "teacher from a noised image, then the student's own average",
+    )
+    guidance_scale: float = Field(
+        1.0, ge=0, le=100, description="of the teacher; the student has it built in, at the cost of none"
+    )
+    training_steps: Count = 4000
+    batch_size: int = Field(128, ge=2)
+    lr: float = Field(1e-3, gt=0)
+    ema_decay: float = Field(0.995, ge=0, lt=1)
+
+    @field_validator("teacher_steps")
+    @classmethod
+    def _whole_parts(cls, value: int, info: ValidationInfo) -> int:
+        steps = info.data.get("steps", 1)
+        if value % steps or value == steps:
+            raise ValueError(f"the teacher's {value} steps are no multiple, 2 or more, of the student's {steps}")
+        return value
+
+
 class FlowRecipe(GeneratorRecipe):
-    """A flow: first its conditioner, then the UNet on the conditioner's features."""
+    """A flow: its conditioner, its autoencoder if it is one of latents, the UNet, and its student if asked for."""
 
     family: Literal["flow"] = "flow"
-    conditioner: ConditionerConfig
+    conditioner: ConditionerConfig | None = Field(
+        None, description="whose features the flow is given; with a teacher it is the teacher's"
+    )
+    autoencoder: AutoencoderConfig | None = Field(
+        None, description="the flow is one of its latents; without, of pixels"
+    )
     flow: FlowTrainingConfig = FlowTrainingConfig()
+    distill: DistillationConfig | None = Field(None, validate_default=True)
+
+    @field_validator("distill")
+    @classmethod
+    def _one_teacher(cls, value: DistillationConfig | None, info: ValidationInfo) -> DistillationConfig | None:
+        given = value is not None and value.teacher is not None
+        if "conditioner" in info.data and info.data["conditioner"] is None and not given:
+            raise ValueError(
+                "the flow needs a `conditioner`; only one that is distilled from a `teacher` has it already"
+            )
+        if given and (unused := [name for name in ("conditioner", "autoencoder") if info.data.get(name) is not None]):
+            raise ValueError(f"with a teacher its {' and '.join(unused)} are used; leave yours out")
+        return value

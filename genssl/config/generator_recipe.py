@@ -6,9 +6,9 @@ import importlib
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 
-from genssl.config.base import Choice, ComponentConfig, Kind
+from genssl.config.base import Choice, ComponentConfig, Kind, Section
 from genssl.config.document import Document
 from genssl.errors import ConfigError, suggest
 
@@ -21,8 +21,8 @@ class Family:
 
     Attributes:
         recipe: "module:attribute" of its recipe, a `GeneratorRecipe` with a literal `family` and sections of its own.
-        trainer: "module:attribute" of `train_and_save(recipe, train, device, report, folder) -> GeneratorConfig`, which
-            writes the model's files into the existing `folder` and returns the config that loads them.
+        trainer: "module:attribute" of `train_and_save(recipe, train, loop, folder) -> GeneratorConfig`, which writes
+            the model's files into the existing `folder`, on the first rank, and returns the config that loads them.
         about: one paragraph for the README of the trained model.
     """
 
@@ -50,8 +50,8 @@ FAMILIES = {
     "flow": Family(
         "genssl.config.flow_recipe:FlowRecipe",
         "genssl.training.flow:train_and_save",
-        "A rectified flow in pixel space, conditioned on the features of a self-supervised encoder: `unet.safetensors` "
-        "is the averaged network, `encoder.safetensors` the frozen encoder, `config.json` what rebuilds the network.",
+        "A rectified flow, conditioned on the features of a self-supervised encoder: `unet.safetensors` is the "
+        "averaged network, `encoder.safetensors` the frozen encoder, `config.json` what rebuilds the network.",
     ),
     "icgan": Family(
         "genssl.config.icgan_recipe:ICGANRecipe",
@@ -60,6 +60,23 @@ FAMILIES = {
         "self-supervised encoder.",
     ),
 }
+
+
+class WatchConfig(Section):
+    """What is looked at while the last stage is trained: a grid of variants and a Frechet distance.
+
+    Sources are held out from the training if `validation_fraction` says so; the test split is never used.
+    """
+
+    every_steps: int = Field(500, ge=1)
+    sources: int = Field(
+        256, ge=16, description="images, at most: variants of one half are compared with the other half"
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="the training ends when so many looks brought no smaller distance, and the best weights are kept",
+    )
 
 
 class GeneratorRecipe(Choice):
@@ -78,6 +95,26 @@ class GeneratorRecipe(Choice):
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: Literal["auto"] | Count = "auto"
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the forward pass in training (autocast); weights stay fp32"
+    )
+    channels_last: bool = Field(False, description="memory order of convolutions; faster with tensor cores")
+    accumulate: Count = Field(
+        1,
+        description="micro-batches a step; a contrastive loss has only the micro-batch's negatives, and batch norm its "
+        "statistics",
+    )
+    monitor: WatchConfig | None = None
+
+    @field_validator("monitor")
+    @classmethod
+    def _patience_needs_images_of_its_own(cls, value: WatchConfig | None, info: ValidationInfo) -> WatchConfig | None:
+        if value is not None and value.patience is not None and info.data.get("validation_fraction") == 0:
+            raise ValueError(
+                "patience chooses weights, which neither training nor test images may do; set validation_fraction "
+                "above 0, or leave patience out"
+            )
+        return value
 
     @classmethod
     def member_for(cls, document: Document) -> type[GeneratorRecipe]:

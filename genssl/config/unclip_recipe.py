@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from genssl.config.augmentation import AugmentationConfig
+from genssl.config.autoencoder_recipe import AutoencoderConfig
 from genssl.config.base import Section
+from genssl.config.conditioner_recipe import ConditionerConfig
 from genssl.config.generator_recipe import Count, GeneratorRecipe
 
 
@@ -24,17 +26,6 @@ class ImageEncoderConfig(Section):
     lr: float = Field(1e-3, gt=0)
     temperature: float = Field(0.2, gt=0)
     augmentation: AugmentationConfig = AugmentationConfig()
-
-
-class AutoencoderConfig(Section):
-    """A KL autoencoder (Rombach et al. 2022); each channel count beyond the first halves the resolution."""
-
-    block_out_channels: list[Count] = Field([32, 64], min_length=1)
-    latent_channels: Count = 4
-    epochs: Count = 100
-    batch_size: int = Field(128, ge=2)
-    lr: float = Field(2e-3, gt=0)
-    kl_weight: float = Field(1e-4, ge=0)
 
 
 class DenoiserConfig(Section):
@@ -57,5 +48,15 @@ class StableUnCLIPRecipe(GeneratorRecipe):
 
     family: Literal["stable_unclip"] = "stable_unclip"
     image_encoder: ImageEncoderConfig = ImageEncoderConfig()
+    conditioner: ConditionerConfig | None = Field(
+        None, description="the encoder of a run, or a backbone, in the place of `image_encoder`"
+    )
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     denoiser: DenoiserConfig = DenoiserConfig()
+
+    @field_validator("conditioner")
+    @classmethod
+    def _one_encoder(cls, value: ConditionerConfig | None, info: ValidationInfo) -> ConditionerConfig | None:
+        if value is not None and info.data.get("image_encoder", ImageEncoderConfig()) != ImageEncoderConfig():
+            raise ValueError("it takes the place of `image_encoder`; give one of them")
+        return value

@@ -63,6 +63,11 @@ class Conditioner:
             )
         return cls(backbone, image_size, device)
 
+    def to(self, device: torch.device) -> None:
+        """Moves the encoder to a device."""
+        self._backbone.to(device)
+        self._device = device
+
     def preprocess(self, image: UInt8Array) -> UInt8Array:
         """Resizes and centre-crops uint8 [3, H, W] of any size to uint8 [3, S, S] (Pillow, bicubic, antialiased)."""
         return resize_and_crop(image, self.image_size)

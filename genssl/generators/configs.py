@@ -200,7 +200,13 @@ class FlowConfig(GeneratorConfig):
     name: Literal["flow"] = "flow"
     model: str = Field(min_length=1, description="builtin:NAME, or a folder that `genssl train-generator` wrote")
     dtype: Literal["float32", "bfloat16"] = "float32"
-    num_inference_steps: int = Field(4, ge=1, le=1000, description="Euler steps; fewer are faster and less diverse")
+    num_inference_steps: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="Euler steps, by default 4, or those that the model was distilled to; fewer are faster and less "
+        "diverse",
+    )
     guidance_scale: float = Field(1.0, ge=0, le=100, description="1 or less: no guidance, and half the cost")
     embedding_noise: float = Field(
         0.0, ge=0, le=10, description="noise on the embedding; more means more diverse and less like the source"

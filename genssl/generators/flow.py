@@ -1,35 +1,38 @@
-"""A rectified flow from noise to images, conditioned on self-supervised features.
+"""A rectified flow from noise to images or latents, conditioned on self-supervised features.
 
 The network predicts the velocity v = x1 - x0 on the straight line x_t = (1 - t) x0 + t x1 from noise x0 to the image x1
 (Liu et al. 2022, arXiv 2209.03003; conditioning on frozen features as in RCG, Li et al. 2023, arXiv 2312.03701), and
-Euler steps follow it from t = 0 to t = 1. It is told how much noise lies on the embedding, as unCLIP's is.
+Euler steps follow it from t = 0 to t = 1. It is told how much noise lies on the embedding, as unCLIP's is. A distilled
+flow, a student, has learnt one number of steps, often 1 (`genssl.training.distill`).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from genssl.data.base import UInt8Array
 from genssl.errors import GeneratorError, RequestRefusedError
-from genssl.generators.base import Alive, GeneratorSpec, Parameters, keep_living
+from genssl.generators.base import Alive, GeneratorSpec, Parameters
 from genssl.generators.conditioner import FILE, Conditioner
 from genssl.generators.configs import FlowConfig
 from genssl.generators.cost import count_tflops
-from genssl.generators.fingerprint import fingerprint_folder
+from genssl.generators.fingerprint import fingerprint_file, fingerprint_folder
+from genssl.generators.loading import load_network
 from genssl.generators.locate import find_trained, read_json
+from genssl.generators.sampling import decode, denoise, guidance_column, guide, row_noise, spread
 
 SAMPLER_VERSION = "flow/1"
 CLASS = "GensslFlow"
-WEIGHTS = "unet.safetensors"
+WEIGHTS, VAE = "unet.safetensors", "vae"
+DEFAULT_STEPS = 4
 NORM_GROUPS = 8
 TIME_SCALE = 1000  # the UNet's sinusoidal time embedding expects 0..1000
 
@@ -47,20 +50,16 @@ class Flow:
 
     def __init__(self, config: FlowConfig, device: torch.device) -> None:
         folder = find_trained(config.model, CLASS)
-        facts = read_json(folder / "config.json")
+        parts = FlowParts.load(folder)
+        facts = parts.facts
         self._device = device
         self._dtype: torch.dtype = getattr(torch, config.dtype)
-        self._conditioner = Conditioner.load(folder, device)
-        self._conditioner_fingerprint = hashlib.blake2b((folder / FILE).read_bytes(), digest_size=16).digest()
-        network = _load_network(folder, facts)
-        # The plain method: diffusers' own warns of parts that must stay in float32, of which this network has none.
-        self._network = torch.nn.Module.to(network, device, self._dtype).eval().requires_grad_(False)
+        parts.to(device, self._dtype)
+        self._conditioner, self._network, self._vae = parts.conditioner, parts.network, parts.autoencoder
+        self._conditioner_fingerprint = fingerprint_file(folder / FILE)
         self._max_noise = float(facts["max_embedding_noise"])
-        if facts["embedding_dim"] != self._conditioner.embedding_dim:
-            raise GeneratorError(
-                f"{folder}: the network takes embeddings of {facts['embedding_dim']} numbers, the encoder makes "
-                f"{self._conditioner.embedding_dim}; the files belong to different models"
-            )
+        self._student_steps: int | None = facts.get("student_steps")
+        self._shape = latent_shape(facts)
         card = folder / "card.json"
         licence = read_json(card).get("licence") if card.exists() else None
         self.spec = GeneratorSpec(
@@ -72,7 +71,7 @@ class Flow:
             licence=licence or "unknown (the folder has no card.json)",
             settings={"dtype": config.dtype},
             defaults={
-                "num_inference_steps": config.num_inference_steps,
+                "num_inference_steps": config.num_inference_steps or self._student_steps or DEFAULT_STEPS,
                 "guidance_scale": config.guidance_scale,
                 "embedding_noise": config.embedding_noise,
             },
@@ -97,6 +96,16 @@ class Flow:
 
     def check(self, parameters: Parameters) -> None:
         """Raises RequestRefusedError for steps, guidance or noise outside what the model can do."""
+        steps = parameters["num_inference_steps"]
+        if self._student_steps is not None and steps != self._student_steps:
+            raise RequestRefusedError(
+                f"parameter num_inference_steps: {steps}, but the model was distilled to {self._student_steps}; leave "
+                "it out"
+            )
+        if self._student_steps is not None and parameters["guidance_scale"] > 1:
+            raise RequestRefusedError(
+                "parameter guidance_scale: the model was distilled with its teacher's guidance built in; leave it out"
+            )
         bounds = {
             "num_inference_steps": (1, 1000),
             "guidance_scale": (0, 100),
@@ -122,57 +131,51 @@ class Flow:
         sizes: Sequence[int] = (),
     ) -> torch.Tensor:
         """Makes one image a row; see `Generator.generate`."""
-        shared, side = parameters[0], self.spec.image_size
-        embedding_noise, noise = [], []
-        for seed in seeds:
-            stream = torch.Generator("cpu").manual_seed(seed)
-            embedding_noise.append(torch.randn((1, embeddings.shape[1]), generator=stream))
-            noise.append(torch.randn((1, 3, side, side), generator=stream))
+        shared = parameters[0]
+        embedding_noise, noise = row_noise(seeds, (embeddings.shape[1],), self._shape)
         levels = torch.tensor([float(row["embedding_noise"]) for row in parameters])
-        condition = noise_embeddings(embeddings.float(), torch.cat(embedding_noise), levels).to(self._device)
-        guidance = torch.tensor([float(row["guidance_scale"]) for row in parameters], device=self._device)
-        guidance = guidance.view(-1, 1, 1, 1)
-        guided = bool(shared["guidance_scale"] > 1)
-        x = torch.cat(noise).to(self._device)  # float32 throughout; the network alone runs in the config's dtype
-        rows_left = list(range(len(x)))
-        steps = int(shared["num_inference_steps"])
-        for step in range(steps):
-            kept = None if alive is None else keep_living(alive(), rows_left, sizes)
-            if kept is not None:
-                x, condition, guidance = x[kept], condition[kept], guidance[kept]
-                rows_left = [rows_left[position] for position in kept]
-            x = x + self._velocity(x, step / steps, condition, guidance if guided else None) / steps
-        made = ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-        if len(made) == len(embeddings):
-            return made
-        spread = made.new_zeros((len(embeddings), *made.shape[1:]))
-        spread[rows_left] = made
-        return spread
+        condition = noise_embeddings(embeddings.float(), embedding_noise, levels).to(self._device)
+        x = noise.to(self._device)  # float32 throughout; the networks alone run in the config's dtype
+        steps, guided = int(shared["num_inference_steps"]), bool(shared["guidance_scale"] > 1)
+
+        def advance(step: int, x: torch.Tensor, condition: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
+            return x + self._velocity(x, step / steps, condition, guidance if guided else None) / steps
+
+        x, rows = denoise(range(steps), [x, condition, guidance_column(parameters, x)], advance, alive, sizes)
+        made = decode(self._pixels, x, self.spec.image_size, self.spec.image_size)
+        return spread(made, rows, len(embeddings))
+
+    def _pixels(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns images [B, 3, S, S] in about -1..1 of where the flow has ended."""
+        if self._vae is None:
+            return x
+        scaled = (x / self._vae.config["scaling_factor"]).to(self._dtype)
+        images: torch.Tensor = self._vae.decode(scaled, return_dict=False)[0]
+        return images
 
     def _tflops(self) -> float:
         """Returns what a variant costs at the defaults, see `GeneratorSpec.tflops`."""
-        side, width, defaults = self.spec.image_size, self.spec.embedding_dim + 1, self.spec.defaults
+        width, defaults = self.spec.embedding_dim + 1, self.spec.defaults
+        x = torch.zeros((1, *self._shape), device="meta", dtype=self._dtype)
         forward = count_tflops(
             self._network,
-            torch.zeros((1, 3, side, side), device="meta", dtype=self._dtype),
+            x,
             torch.zeros(1, device="meta"),
             encoder_hidden_states=None,
             class_labels=torch.zeros((1, width), device="meta", dtype=self._dtype),
         )
-        return forward * defaults["num_inference_steps"] * (2 if defaults["guidance_scale"] > 1 else 1)
+        steps: float = forward * defaults["num_inference_steps"] * (2 if defaults["guidance_scale"] > 1 else 1)
+        return steps if self._vae is None else steps + count_tflops(self._vae.decoder, x)
 
     def _velocity(
         self, x: torch.Tensor, time: float, condition: torch.Tensor, guidance: torch.Tensor | None
     ) -> torch.Tensor:
-        """Returns the velocity float32 [B, 3, S, S], guided row by row if `guidance` [B, 1, 1, 1] is given."""
+        """Returns the velocity float32 [B, C, h, w], guided row by row if `guidance` [B, 1, 1, 1] is given."""
         if guidance is not None:
             x, condition = torch.cat([x, x]), torch.cat([torch.zeros_like(condition), condition])
         times = torch.full((len(x),), time, device=self._device)
         output = velocity(self._network, x.to(self._dtype), times, condition.to(self._dtype)).float()
-        if guidance is None:
-            return output
-        free, conditioned = output.chunk(2)
-        return free + guidance * (conditioned - free)
+        return output if guidance is None else guide(output, guidance)
 
 
 def noise_embeddings(embeddings: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
@@ -189,27 +192,32 @@ def noise_embeddings(embeddings: torch.Tensor, noise: torch.Tensor, levels: torc
     return torch.cat([(embeddings + levels * noise) / (1 + levels**2).sqrt(), levels], dim=1)
 
 
-def velocity(
-    network: UNet2DConditionModel, x: torch.Tensor, times: torch.Tensor, condition: torch.Tensor
-) -> torch.Tensor:
-    """Returns the network's velocity [B, 3, S, S] at x [B, 3, S, S] (images in -1..1), times [B] in 0..1."""
+def velocity(network: torch.nn.Module, x: torch.Tensor, times: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    """Returns the network's velocity at x, both [B, C, h, w] (images in -1..1, or latents), and times [B] in 0..1."""
     output: torch.Tensor = network(
         x, times * TIME_SCALE, encoder_hidden_states=None, class_labels=condition, return_dict=False
     )[0]
     return output
 
 
+def latent_shape(facts: dict[str, Any]) -> tuple[int, int, int]:
+    """Returns (C, h, w) of what the flow moves: pixels, or the latents of its autoencoder."""
+    latents = facts.get("latents", {"channels": 3, "size": facts["image_size"]})
+    return latents["channels"], latents["size"], latents["size"]
+
+
 def build_network(facts: dict[str, Any]) -> UNet2DConditionModel:
     """Returns the UNet that a model's config.json describes, with weights from torch's current random stream."""
-    channels = tuple(facts["block_out_channels"])
+    blocks = tuple(facts["block_out_channels"])
+    channels, side, _ = latent_shape(facts)
     return UNet2DConditionModel(
-        sample_size=facts["image_size"],
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownBlock2D",) * len(channels),
-        up_block_types=("UpBlock2D",) * len(channels),
+        sample_size=side,
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=("DownBlock2D",) * len(blocks),
+        up_block_types=("UpBlock2D",) * len(blocks),
         mid_block_type="UNetMidBlock2D",
-        block_out_channels=channels,
+        block_out_channels=blocks,
         layers_per_block=facts["layers_per_block"],
         norm_num_groups=NORM_GROUPS,
         class_embed_type="simple_projection",
@@ -217,6 +225,58 @@ def build_network(facts: dict[str, Any]) -> UNet2DConditionModel:
         cross_attention_dim=NORM_GROUPS,  # no block attends to a text; the class wants a number
         attention_head_dim=4,
     )
+
+
+@dataclass
+class FlowParts:
+    """A flow's networks, frozen and in evaluation mode.
+
+    Attributes:
+        folder: of the model.
+        facts: its config.json.
+        conditioner: makes embeddings.
+        network: the velocity.
+        autoencoder: of a flow of latents.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+    conditioner: Conditioner
+    network: torch.nn.Module
+    autoencoder: AutoencoderKL | None
+
+    @classmethod
+    def load(cls, folder: Path) -> FlowParts:
+        """Loads a flow's folder to the CPU, float32.
+
+        Raises:
+            GeneratorError: if it is incomplete, or its files belong to different models.
+        """
+        facts, cpu = read_json(folder / "config.json"), torch.device("cpu")
+        conditioner = Conditioner.load(folder, cpu)
+        network = _load_network(folder, facts).eval().requires_grad_(False)
+        if facts["embedding_dim"] != conditioner.embedding_dim:
+            raise GeneratorError(
+                f"{folder}: the network takes embeddings of {facts['embedding_dim']} numbers, the encoder makes "
+                f"{conditioner.embedding_dim}; the files belong to different models"
+            )
+        autoencoder = None
+        if "latents" in facts:
+            autoencoder = load_network(AutoencoderKL, folder, VAE, torch.float32, cpu)
+            if (found := autoencoder.config["latent_channels"]) != (wanted := facts["latents"]["channels"]):
+                raise GeneratorError(
+                    f"{folder}: the autoencoder decodes {found} channels and the network makes {wanted}; the files "
+                    "belong to different models"
+                )
+        return cls(folder, facts, conditioner, network, autoencoder)
+
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        """Moves all to a device, and the network and the autoencoder, not the conditioner, to a dtype."""
+        self.conditioner.to(device)
+        for network in (self.network, self.autoencoder):
+            if network is not None:
+                # The plain method: diffusers' own warns of parts that must stay in float32, of which there are none.
+                torch.nn.Module.to(network, device, dtype)
 
 
 def _load_network(folder: Path, facts: dict[str, Any]) -> UNet2DConditionModel:

@@ -15,36 +15,38 @@ from genssl.methods.base import Views
 from genssl.methods.configs import SimCLRConfig
 from genssl.methods.simclr import SimCLR
 from genssl.registry import BACKBONES
-from genssl.runtime import seeded_initialisation, stream
-from genssl.training.fitting import Batches, Checkpoints, Report, fit
+from genssl.runtime import seeded_initialisation
+from genssl.training.distributed import Ranks
+from genssl.training.fitting import Loop, fit
+from genssl.training.rows import Batches, Draws, Images
 from genssl.views.augment import Augment
 
 
-def conditioner_problems(config: ConditionerConfig, images: int) -> list[str]:
-    """Returns what cannot work with so many training images, as lines "key: problem", before anything is trained."""
+def conditioner_problems(config: ConditionerConfig) -> list[str]:
+    """Returns what cannot work, as lines "key: problem", before anything is trained; batches apart."""
     if config.run is not None and not (config.run / FILE).is_file():
         return [f"conditioner.run: {config.run} has no {FILE}; give the directory of a finished run"]
-    if config.run is None and config.batch_size > images:
-        return [f"conditioner.batch_size: {config.batch_size} is more than the {images} training images"]
     return []
 
 
-def make_conditioner(
-    config: ConditionerConfig, images: torch.Tensor, seed: int, report: Report, folder: Path
-) -> Conditioner:
+def conditioner_batches(config: ConditionerConfig | None) -> dict[str, int]:
+    """Returns the batch size of the conditioner's training, if there is one, as `batch_problems` takes it."""
+    return {} if config is None or config.run is not None else {"conditioner": config.batch_size}
+
+
+def make_conditioner(config: ConditionerConfig, images: Images, seed: int, loop: Loop, folder: Path) -> Conditioner:
     """Writes `encoder.safetensors` into a generator's folder and returns the conditioner that it holds.
 
     Args:
         config: a run directory, or what is trained here.
-        images: uint8 [N, 3, S, S] on the training device, whose S becomes the conditioner's image size.
+        images: of the train split, whose side becomes the conditioner's image size.
         seed: of weights and draws.
-        report: called with the progress.
+        loop: device, precision, ranks, checkpoints.
         folder: the generator's; it exists.
 
     Raises:
         UserError: if the run's encoder cannot be read, or the loss is not finite.
     """
-    size = int(images.shape[-1])
     if config.run is not None:
         try:
             backbone, block, _ = load_encoder(config.run / FILE)
@@ -53,41 +55,39 @@ def make_conditioner(
     else:
         assert config.backbone is not None, "the config has one of both"
         block = config.backbone
-        backbone = _train(config, block, images, seed, report, Checkpoints(folder))
-    save_encoder(folder / FILE, backbone, block, size)
-    return Conditioner.load(folder, images.device)
+        backbone = _train(config, block, images, seed, loop)
+    if loop.ranks.first:
+        save_encoder(folder / FILE, backbone, block, images.size)
+    return Conditioner(backbone, images.size, loop.device)
 
 
-def embed_all(conditioner: Conditioner, images: torch.Tensor) -> torch.Tensor:
-    """Returns the embeddings float32 [N, D] (CPU) of images uint8 [N, 3, S, S]."""
-    return torch.cat([conditioner.embed(part) for part in torch.split(images, 512)]).clone()
+def embed_all(conditioner: Conditioner, images: Images, ranks: Ranks) -> torch.Tensor:
+    """Returns the embeddings float32 [N, D] (CPU) of all images, of which each rank computes its part."""
+    bounds = [len(images) * rank // ranks.size for rank in range(ranks.size + 1)]
+    own = range(bounds[ranks.rank], bounds[ranks.rank + 1])
+    parts = [conditioner.embed(part) for part in images.parts(own)]
+    return torch.cat(ranks.gather(torch.cat(parts).clone()))
 
 
-def nearest_neighbours(embeddings: torch.Tensor, k: int) -> torch.Tensor:
-    """Returns the rows int64 [N, k] of the k most similar other embeddings (cosine), the nearest first.
+def nearest_neighbours(embeddings: torch.Tensor, k: int, device: torch.device) -> torch.Tensor:
+    """Returns the rows int64 [N, k] (CPU) of the k most similar other embeddings (cosine), the nearest first.
 
     Args:
         embeddings: float [N, D].
         k: below N.
+        device: where similarities are computed.
     """
-    unit = torch.nn.functional.normalize(embeddings, dim=1)
+    unit = torch.nn.functional.normalize(embeddings.to(device), dim=1)
     found = []
     for start in range(0, len(unit), 1024):
         similarity = unit[start : start + 1024] @ unit.T
-        rows = torch.arange(len(similarity))
+        rows = torch.arange(len(similarity), device=device)
         similarity[rows, start + rows] = -torch.inf  # not itself
-        found.append(similarity.topk(k, dim=1).indices)
+        found.append(similarity.topk(k, dim=1).indices.cpu())
     return torch.cat(found)
 
 
-def _train(
-    config: ConditionerConfig,
-    block: ComponentConfig,
-    images: torch.Tensor,
-    seed: int,
-    report: Report,
-    checkpoints: Checkpoints,
-) -> nn.Module:
+def _train(config: ConditionerConfig, block: ComponentConfig, images: Images, seed: int, loop: Loop) -> nn.Module:
     """Trains a backbone by SimCLR and returns it, frozen."""
     with seeded_initialisation(seed, "conditioner"):
         backbone: nn.Module = BACKBONES.get(block.name)(block)
@@ -98,15 +98,16 @@ def _train(
                 temperature=config.temperature,
             ),
             backbone,
-        ).to(images.device)
-    augment, draws = Augment(config.augmentation, int(images.shape[-1])), stream(seed, "conditioner")
+        )
+    loop.prepare(method)
+    augment, draws = Augment(config.augmentation, images.size), Draws(seed, "conditioner", ranks=loop.ranks)
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
-        batch = images[rows.to(images.device)].float() / 255
-        return method.step(Views(pair=(augment(batch, draws), augment(batch, draws)))).loss
+        batch = images[rows].float() / 255
+        return method.step(Views(pair=(draws.view(augment, batch), draws.view(augment, batch)))).loss
 
     steps = config.epochs * (len(images) // config.batch_size)
     rows = Batches(len(images), config.batch_size, draws)
-    for _ in fit("conditioner", method, loss_of, rows, steps, config.lr, report, checkpoints=checkpoints):
+    for _ in fit("conditioner", method, loss_of, rows, steps, config.lr, loop, images=images):
         pass
     return backbone

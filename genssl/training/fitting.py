@@ -1,59 +1,36 @@
-"""What the trainers of generators share: batches of rows, the optimiser's loop, its checkpoints, averaged weights."""
+"""What the trainers of generators share: a loop over steps, its precision and ranks, checkpoints, averaged weights.
+
+Among several ranks the gradients are averaged over them after every step's last micro-batch. `DistributedDataParallel`
+listens to one module's forward; the losses here run through several networks, and some through one of them twice.
+"""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from genssl.data.base import ImageDataset
+from genssl.config.generator_recipe import GeneratorRecipe
 from genssl.errors import UserError
+from genssl.training.cross_rank_norm import synchronise_batch_norm
+from genssl.training.distributed import ALONE, Ranks
 from genssl.training.files import write_atomically
+from genssl.training.rows import Batches, Images
+from genssl.training.update import DTYPES
+from genssl.training.watching import Publish, Watch
 
 CHECKPOINT = ".checkpoint.pt"
 
 Report = Callable[[str, int, int, float], None]
 """Called with (stage, step, steps, loss)."""
-
-
-def load_images(dataset: ImageDataset, device: torch.device) -> torch.Tensor:
-    """Returns every image of a split as uint8 [N, 3, S, S] on the training device."""
-    return torch.from_numpy(np.stack([dataset.image(row) for row in range(len(dataset))])).to(device)
-
-
-class Batches(Iterator[torch.Tensor]):
-    """Row numbers int64 [batch_size] for ever, each epoch in a new order, incomplete batches left out.
-
-    Args:
-        count: of the rows.
-        batch_size: at most `count`.
-        generator: the stage's random stream, which its loss may draw from as well; it is part of the state.
-    """
-
-    def __init__(self, count: int, batch_size: int, generator: torch.Generator) -> None:
-        self._count, self._batch_size, self._generator = count, batch_size, generator
-        self._order, self._start = torch.empty(0, dtype=torch.int64), 0
-
-    def __next__(self) -> torch.Tensor:
-        if self._start + self._batch_size > len(self._order):
-            self._order, self._start = torch.randperm(self._count, generator=self._generator), 0
-        self._start += self._batch_size
-        return self._order[self._start - self._batch_size : self._start]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns what `load_state_dict` needs to go on with the next batch and the next draw."""
-        return {"order": self._order, "start": self._start, "generator": self._generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken."""
-        self._order, self._start = state["order"], state["start"]
-        self._generator.set_state(state["generator"])
 
 
 class Checkpoints:
@@ -62,30 +39,113 @@ class Checkpoints:
     Args:
         folder: the generator's, not yet published; `genssl train-generator` removes the files before it is.
         every_seconds: how often a stage saves its state; the end of a stage is always saved.
+        ranks: the first one reads and writes for all.
     """
 
-    def __init__(self, folder: Path, every_seconds: float = 60.0) -> None:
-        self._folder, self._every, self._saved = folder, every_seconds, time.monotonic()
+    def __init__(self, folder: Path, every_seconds: float = 60.0, ranks: Ranks = ALONE) -> None:
+        self._folder, self._every, self._saved, self._ranks = folder, every_seconds, time.monotonic(), ranks
 
     def load(self, stage: str) -> dict[str, Any] | None:
         """Returns the state that a killed process saved last; None if it saved none."""
         path = self._path(stage)
-        if not path.is_file():
-            return None
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        own: dict[str, Any] | None = None
+        if self._ranks.first and path.is_file():
+            own = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] | None = self._ranks.gather(own)[0]
         return state
 
     def due(self) -> bool:
-        """Says whether it is time to save again."""
-        return time.monotonic() - self._saved >= self._every
+        """Says whether it is time to save again; on ranks other than the first, never."""
+        return self._ranks.first and time.monotonic() - self._saved >= self._every
 
     def save(self, stage: str, state: dict[str, Any]) -> None:
         """Writes tensors and plain values, whole or not at all."""
-        write_atomically(self._path(stage), lambda partial: torch.save(state, partial))
-        self._saved = time.monotonic()
+        if self._ranks.first:
+            write_atomically(self._path(stage), lambda partial: torch.save(state, partial))
+            self._saved = time.monotonic()
 
     def _path(self, stage: str) -> Path:
         return self._folder / f".{stage.replace(' ', '-')}{CHECKPOINT}"
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What every stage of a training is given: where and how to compute, and whom to tell.
+
+    Attributes:
+        device: of the networks.
+        checkpoints: where the states of the stages are kept.
+        report: called after every step.
+        ranks: this process among those that share every batch.
+        precision: "fp32", or "bf16": the forward pass under autocast.
+        channels_last: the memory order of convolutions.
+        accumulate: micro-batches a step.
+        watch: looks at what the last stage makes while it is trained.
+    """
+
+    device: torch.device
+    checkpoints: Checkpoints
+    report: Report = lambda stage, step, steps, loss: None
+    ranks: Ranks = ALONE
+    precision: str = "fp32"
+    channels_last: bool = False
+    accumulate: int = 1
+    watch: Watch | None = None
+
+    def prepare(self, module: nn.Module) -> None:
+        """Moves a module that is to be trained to the device, its batch norms to the statistics of all ranks."""
+        module.to(self.device)
+        if self.channels_last:
+            module.to(memory_format=torch.channels_last)
+        if self.ranks.size > 1:
+            synchronise_batch_norm(module, self.device)
+
+    def parts(self, rows: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yields this rank's rows of each micro-batch of a step, int64 [B / accumulate / ranks]."""
+        for part in rows.chunk(self.accumulate):
+            yield part.chunk(self.ranks.size)[self.ranks.rank]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Inside, networks compute in the recipe's precision."""
+        return nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, DTYPES[self.precision])
+
+    def average_gradients(self, module: nn.Module) -> None:
+        """Replaces a module's gradients by their mean over the ranks."""
+        if self.ranks.size == 1:
+            return
+        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])  # one message for all
+        dist.all_reduce(flat)
+        flat /= self.ranks.size
+        means = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, mean in zip(gradients, means, strict=True):
+            gradient.copy_(mean.view(gradient.shape))
+
+    def mean(self, loss: float) -> float:
+        """Returns the mean of a loss over the ranks."""
+        return self.ranks.agree(loss, False, self.device)[0]
+
+
+def batch_problems(recipe: GeneratorRecipe, images: int, ranks: Ranks, **sizes: int) -> list[str]:
+    """Returns what is wrong with batch sizes, given as SECTION=size, as lines "key: problem"."""
+    problems, parts = [], recipe.accumulate * ranks.size
+    for section, size in sizes.items():
+        if size > images:
+            problems.append(f"{section}.batch_size: {size} is more than the {images} training images")
+        elif size % parts or size // parts < 2:
+            among = " and ".join(
+                told
+                for count, told in (
+                    (recipe.accumulate, f"{recipe.accumulate} micro-batches (accumulate)"),
+                    (ranks.size, f"{ranks.size} ranks"),
+                )
+                if count > 1
+            )
+            problems.append(
+                f"{section}.batch_size: {size} does not divide among {among or 'one rank'} into equal parts of at "
+                f"least 2; set it to a multiple of {parts}"
+            )
+    return problems
 
 
 def warm_cosine(step: int, steps: int, warmup: int) -> float:
@@ -106,10 +166,11 @@ def fit(
     rows: Batches,
     steps: int,
     lr: float,
-    report: Report,
+    loop: Loop,
     *,
-    checkpoints: Checkpoints,
+    images: Images | None = None,
     average: nn.Module | None = None,
+    publish: Publish | None = None,
 ) -> Iterator[int]:
     """Minimises `loss_of(rows)` with AdamW, warm-up and cosine decay; yields after every step, freezes at the end.
 
@@ -117,54 +178,79 @@ def fit(
 
     Args:
         stage: name in reports and of the checkpoint.
-        module: trained.
-        loss_of: the loss of the rows it is given; it draws from the stream of `rows` alone.
+        module: trained; `loop.prepare` has seen it.
+        loss_of: the loss of the rows of one rank's micro-batch; it draws from the stream of `rows` alone.
         rows: endless batches.
         steps: of the whole stage.
         lr: at the peak.
-        report: called after every step.
-        checkpoints: where the stage's state is kept.
+        loop: device, precision, ranks, checkpoints.
+        images: whose coming rows are read ahead.
         average: a module that the caller changes after every step; part of the state.
+        publish: writes `average` as a generator, which `loop.watch` looks at.
 
     Raises:
         UserError: naming stage and step, if the loss is not finite.
     """
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
     warmup = max(1, min(100, steps // 10))
+    watch = loop.watch if publish is not None else None
     module.train()
     first = 0
-    if (state := checkpoints.load(stage)) is not None:
+    if (state := loop.checkpoints.load(stage)) is not None:
         first = state["step"]
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         rows.load_state_dict(state["rows"])
         if average is not None:
             average.load_state_dict(state["average"])
+        if watch is not None:
+            watch.load_state_dict(state["watch"])
     for step in range(first, steps):
         optimizer.param_groups[0]["lr"] = lr * warm_cosine(step, steps, warmup)
-        loss = loss_of(next(rows))
+        batch, value = next(rows), 0.0
+        if images is not None and len(following := rows.following()) > 0:
+            for part in loop.parts(following):
+                images.read_ahead(part)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        for part in loop.parts(batch):
+            with loop.autocast():
+                loss = loss_of(part)
+            (loss / loop.accumulate if loop.accumulate > 1 else loss).backward()  # type: ignore[no-untyped-call]
+            value += loss.item() / loop.accumulate
+        loop.average_gradients(module)
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
-        value = loss.item()
+        value = loop.mean(value)
         check_finite(stage, step, value, lr)
-        report(stage, step + 1, steps, value)
+        loop.report(stage, step + 1, steps, value)
         yield step
-        if checkpoints.due() or step + 1 == steps:
+        done = step + 1
+        if watch is not None and publish is not None and average is not None and watch.due(done, steps):
+            done = steps if watch.look(done, value, average, publish) else done
+        if done == steps or loop.checkpoints.due():
             state = {
-                "step": step + 1,
+                "step": done,
                 "module": module.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "rows": rows.state_dict(),
                 "average": None if average is None else average.state_dict(),
+                "watch": None if watch is None else watch.state_dict(),
             }
-            checkpoints.save(stage, state)
+            loop.checkpoints.save(stage, state)
+        if done == steps:
+            break
+    if watch is not None and average is not None:
+        watch.restore_best(average)
     module.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def average_into(average: nn.Module, current: nn.Module, decay: float) -> None:
-    """Moves the averaged parameters towards the current ones: average = decay * average + (1 - decay) * current."""
+def average_into(average: nn.Module, current: nn.Module, step: int, decay: float) -> None:
+    """Moves averaged parameters towards the current ones after a step (from 0).
+
+    average = d * average + (1 - d) * current, with d = `decay`, or less in the first steps, as long as what is averaged
+    is still far from trained.
+    """
+    early = min(decay, (step + 1) / (step + 10))
     for kept, now in zip(average.parameters(), current.parameters(), strict=True):
-        kept.lerp_(now, 1 - decay)
+        kept.lerp_(now, 1 - early)

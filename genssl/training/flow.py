@@ -7,66 +7,185 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save
 
 from genssl.config.flow_recipe import FlowRecipe
 from genssl.data.base import ImageDataset
-from genssl.errors import ConfigError
+from genssl.errors import ConfigError, GeneratorError, UserError
+from genssl.generators.conditioner import FILE
 from genssl.generators.configs import FlowConfig
-from genssl.generators.flow import CLASS, NORM_GROUPS, WEIGHTS, build_network, noise_embeddings, velocity
-from genssl.runtime import seeded_initialisation, stream
-from genssl.training.conditioner import conditioner_problems, embed_all, make_conditioner, nearest_neighbours
-from genssl.training.fitting import Batches, Checkpoints, Report, average_into, fit, load_images
+from genssl.generators.flow import (
+    CLASS,
+    NORM_GROUPS,
+    VAE,
+    WEIGHTS,
+    FlowParts,
+    build_network,
+    velocity,
+)
+from genssl.generators.loading import quiet_libraries
+from genssl.generators.locate import find_trained
+from genssl.runtime import seeded_initialisation
+from genssl.training.autoencoder import (
+    Latents,
+    autoencoder_batches,
+    autoencoder_problems,
+    given_autoencoder,
+    make_autoencoder,
+    side_factor,
+)
+from genssl.training.conditioner import (
+    conditioner_batches,
+    conditioner_problems,
+    embed_all,
+    make_conditioner,
+    nearest_neighbours,
+)
+from genssl.training.distill import distil
+from genssl.training.distributed import Ranks
+from genssl.training.fitting import Loop, average_into, batch_problems, fit
+from genssl.training.flow_material import Material
+from genssl.training.rows import Batches, Draws, Images
+from genssl.training.watching import Publish
 
-CLEAN_PART = 1 / 3  # of the rows sees embeddings without noise, which most users ask for
+TEACHER = "teacher"  # beside the model, while it is made: what a student of this recipe's own flow is measured with
 
 
-def train_and_save(
-    recipe: FlowRecipe, train: ImageDataset, device: torch.device, report: Report, folder: Path
-) -> FlowConfig:
-    """Trains the conditioner, then the flow on its features; see `Family.trainer`.
+def train_and_save(recipe: FlowRecipe, train: ImageDataset, loop: Loop, folder: Path) -> FlowConfig:
+    """Trains the conditioner, then the flow on its features, then its student; see `Family.trainer`.
 
     Raises:
         ConfigError: if sizes do not fit each other or the data set; before anything is trained.
-        UserError: if a run's encoder cannot be read, or a loss is not finite.
+        UserError: if an encoder, autoencoder or teacher cannot be read, or a loss is not finite.
     """
-    check_sizes(recipe, train)
-    images = load_images(train, device)
-    checkpoints = Checkpoints(folder)
-    conditioner = make_conditioner(recipe.conditioner, images, recipe.seed, report, folder)
-    facts = {
+    given = None if recipe.autoencoder is None else given_autoencoder(recipe.autoencoder)
+    teacher = None if recipe.distill is None else given_teacher(recipe.distill.teacher)
+    check_sizes(recipe, train, loop.ranks, given, teacher)
+    images = Images(train, loop.device)
+    if teacher is not None:
+        teacher.to(loop.device)
+        conditioner, autoencoder, facts = teacher.conditioner, teacher.autoencoder, teacher.facts
+        if loop.ranks.first:
+            shutil.copyfile(teacher.folder / FILE, folder / FILE)
+    else:
+        assert recipe.conditioner is not None, "the recipe has one of both"
+        conditioner = make_conditioner(recipe.conditioner, images, recipe.seed, loop, folder)
+        autoencoder = None
+        if recipe.autoencoder is not None:
+            with seeded_initialisation(recipe.seed, "autoencoder"):
+                autoencoder = make_autoencoder(recipe.autoencoder, given, images, recipe.seed, loop)
+        facts = _facts(recipe, images.size, conditioner.embedding_dim, autoencoder)
+    material = Material(
+        images,
+        embed_all(conditioner, images, loop.ranks),
+        None if autoencoder is None else Latents(autoencoder, images),
+    )
+
+    def publish(place: Path, network: torch.nn.Module) -> FlowConfig:
+        if place != folder:
+            shutil.copyfile(folder / FILE, place / FILE)
+        return _write(place, facts, network, autoencoder)
+
+    network = train_flow(recipe, facts, material, loop, publish) if teacher is None else teacher.network
+    if recipe.distill is not None:
+        if teacher is None and loop.ranks.first:  # the student is measured beside it
+            place = folder.parent / TEACHER
+            place.mkdir(exist_ok=True)
+            publish(place, network)
+        facts = facts | {"student_steps": recipe.distill.steps, "guidance_scale": recipe.distill.guidance_scale}
+        network = distil(recipe, facts, network, material, loop, publish)
+    return publish(folder, network) if loop.ranks.first else FlowConfig(model=str(folder))
+
+
+def _facts(
+    recipe: FlowRecipe, image_size: int, embedding_dim: int, autoencoder: AutoencoderKL | None
+) -> dict[str, Any]:
+    """Returns the model's config.json."""
+    facts: dict[str, Any] = {
         "_class_name": CLASS,
         "format": "genssl-flow/1",
-        "image_size": train.image_size,
-        "embedding_dim": conditioner.embedding_dim,
+        "image_size": image_size,
+        "embedding_dim": embedding_dim,
         "max_embedding_noise": recipe.flow.max_embedding_noise,
         "block_out_channels": recipe.flow.block_out_channels,
         "layers_per_block": recipe.flow.layers_per_block,
     }
-    network = train_flow(recipe, facts, images, embed_all(conditioner, images), report, checkpoints)
+    if autoencoder is not None:
+        side = image_size // 2 ** (len(autoencoder.config["block_out_channels"]) - 1)
+        facts["latents"] = {"channels": autoencoder.config["latent_channels"], "size": side}
+    return facts
+
+
+def _write(
+    folder: Path, facts: dict[str, Any], network: torch.nn.Module, autoencoder: AutoencoderKL | None
+) -> FlowConfig:
+    """Writes all of a flow but its encoder into an existing folder."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     (folder / WEIGHTS).write_bytes(save(tensors))
+    if autoencoder is not None:
+        with quiet_libraries():
+            autoencoder.save_pretrained(folder / VAE, safe_serialization=True)
     (folder / "config.json").write_text(json.dumps(facts, indent=2) + "\n")
     return FlowConfig(model=str(folder))
 
 
-def check_sizes(recipe: FlowRecipe, dataset: ImageDataset) -> None:
+def given_teacher(model: str | None) -> FlowParts | None:
+    """Returns the flow that `distill.teacher` names, on the CPU; None if it is the one that the recipe trains.
+
+    Raises:
+        UserError: if it cannot be read, or is a student itself.
+    """
+    if model is None:
+        return None
+    try:
+        parts = FlowParts.load(find_trained(model, CLASS))
+    except GeneratorError as error:
+        raise UserError(f"distill.teacher: {str(error).removeprefix('generator.model: ')}") from None
+    if "student_steps" in parts.facts:
+        raise UserError(
+            f"distill.teacher: {model} is a student of {parts.facts['student_steps']} steps; give its teacher"
+        )
+    return parts
+
+
+def check_sizes(
+    recipe: FlowRecipe, dataset: ImageDataset, ranks: Ranks, given: AutoencoderKL | None, teacher: FlowParts | None
+) -> None:
     """Raises ConfigError with every size that does not fit, one line each."""
     config, size = recipe.flow, dataset.image_size
-    problems = conditioner_problems(recipe.conditioner, len(dataset))
+    batches = {} if recipe.distill is None else {"distill": recipe.distill.batch_size}
+    if teacher is not None:
+        problems = batch_problems(recipe, len(dataset), ranks, **batches)
+        if teacher.facts["image_size"] != size:
+            problems.append(
+                f"distill.teacher: {recipe.distill and recipe.distill.teacher} makes images of "
+                f"{teacher.facts['image_size']} pixels; set dataset.image_size to that (it is {size})"
+            )
+        if problems:
+            raise ConfigError(problems)
+        return
+    batches |= {"flow": config.batch_size} | conditioner_batches(recipe.conditioner)
+    problems = [] if recipe.conditioner is None else conditioner_problems(recipe.conditioner)
+    problems += batch_problems(recipe, len(dataset), ranks, **batches, **autoencoder_batches(recipe.autoencoder))
+    if recipe.autoencoder is not None:
+        problems += autoencoder_problems(recipe.autoencoder)
+        factor = side_factor(recipe.autoencoder, given)
+        if size % factor:
+            problems.append(f"autoencoder: images of {size} pixels do not divide into latents of 1/{factor} the side")
+        size //= factor
     if any(count % NORM_GROUPS for count in config.block_out_channels):
         problems.append(f"flow.block_out_channels: {config.block_out_channels} are not all multiples of {NORM_GROUPS}")
     levels = len(config.block_out_channels)
     if size % 2 ** (levels - 1):
-        problems.append(f"flow.block_out_channels: {levels} levels do not fit images of {size} pixels")
-    if config.batch_size > len(dataset):
-        problems.append(f"flow.batch_size: {config.batch_size} is more than the {len(dataset)} training images")
+        of = "images" if recipe.autoencoder is None else "latents"
+        problems.append(f"flow.block_out_channels: {levels} levels do not fit {of} of {size} pixels")
     if config.target == "neighbours" and config.neighbours > len(dataset):
         problems.append(f"flow.neighbours: {config.neighbours} is more than the {len(dataset)} training images")
     if problems:
@@ -74,50 +193,44 @@ def check_sizes(recipe: FlowRecipe, dataset: ImageDataset) -> None:
 
 
 def train_flow(
-    recipe: FlowRecipe,
-    facts: dict[str, Any],
-    images: torch.Tensor,
-    embeddings: torch.Tensor,
-    report: Report,
-    checkpoints: Checkpoints,
+    recipe: FlowRecipe, facts: dict[str, Any], material: Material, loop: Loop, publish: Publish | None = None
 ) -> UNet2DConditionModel:
     """Trains the velocity network and returns its averaged weights.
 
     Args:
         recipe: target and lengths.
         facts: the model's config.json.
-        images: uint8 [N, 3, S, S] on the training device.
-        embeddings: float32 [N, D] on the CPU, as `Conditioner.embed` gives them.
-        report: called with the progress.
-        checkpoints: where the state is kept.
+        material: images or latents, and embeddings.
+        loop: device, precision, ranks, checkpoints.
+        publish: writes the averaged network as a generator, for `loop.watch`.
     """
-    config, device = recipe.flow, images.device
+    config, embeddings, device = recipe.flow, material.embeddings, loop.device
     with seeded_initialisation(recipe.seed, "flow"):
-        network = build_network(facts).to(device)
-    average = copy.deepcopy(network).eval().requires_grad_(False)
-    draws = stream(recipe.seed, "flow")
-    targets = torch.arange(len(images)).view(-1, 1)
+        network = build_network(facts)
+    average = copy.deepcopy(network).to(device).eval().requires_grad_(False)
+    loop.prepare(network)
+    draws = Draws(recipe.seed, "flow", ranks=loop.ranks)
+    targets = torch.arange(len(embeddings)).view(-1, 1)
     if config.target == "neighbours" and config.neighbours > 1:
-        targets = torch.cat([targets, nearest_neighbours(embeddings, config.neighbours - 1)], dim=1)
+        targets = torch.cat([targets, nearest_neighbours(embeddings, config.neighbours - 1, device)], dim=1)
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
         batch = len(rows)
-        levels = config.max_embedding_noise * torch.rand(batch, generator=draws)
-        levels[torch.rand(batch, generator=draws) < CLEAN_PART] = 0
-        chosen = embeddings[rows]
-        condition = noise_embeddings(chosen, torch.randn(chosen.shape, generator=draws), levels)
-        condition[torch.rand(batch, generator=draws) < config.embedding_dropout] = 0
-        choice = torch.randint(targets.shape[1], (batch,), generator=draws)
-        clean = images[targets[rows, choice].to(device)].float() / 127.5 - 1
-        noise = torch.randn(clean.shape, generator=draws).to(device)
-        times = torch.randn(batch, generator=draws).sigmoid().to(device)
+        condition = material.condition(rows, config.max_embedding_noise, draws)
+        condition[draws.uniform(batch) < config.embedding_dropout] = 0
+        choice = draws.integers(0, targets.shape[1], batch)
+        clean = material.clean(targets[rows, choice])
+        noise = draws.normal(*clean.shape).to(device)
+        times = draws.normal(batch).sigmoid().to(device)
         t = times.view(-1, 1, 1, 1)
-        return F.mse_loss(velocity(network, (1 - t) * noise + t * clean, times, condition.to(device)), clean - noise)
+        predicted = velocity(network, (1 - t) * noise + t * clean, times, condition.to(device))
+        return F.mse_loss(predicted.float(), clean - noise)
 
-    rows = Batches(len(images), config.batch_size, draws)
+    rows = Batches(len(embeddings), config.batch_size, draws)
+    ahead = material.images if config.target == "self" else None
     training = fit(
-        "flow", network, loss_of, rows, config.steps, config.lr, report, checkpoints=checkpoints, average=average
+        "flow", network, loss_of, rows, config.steps, config.lr, loop, images=ahead, average=average, publish=publish
     )
     for step in training:
-        average_into(average, network, min(config.ema_decay, (step + 1) / (step + 10)))
+        average_into(average, network, step, config.ema_decay)
     return average

@@ -6,32 +6,45 @@ import json
 import os
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from genssl import __version__
+from genssl.config.flow_recipe import FlowRecipe
 from genssl.config.generator_recipe import FAMILIES, GeneratorRecipe
 from genssl.data.base import ImageDataset
 from genssl.data.load import corrupt_note, hold_out, load_dataset
 from genssl.errors import UserError
-from genssl.generators.configs import GeneratorConfig
+from genssl.generators.base import Generator
+from genssl.generators.configs import FlowConfig, GeneratorConfig
 from genssl.generators.opening import open_generator
 from genssl.runtime import pick_device, set_threads
+from genssl.training.distributed import ranks_now
 from genssl.training.files import write_json
-from genssl.training.fitting import CHECKPOINT
-from genssl.training.generator_quality import cell, columns, measure
+from genssl.training.fitting import CHECKPOINT, Checkpoints, Loop
+from genssl.training.generator_quality import NOISES, Sweep, cell, columns, measure
 from genssl.training.lock import claim
+from genssl.training.watching import Watch
 
 
 def train_generator(recipe: GeneratorRecipe, folder: Path, console: Console) -> dict[str, Any]:
     """Trains the generator of a recipe and writes its folder, whole or not at all.
 
     The folder is made beside its place, in `.NAME.partial`. A process that is killed leaves that, and the same command
-    takes the training up from the last checkpoint; it ends with the same weights.
+    takes the training up from the last checkpoint; it ends with the same weights. Under torchrun (see
+    `distributed.joined`) every rank calls this; the first one measures, writes and speaks.
 
     Args:
         recipe: what to train, and on what.
@@ -39,39 +52,64 @@ def train_generator(recipe: GeneratorRecipe, folder: Path, console: Console) -> 
         console: for the progress.
 
     Returns:
-        The measured quality, as quality.json holds it.
+        The measured quality, as quality.json holds it; nothing on ranks other than the first.
 
     Raises:
         UserError: if the folder exists, sizes do not fit, the data set is not there, another process is at it, or an
             unfinished training of another recipe lies there.
     """
-    if folder.exists():
+    ranks = ranks_now()
+    if ranks.first and folder.exists():
         raise UserError(f"{folder} exists already; give another folder with --out, or remove it")
-    device = pick_device(recipe.device)
+    device = ranks.device(pick_device(recipe.device))
     if device.type == "cpu":
-        set_threads(recipe.threads)
+        set_threads(recipe.threads, among=ranks.local_size)
     train = load_dataset(recipe.dataset, "train")
+    held = None
     if recipe.validation_fraction > 0:
-        train, test = hold_out(train, recipe.validation_fraction)
-        measured_on = f"validation ({recipe.validation_fraction:g} of train)"
+        train, held = hold_out(train, recipe.validation_fraction)
+        test, measured_on = held, f"validation ({recipe.validation_fraction:g} of train)"
     else:
         test, measured_on = load_dataset(recipe.dataset, "test"), "test"
     if note := corrupt_note(train, test):
         console.print(note, soft_wrap=True)
     train_and_save = FAMILIES[recipe.family].load_trainer()
     partial = folder.with_name(f".{folder.name}.partial")
-    with claim(partial):
-        model = partial / "model"
-        resumed = _enter(partial, recipe)
+    model = partial / "model"
+    with claim(partial) if ranks.first else nullcontext():
+        resumed = ranks.first and _enter(partial, recipe)
         if resumed:
             console.print(f"{partial}: an unfinished training of this recipe; it goes on where it was saved last")
         try:
             started = time.perf_counter()
             with _Progress(console) as progress:
-                config: GeneratorConfig = train_and_save(recipe, train, device, progress, model)
+                watch = None
+                if recipe.monitor is not None:
+                    source = train if held is None else held
+                    say = progress.say if ranks.first else (lambda line: None)
+                    watch = Watch(recipe.monitor, source, device, recipe.seed, model, ranks, say)
+                loop = Loop(
+                    device,
+                    Checkpoints(model, ranks=ranks),
+                    progress,
+                    ranks,
+                    recipe.precision,
+                    recipe.channels_last,
+                    recipe.accumulate,
+                    watch,
+                )
+                config: GeneratorConfig = train_and_save(recipe, train, loop, model)
             seconds = time.perf_counter() - started
-            write_json(model / "card.json", _card(recipe, train, seconds, resumed))
-            quality = measure(open_generator(config, device), train, test, measured_on)
+            if not ranks.first:
+                ranks.end_together("generator written")
+                return {}
+            seen = {} if watch is None else {"progress": watch.facts() | {"held_out": held is not None}}
+            write_json(model / "card.json", _card(recipe, train, seconds, resumed) | seen)
+            generator = open_generator(config, device)
+            quality = measure(generator, train, test, measured_on)
+            if (teacher := _teacher(recipe, partial, device)) is not None:
+                told = {"num_inference_steps": teacher.spec.defaults["num_inference_steps"]}
+                quality["teacher"] = measure(teacher, train, test, measured_on, Sweep(told, NOISES))
             write_json(model / "quality.json", quality)
             (model / "README.md").write_text(_readme(recipe, config.name, quality, seconds))
             for path in model.rglob("*.safetensors"):  # the hub library writes them readable by their owner alone
@@ -80,10 +118,23 @@ def train_generator(recipe: GeneratorRecipe, folder: Path, console: Console) -> 
                 path.unlink()
             os.replace(model, folder)
         except UserError:  # what went wrong would go wrong again
-            shutil.rmtree(partial, ignore_errors=True)
+            if ranks.first:
+                shutil.rmtree(partial, ignore_errors=True)
             raise
         shutil.rmtree(partial, ignore_errors=True)
+    ranks.end_together("generator written")
     return quality
+
+
+def _teacher(recipe: GeneratorRecipe, partial: Path, device: torch.device) -> Generator | None:
+    """Returns the flow that a student was distilled from, with its steps and guidance; None for what is no student."""
+    if not isinstance(recipe, FlowRecipe) or recipe.distill is None:
+        return None
+    from genssl.training.flow import TEACHER  # what made it has loaded diffusers by now
+
+    config = recipe.distill
+    settings = {"num_inference_steps": config.teacher_steps, "guidance_scale": config.guidance_scale}
+    return open_generator(FlowConfig(model=config.teacher or str(partial / TEACHER), **settings), device)
 
 
 class _Progress:
@@ -107,21 +158,25 @@ class _Progress:
                 self._console.print(f"{stage}: step {step}/{steps}, loss {loss:.4f}")
             return
         if stage != self._stage:
+            self.__exit__()
             columns = (
                 TextColumn("[bold]{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("loss {task.fields[loss]:.4f}"),
                 TimeElapsedColumn(),
+                TimeRemainingColumn(),
             )
             self._bar = Progress(*columns, console=self._console)
-            self._bar.add_task(stage, total=steps, loss=loss)
+            self._bar.add_task(stage, total=steps, completed=step - 1, loss=loss)
             self._bar.start()
             self._stage = stage
         assert self._bar is not None
         self._bar.update(self._bar.task_ids[0], completed=step, loss=loss)
-        if step == steps:
-            self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bar."""
+        (self._console if self._bar is None else self._bar.console).print(line, soft_wrap=True)
 
 
 def _enter(partial: Path, recipe: GeneratorRecipe) -> bool:
@@ -156,9 +211,8 @@ def _card(recipe: GeneratorRecipe, train: ImageDataset, seconds: float, resumed:
 
 
 def _readme(recipe: GeneratorRecipe, generator: str, quality: dict[str, Any], seconds: float) -> str:
-    names = columns(quality)
-    table = [names, ["---"] * len(names)] + [[cell(row[key]) for key in row] for row in quality["settings"]]
-    fixed = "".join(f", {name} {value:g}" for name, value in quality["fixed"].items())
+    teacher = quality.get("teacher")
+    beside = "" if teacher is None else f"\nIts teacher at {_fixed(teacher).lstrip(', ')}:\n\n{_markdown(teacher)}\n"
     run = getattr(getattr(recipe, "conditioner", None), "run", None)
     others = "no other data, no pretrained weights" if run is None else f"the encoder is that of the run `{run.name}`"
     return f"""# {recipe.name}
@@ -172,10 +226,20 @@ Trained by genssl {__version__} in {seconds:.0f} s.
 - **Use**: `generator: {{name: {generator}, model: DIR}}`.
 
 Measured on {quality["sources"]} held-out sources ({quality["measured_on"]}), {quality["variants_per_source"]} variants
-each{fixed}, {quality["threads"]} CPU threads, batches of {quality["batch"]}.
+each{_fixed(quality)}, {quality["threads"]} CPU threads, batches of {quality["batch"]}.
 Label agreement: {quality["label_agreement_by"]}.
 Distance within a source: mean L2 between two variants, grey values in 0..1; two random real images are
 {quality["distance_between_real_images"]} apart.
 
-{chr(10).join("| " + " | ".join(row) + " |" for row in table)}
-"""
+{_markdown(quality)}
+{beside}"""
+
+
+def _fixed(quality: dict[str, Any]) -> str:
+    return "".join(f", {name} {value:g}" for name, value in quality["fixed"].items())
+
+
+def _markdown(quality: dict[str, Any]) -> str:
+    names = columns(quality)
+    table = [names, ["---"] * len(names)] + [[cell(row[key]) for key in row] for row in quality["settings"]]
+    return "\n".join("| " + " | ".join(row) + " |" for row in table)

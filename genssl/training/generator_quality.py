@@ -13,6 +13,7 @@ from sklearn.svm import SVC
 
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import decode
+from genssl.errors import RequestRefusedError
 from genssl.generators.base import Generator, Parameters
 from genssl.variants.engine import VariantEngine
 
@@ -44,14 +45,37 @@ SWEEPS = {
 }
 """By registry name; a generator without an entry is measured at its defaults."""
 
+NOISES: tuple[Parameters, ...] = tuple({"embedding_noise": noise} for noise in (0.0, 0.3, 0.6))
+"""At which a flow is measured whose steps are given: a student, and its teacher."""
+
 BATCH = 64
 MAX_SOURCES = 2000
 MAX_JUDGED_ON = 5000
 VARIANTS = 4
 
 
-def measure(generator: Generator, train: ImageDataset, test: ImageDataset, measured_on: str = "test") -> dict[str, Any]:
-    """Returns label agreement, diversity and speed over the settings of `SWEEPS`.
+def sweep_of(generator: Generator) -> Sweep:
+    """Returns the settings at which a generator is measured; those that it cannot do are left out."""
+    sweep, defaults = SWEEPS.get(generator.spec.name, Sweep({}, ({},))), generator.spec.defaults
+
+    def possible(varied: Parameters) -> bool:
+        try:
+            generator.check(defaults | sweep.fixed | varied)
+        except RequestRefusedError:
+            return False
+        return True
+
+    return Sweep(sweep.fixed, tuple(filter(possible, sweep.varied)) or ({},))
+
+
+def measure(
+    generator: Generator,
+    train: ImageDataset,
+    test: ImageDataset,
+    measured_on: str = "test",
+    sweep: Sweep | None = None,
+) -> dict[str, Any]:
+    """Returns label agreement, diversity and speed over the settings of a sweep, by default `sweep_of` the generator.
 
     Labels, where there are any, are used to judge only: an RBF support-vector machine on the pixels of the real train
     images classifies the variants. Images are compared at the data set's size.
@@ -69,7 +93,7 @@ def measure(generator: Generator, train: ImageDataset, test: ImageDataset, measu
     engine = VariantEngine(generator, [BATCH])
     embeddings = embedded(engine, test, rows)
     settings = []
-    sweep = SWEEPS.get(generator.spec.name, Sweep({}, ({},)))
+    sweep = sweep or sweep_of(generator)
     for varied in sweep.varied:
         images, seconds = generated(engine, test, rows, embeddings, sweep.fixed | varied, VARIANTS)
         variants = np.stack([_flat(image) for image in images]).reshape(VARIANTS, len(rows), -1)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,33 +22,55 @@ from torch import nn
 from genssl.config.icgan_recipe import ICGANRecipe
 from genssl.data.base import ImageDataset
 from genssl.errors import ConfigError
+from genssl.generators.conditioner import FILE
 from genssl.generators.configs import ICGANConfig
 from genssl.generators.icgan import CLASS, FORMAT, WEIGHTS
 from genssl.generators.icgan_networks import Architecture, GeneratorNetwork
-from genssl.runtime import seeded_initialisation, stream
-from genssl.training.conditioner import conditioner_problems, embed_all, make_conditioner, nearest_neighbours
-from genssl.training.fitting import Checkpoints, Report, average_into, check_finite, load_images, warm_cosine
+from genssl.runtime import seeded_initialisation
+from genssl.training.conditioner import (
+    conditioner_batches,
+    conditioner_problems,
+    embed_all,
+    make_conditioner,
+    nearest_neighbours,
+)
+from genssl.training.cross_rank_norm import synchronise_batch_norm
+from genssl.training.distributed import Ranks
+from genssl.training.fitting import Loop, average_into, batch_problems, check_finite, warm_cosine
 from genssl.training.icgan_discriminator import Discriminator, diff_augment
+from genssl.training.rows import Draws, Images
+from genssl.training.watching import Publish
 
 STAGE = "icgan"
 STATISTICS_BATCH = 256
 STATISTICS_PASSES = 8
 
 
-def train_and_save(
-    recipe: ICGANRecipe, train: ImageDataset, device: torch.device, report: Report, folder: Path
-) -> ICGANConfig:
+def train_and_save(recipe: ICGANRecipe, train: ImageDataset, loop: Loop, folder: Path) -> ICGANConfig:
     """Trains the conditioner, then generator and discriminator on its features; see `Family.trainer`.
 
     Raises:
         ConfigError: if sizes do not fit each other or the data set; before anything is trained.
         UserError: if a run's encoder cannot be read, or a loss is not finite.
     """
-    check_sizes(recipe, train)
-    images = load_images(train, device)
-    conditioner = make_conditioner(recipe.conditioner, images, recipe.seed, report, folder)
-    features = embed_all(conditioner, images)
-    network = train_icgan(recipe, images, features, report, Checkpoints(folder))
+    check_sizes(recipe, train, loop.ranks)
+    images = Images(train, loop.device)
+    conditioner = make_conditioner(recipe.conditioner, images, recipe.seed, loop, folder)
+    features = embed_all(conditioner, images, loop.ranks)
+
+    def publish(place: Path, network: nn.Module) -> ICGANConfig:
+        shutil.copyfile(folder / FILE, place / FILE)
+        measured = copy.deepcopy(network)
+        assert isinstance(measured, GeneratorNetwork)
+        # A stream of its own, of this rank alone: looking at a training must not change it.
+        measure_statistics(measured, _Pairs(images, features, features, measured.architecture.noise_dim, Draws("look")))
+        return _write(place, measured)
+
+    network = train_icgan(recipe, images, features, loop, publish)
+    return _write(folder, network) if loop.ranks.first else ICGANConfig(model=str(folder))
+
+
+def _write(folder: Path, network: GeneratorNetwork) -> ICGANConfig:
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     (folder / WEIGHTS).write_bytes(save(tensors))
     facts = {"_class_name": CLASS, "format": FORMAT, "architecture": network.architecture.to_json()}
@@ -54,11 +78,13 @@ def train_and_save(
     return ICGANConfig(model=str(folder))
 
 
-def check_sizes(recipe: ICGANRecipe, dataset: ImageDataset) -> None:
+def check_sizes(recipe: ICGANRecipe, dataset: ImageDataset, ranks: Ranks) -> None:
     """Raises ConfigError with every size that does not fit, one line each."""
     generator, size = recipe.generator, dataset.image_size
     blocks = len(generator.channels) - 1
-    problems = conditioner_problems(recipe.conditioner, len(dataset))
+    problems = conditioner_problems(recipe.conditioner)
+    batches = {"adversarial": recipe.adversarial.batch_size} | conditioner_batches(recipe.conditioner)
+    problems += batch_problems(recipe, len(dataset), ranks, **batches)
     if (made := generator.bottom * 2**blocks) != size:
         problems.append(
             f"generator.channels: {blocks} blocks make {made} px of {generator.bottom}; the images have {size}"
@@ -79,16 +105,16 @@ def check_sizes(recipe: ICGANRecipe, dataset: ImageDataset) -> None:
 
 @dataclass
 class _Pairs:
-    """Draws batches of features with real images, or with noise, from one stream."""
+    """Draws batches of features with real images, or with noise, from one stream; each rank its own rows."""
 
-    images: torch.Tensor
+    images: Images
     features: torch.Tensor
     neighbours: torch.Tensor
     noise_dim: int
-    draws: torch.Generator
+    draws: Draws
 
     def instances(self, count: int) -> torch.Tensor:
-        return torch.randint(len(self.features), (count,), generator=self.draws)
+        return self.draws.integers(0, len(self.features), count)
 
     def real(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns images float [B, 3, S, S] in [-1, 1], each a neighbour of the instance whose feature [B, D] it has.
@@ -96,18 +122,18 @@ class _Pairs:
         Equation 2 of the paper: instances uniform, neighbours uniform.
         """
         rows = self.instances(count)
-        columns = torch.randint(self.neighbours.shape[1], (count,), generator=self.draws)
-        chosen = self.neighbours[rows, columns].to(self.images.device)
+        columns = self.draws.integers(0, self.neighbours.shape[1], count)
+        chosen = self.neighbours[rows, columns]
         return self.images[chosen].float() / 127.5 - 1, self.features[rows].to(self.images.device)
 
     def noise(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns noise float [B, Z] and features [B, D] for the generator."""
-        noise = torch.randn((count, self.noise_dim), generator=self.draws)
+        noise = self.draws.normal(count, self.noise_dim)
         return noise.to(self.images.device), self.features[self.instances(count)].to(self.images.device)
 
 
 def train_icgan(
-    recipe: ICGANRecipe, images: torch.Tensor, features: torch.Tensor, report: Report, checkpoints: Checkpoints
+    recipe: ICGANRecipe, images: Images, features: torch.Tensor, loop: Loop, publish: Publish | None = None
 ) -> GeneratorNetwork:
     """Trains both networks and returns the generator's averaged weights with measured batch-norm statistics.
 
@@ -115,12 +141,12 @@ def train_icgan(
 
     Args:
         recipe: sizes and lengths.
-        images: uint8 [N, 3, S, S] on the training device.
+        images: of the train split.
         features: float32 [N, D] on the CPU, as `Conditioner.embed` gives them.
-        report: called with the progress and the discriminator's loss.
-        checkpoints: where the state is kept.
+        loop: device, precision, ranks, checkpoints; reports are of the discriminator's loss.
+        publish: writes the averaged network as a generator, for `loop.watch`.
     """
-    config, device = recipe.adversarial, images.device
+    config, device = recipe.adversarial, loop.device
     architecture = Architecture(
         feature_dim=int(features.shape[1]),
         feature_width=recipe.generator.feature_width,
@@ -134,16 +160,32 @@ def train_icgan(
         for module in generator.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.orthogonal_(module.weight)
-        generator = generator.to(device)
-        discriminator = Discriminator(recipe.discriminator.channels, architecture.feature_dim).to(device)
-    average = copy.deepcopy(generator).requires_grad_(False)
-    draws = stream(recipe.seed, "icgan")
-    pairs = _Pairs(images, features, nearest_neighbours(features, config.neighbours), architecture.noise_dim, draws)
+        discriminator = Discriminator(recipe.discriminator.channels, architecture.feature_dim)
+    average = copy.deepcopy(generator).to(device).requires_grad_(False)
+    loop.prepare(generator)
+    loop.prepare(discriminator)
+    draws = Draws(recipe.seed, "icgan", ranks=loop.ranks)
+    neighbours = nearest_neighbours(features, config.neighbours, device)
+    pairs = _Pairs(images, features, neighbours, architecture.noise_dim, draws)
+    batch = config.batch_size // (loop.ranks.size * loop.accumulate)
 
-    def score(made: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        augmented = diff_augment(made, draws, translation=config.translation, cutout=config.cutout)
+    def score(made: torch.Tensor, condition: torch.Tensor, groups: int) -> torch.Tensor:
+        augmented = diff_augment(made, draws, translation=config.translation, cutout=config.cutout, groups=groups)
         scores: torch.Tensor = discriminator(augmented, condition)
-        return scores
+        return scores.float()
+
+    def discriminator_loss() -> torch.Tensor:
+        noise, condition = pairs.noise(batch)
+        with torch.no_grad():
+            made = generator(noise, condition)
+        real, real_condition = pairs.real(batch)
+        scores = score(torch.cat([real, made.float()]), torch.cat([real_condition, condition]), groups=2)
+        on_real, on_made = scores.chunk(2)
+        return F.relu(1 - on_real).mean() + F.relu(1 + on_made).mean()
+
+    def generator_loss() -> torch.Tensor:
+        noise, condition = pairs.noise(batch)
+        return -score(generator(noise, condition), condition, groups=1).mean()
 
     optimizers: dict[nn.Module, torch.optim.Adam] = {
         network: torch.optim.Adam(network.parameters(), lr=lr, betas=(0.0, 0.999), eps=1e-6)
@@ -151,58 +193,68 @@ def train_icgan(
     }
     rates = {network: optimizer.param_groups[0]["lr"] for network, optimizer in optimizers.items()}
 
-    def descend(network: nn.Module, loss: torch.Tensor) -> None:
+    def descend(network: nn.Module, loss_of: Callable[[], torch.Tensor]) -> float:
         optimizers[network].zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        value = 0.0
+        for _ in range(loop.accumulate):
+            with loop.autocast():
+                loss = loss_of()
+            (loss / loop.accumulate if loop.accumulate > 1 else loss).backward()  # type: ignore[no-untyped-call]
+            value += loss.item() / loop.accumulate
+        loop.average_gradients(network)
         optimizers[network].step()
+        return loop.mean(value)
 
     modules = {"generator": generator, "discriminator": discriminator, "average": average}
+    watch = loop.watch if publish is not None else None
     first = 0
-    if (state := checkpoints.load(STAGE)) is not None:
+    if (state := loop.checkpoints.load(STAGE)) is not None:
         first = state["step"]
         for name, module in modules.items():
             module.load_state_dict(state[name])
         for optimizer, saved in zip(optimizers.values(), state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        draws.set_state(state["draws"])
+        draws.generator.set_state(state["draws"])
+        if watch is not None:
+            watch.load_state_dict(state["watch"])
     warmup = max(1, min(100, config.steps // 10))
     for step in range(first, config.steps):
         for network, optimizer in optimizers.items():
             optimizer.param_groups[0]["lr"] = rates[network] * warm_cosine(step, config.steps, warmup)
         for _ in range(config.discriminator_steps):
-            noise, condition = pairs.noise(config.batch_size)
-            with torch.no_grad():
-                made = generator(noise, condition)
-            real, real_condition = pairs.real(config.batch_size)
-            scores = score(torch.cat([real, made]), torch.cat([real_condition, condition]))
-            on_real, on_made = scores.chunk(2)
-            loss = F.relu(1 - on_real).mean() + F.relu(1 + on_made).mean()
-            descend(discriminator, loss)
+            value = descend(discriminator, discriminator_loss)
         discriminator.requires_grad_(False)
-        noise, condition = pairs.noise(config.batch_size)
-        generator_loss = -score(generator(noise, condition), condition).mean()
-        descend(generator, generator_loss)
+        adversarial = descend(generator, generator_loss)
         discriminator.requires_grad_(True)
-        average_into(average, generator, min(config.ema_decay, (step + 1) / (step + 10)))
-        value = loss.item()
-        check_finite(STAGE, step, value + generator_loss.item(), config.lr_discriminator)
-        report(STAGE, step + 1, config.steps, value)
-        if checkpoints.due() or step + 1 == config.steps:
+        average_into(average, generator, step, config.ema_decay)
+        check_finite(STAGE, step, value + adversarial, config.lr_discriminator)
+        loop.report(STAGE, step + 1, config.steps, value)
+        done = step + 1
+        if watch is not None and publish is not None and watch.due(done, config.steps):
+            done = config.steps if watch.look(done, value, average, publish) else done
+        if done == config.steps or loop.checkpoints.due():
             state = {name: module.state_dict() for name, module in modules.items()}
-            state |= {"step": step + 1, "optimizers": [optimizer.state_dict() for optimizer in optimizers.values()]}
-            checkpoints.save(STAGE, state | {"draws": draws.get_state()})
-    _measure_statistics(average, pairs)
+            state |= {"step": done, "optimizers": [optimizer.state_dict() for optimizer in optimizers.values()]}
+            state |= {"draws": draws.generator.get_state(), "watch": None if watch is None else watch.state_dict()}
+            loop.checkpoints.save(STAGE, state)
+        if done == config.steps:
+            break
+    if watch is not None:
+        watch.restore_best(average)
+    if loop.ranks.size > 1:
+        synchronise_batch_norm(average, device)
+    measure_statistics(average, pairs)
     return average.eval()
 
 
 @torch.no_grad()
-def _measure_statistics(network: GeneratorNetwork, pairs: _Pairs) -> None:
+def measure_statistics(network: GeneratorNetwork, pairs: _Pairs) -> None:
     """Sets the batch-norm statistics of averaged weights: the mean over batches of all instances with fresh noise.
 
     Statistics gathered during training belong to weights that changed meanwhile (BigGAN's "standing statistics").
     """
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()
             module.momentum = None  # a plain mean over all batches
     network.train()

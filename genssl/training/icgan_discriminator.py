@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from genssl.training.rows import Draws
+
 
 class DownBlock(nn.Module):
     """Residual block with spectral norm; halves the side by averaging if told, maps channels."""
@@ -64,30 +66,36 @@ class Discriminator(nn.Module):
 
 
 def diff_augment(
-    images: torch.Tensor, generator: torch.Generator, *, translation: float, cutout: float
+    images: torch.Tensor, draws: Draws, *, translation: float, cutout: float, groups: int = 1
 ) -> torch.Tensor:
     """Shifts images and blanks a square in them, differentiably, a draw a row (Zhao et al. 2020, arXiv 2006.10738).
 
     Args:
         images: float [B, C, S, S] in [-1, 1].
-        generator: CPU stream that all draws come from.
+        draws: random stream.
         translation: largest shift as a part of the side; what comes in from outside is 0.
         cutout: side of the blank square as a part of the image's; 0 leaves it out.
+        groups: the images are so many batches, one after the other; see `Draws.own`.
 
     Returns:
         float, the images' shape.
     """
     batch, _, height, width = images.shape
     rows, columns = torch.arange(height), torch.arange(width)
+
+    def two_integers(low: int, high: int) -> tuple[torch.Tensor, torch.Tensor]:
+        first, second = draws.integer_columns(2, low, high, batch, groups)
+        return first.view(-1, 1), second.view(-1, 1)
+
     if (shift := round(translation * height)) > 0:
-        down, right = torch.randint(-shift, shift + 1, (2, batch, 1), generator=generator)
+        down, right = two_integers(-shift, shift + 1)
         from_rows = (rows - down + shift).clamp(0, height + 2 * shift - 1).to(images.device)
         from_columns = (columns - right + shift).clamp(0, width + 2 * shift - 1).to(images.device)
         padded = F.pad(images, (shift,) * 4)
         which = torch.arange(batch, device=images.device)[:, None, None]
         images = padded.permute(0, 2, 3, 1)[which, from_rows[:, :, None], from_columns[:, None, :]].permute(0, 3, 1, 2)
     if (side := round(cutout * height)) > 0:
-        top, left = torch.randint(1 - side, height, (2, batch, 1), generator=generator)
+        top, left = two_integers(1 - side, height)
         outside = ((rows < top) | (rows >= top + side))[:, :, None] | ((columns < left) | (columns >= left + side))[
             :, None, :
         ]

@@ -35,7 +35,7 @@ from genssl.generators.base import Parameters
 from genssl.generators.opening import open_generator
 from genssl.runtime import pick_device, set_threads, stream
 from genssl.training.files import write_atomically, write_json
-from genssl.training.generator_quality import SWEEPS, Sweep, distance_within, embedded, generated, label_judge
+from genssl.training.generator_quality import distance_within, embedded, generated, label_judge, sweep_of
 from genssl.training.provenance import dataset_digest
 from genssl.training.quality_judges import Judge, load_judge
 from genssl.training.quality_picture import draw_quality
@@ -260,7 +260,7 @@ def _points(engine: VariantEngine, vary: dict[str, list[float]]) -> list[tuple[s
             dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())
         ]
     else:
-        varied = SWEEPS.get(spec.name, Sweep({}, ({},))).varied
+        varied = sweep_of(engine.generator).varied
     points: dict[bytes, tuple[str, Parameters]] = {}
     for parameters in ({}, *varied):
         told = ", ".join(f"{name} {value:g}" for name, value in parameters.items())

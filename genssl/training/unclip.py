@@ -7,7 +7,9 @@ The result is an ordinary diffusers folder: `StableUnCLIPImg2ImgPipeline.from_pr
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,99 +18,121 @@ from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import 
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from genssl.config.unclip_recipe import StableUnCLIPRecipe
+from genssl.config.unclip_recipe import ImageEncoderConfig, StableUnCLIPRecipe
 from genssl.data.base import ImageDataset
 from genssl.errors import ConfigError
+from genssl.generators.configs import StableUnCLIPConfig
 from genssl.generators.stable_unclip import noise_embeddings
+from genssl.methods.gather import gather
 from genssl.methods.losses import nt_xent
-from genssl.runtime import seeded_initialisation, stream
-from genssl.training.fitting import Batches, Checkpoints, Report, average_into, fit, load_images
+from genssl.runtime import seeded_initialisation
+from genssl.training.autoencoder import (
+    Latents,
+    autoencoder_batches,
+    autoencoder_problems,
+    given_autoencoder,
+    make_autoencoder,
+    side_factor,
+)
+from genssl.training.conditioner import conditioner_batches, conditioner_problems, embed_all, make_conditioner
+from genssl.training.distributed import Ranks
+from genssl.training.fitting import Loop, average_into, batch_problems, fit
+from genssl.training.rows import Batches, Draws, Images
 from genssl.views.augment import Augment
 
 # The text path of the pipeline exists but says nothing: one constant, empty prompt.
 TEXT_WIDTH = 8
 NORM_GROUPS = 8
+CLEAN_PART = 1 / 3  # of the rows sees nearly clean embeddings, the noise level that most users ask for
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainedUnCLIP:
-    """The trained parts of the pipeline."""
+    """The trained parts of the pipeline; `image_encoder` is None where a conditioner takes its place."""
 
-    image_encoder: CLIPVisionModelWithProjection
+    image_encoder: CLIPVisionModelWithProjection | None
     normalizer: StableUnCLIPImageNormalizer
     autoencoder: AutoencoderKL
-    denoiser: UNet2DConditionModel
+    denoiser: nn.Module
     noising: DDPMScheduler
     scheduler: DDIMScheduler
 
 
+Save = Callable[[TrainedUnCLIP, Path], StableUnCLIPConfig]
+"""Writes the parts as a generator into an existing folder."""
+
+
 def train_unclip(
-    recipe: StableUnCLIPRecipe, dataset: ImageDataset, device: torch.device, report: Report, checkpoints: Checkpoints
+    recipe: StableUnCLIPRecipe, dataset: ImageDataset, loop: Loop, folder: Path, save: Save | None = None
 ) -> TrainedUnCLIP:
-    """Trains the three networks one after the other.
+    """Trains the networks one after the other.
 
     Args:
         recipe: sizes and lengths.
         dataset: the train split; only its images are used.
-        device: where to train.
-        report: called now and then with the progress.
-        checkpoints: where the states of the stages are kept.
+        loop: device, precision, ranks, checkpoints.
+        folder: of the generator that is being made; a conditioner is written into it.
+        save: writes a generator, for `loop.watch`.
 
     Raises:
         ConfigError: if sizes do not fit each other or the data set.
+        UserError: if an encoder or autoencoder cannot be read, or a loss is not finite.
     """
-    _check_sizes(recipe, dataset)
-    images = load_images(dataset, device)
+    given = given_autoencoder(recipe.autoencoder)
+    _check_sizes(recipe, dataset, loop.ranks, given)
+    images = Images(dataset, loop.device)
+    encoder: CLIPVisionModelWithProjection | None = None
     with seeded_initialisation(recipe.seed, "unclip"):
-        encoder = train_image_encoder(recipe, images, report, checkpoints)
-        autoencoder = train_autoencoder(recipe, images, report, checkpoints)
-        return train_denoiser(recipe, images, encoder, autoencoder, report, checkpoints)
+        if recipe.conditioner is None:
+            encoder = train_image_encoder(recipe, images, loop)
+            with torch.inference_mode():
+                pixels = (2 * part.float() / 255 - 1 for part in images.parts(range(len(images))))
+                embeddings = torch.cat([encoder(part).image_embeds for part in pixels]).cpu().clone()
+        else:
+            conditioner = make_conditioner(recipe.conditioner, images, recipe.seed, loop, folder)
+            embeddings = embed_all(conditioner, images, loop.ranks)
+        autoencoder = make_autoencoder(recipe.autoencoder, given, images, recipe.seed, loop)
+        return train_denoiser(recipe, images, embeddings, encoder, autoencoder, loop, save)
 
 
-def _check_sizes(recipe: StableUnCLIPRecipe, dataset: ImageDataset) -> None:
-    size, factor = dataset.image_size, 2 ** (len(recipe.autoencoder.block_out_channels) - 1)
-    problems = []
+def _check_sizes(recipe: StableUnCLIPRecipe, dataset: ImageDataset, ranks: Ranks, given: AutoencoderKL | None) -> None:
+    size, factor = dataset.image_size, side_factor(recipe.autoencoder, given)
+    problems, batches = [], {"denoiser": recipe.denoiser.batch_size}
     if size % 8:
         problems.append(f"dataset.image_size: {size} is not a multiple of 8, which the diffusers pipeline asks for")
-    if size % recipe.image_encoder.patch_size:
+    if recipe.conditioner is None:
+        problems += _encoder_problems(recipe.image_encoder, size)
+        batches["image_encoder"] = recipe.image_encoder.batch_size
+    else:
+        problems += conditioner_problems(recipe.conditioner)
+        batches |= conditioner_batches(recipe.conditioner)
+    problems += autoencoder_problems(recipe.autoencoder)
+    channels = recipe.denoiser.block_out_channels
+    if any(count % NORM_GROUPS for count in channels):
+        problems.append(f"denoiser.block_out_channels: {channels} are not all multiples of {NORM_GROUPS}")
+    if size % (factor * 2 ** (len(channels) - 1)):
         problems.append(
-            f"image_encoder.patch_size: {recipe.image_encoder.patch_size} does not divide the image size {size}"
+            f"denoiser.block_out_channels: {len(channels)} levels do not fit latents of {size // factor} pixels"
         )
-    if recipe.image_encoder.hidden_size % recipe.image_encoder.num_heads:
-        problems.append(
-            f"image_encoder.hidden_size: {recipe.image_encoder.hidden_size} is not a multiple of num_heads, "
-            f"{recipe.image_encoder.num_heads}"
-        )
-    for section, channels in (
-        ("autoencoder", recipe.autoencoder.block_out_channels),
-        ("denoiser", recipe.denoiser.block_out_channels),
-    ):
-        if any(count % NORM_GROUPS for count in channels):
-            problems.append(f"{section}.block_out_channels: {channels} are not all multiples of {NORM_GROUPS}")
-    levels = len(recipe.denoiser.block_out_channels)
-    if size % (factor * 2 ** (levels - 1)):
-        problems.append(f"denoiser.block_out_channels: {levels} levels do not fit latents of {size // factor} pixels")
-    for section, batch in (
-        ("image_encoder", recipe.image_encoder.batch_size),
-        ("autoencoder", recipe.autoencoder.batch_size),
-        ("denoiser", recipe.denoiser.batch_size),
-    ):
-        if batch > len(dataset):
-            problems.append(f"{section}.batch_size: {batch} is more than the {len(dataset)} training images")
+    problems += batch_problems(recipe, len(dataset), ranks, **batches, **autoencoder_batches(recipe.autoencoder))
     if problems:
         raise ConfigError(problems)
 
 
-def train_image_encoder(
-    recipe: StableUnCLIPRecipe, images: torch.Tensor, report: Report, checkpoints: Checkpoints
-) -> CLIPVisionModelWithProjection:
-    """Trains a CLIP vision transformer by SimCLR; the projected embedding is what NT-Xent sees, through a small head.
+def _encoder_problems(config: ImageEncoderConfig, size: int) -> list[str]:
+    problems = []
+    if size % config.patch_size:
+        problems.append(f"image_encoder.patch_size: {config.patch_size} does not divide the image size {size}")
+    if config.hidden_size % config.num_heads:
+        problems.append(
+            f"image_encoder.hidden_size: {config.hidden_size} is not a multiple of num_heads, {config.num_heads}"
+        )
+    return problems
 
-    Args:
-        images: uint8 [N, 3, S, S] on the training device.
-    """
+
+def train_image_encoder(recipe: StableUnCLIPRecipe, images: Images, loop: Loop) -> CLIPVisionModelWithProjection:
+    """Trains a CLIP vision transformer by SimCLR; NT-Xent sees the projected embedding through a small head."""
     config = recipe.image_encoder
-    size = images.shape[-1]
     encoder = CLIPVisionModelWithProjection(
         CLIPVisionConfig(
             hidden_size=config.hidden_size,
@@ -116,85 +140,51 @@ def train_image_encoder(
             projection_dim=config.embedding_dim,
             num_hidden_layers=config.num_layers,
             num_attention_heads=config.num_heads,
-            image_size=size,
+            image_size=images.size,
             patch_size=config.patch_size,
             hidden_act="gelu",
         )
-    ).to(images.device)
-    head = nn.Sequential(nn.Linear(config.embedding_dim, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 64)).to(
-        images.device
     )
+    head = nn.Sequential(nn.Linear(config.embedding_dim, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 64))
     both = nn.ModuleList([encoder, head])
-    augment, draws = Augment(config.augmentation, size), stream(recipe.seed, "image encoder")
+    loop.prepare(both)
+    augment = Augment(config.augmentation, images.size)
+    draws = Draws(recipe.seed, "image encoder", ranks=loop.ranks)
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
-        batch = images[rows.to(images.device)].float() / 255
-        first, second = (head(encoder(2 * augment(batch, draws) - 1).image_embeds) for _ in range(2))
-        return nt_xent(first, second, config.temperature)
+        batch = images[rows].float() / 255
+        first, second = (head(encoder(2 * draws.view(augment, batch) - 1).image_embeds) for _ in range(2))
+        return nt_xent(gather(first), gather(second), config.temperature)
 
     steps = config.epochs * (len(images) // config.batch_size)
     rows = Batches(len(images), config.batch_size, draws)
-    for _ in fit("image encoder", both, loss_of, rows, steps, config.lr, report, checkpoints=checkpoints):
+    for _ in fit("image encoder", both, loss_of, rows, steps, config.lr, loop, images=images):
         pass
     return encoder.eval().requires_grad_(False)
 
 
-def train_autoencoder(
-    recipe: StableUnCLIPRecipe, images: torch.Tensor, report: Report, checkpoints: Checkpoints
-) -> AutoencoderKL:
-    """Trains a KL autoencoder by squared error, and sets its scaling factor to 1 / std of the latents."""
-    config = recipe.autoencoder
-    levels = len(config.block_out_channels)
-    autoencoder = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=tuple(config.block_out_channels),
-        layers_per_block=1,
-        latent_channels=config.latent_channels,
-        norm_num_groups=NORM_GROUPS,
-        sample_size=images.shape[-1],
-        mid_block_add_attention=False,
-    ).to(images.device)
-    draws = stream(recipe.seed, "autoencoder")
-
-    def loss_of(rows: torch.Tensor) -> torch.Tensor:
-        batch = images[rows.to(images.device)].float() / 127.5 - 1
-        latents = autoencoder.encode(batch).latent_dist
-        noise = torch.randn(latents.mean.shape, generator=draws).to(batch)
-        reconstruction = autoencoder.decode(latents.mean + latents.std * noise).sample
-        divergence: torch.Tensor = latents.kl().mean()
-        return F.mse_loss(reconstruction, batch) + config.kl_weight * divergence
-
-    steps = config.epochs * (len(images) // config.batch_size)
-    rows = Batches(len(images), config.batch_size, draws)
-    for _ in fit("autoencoder", autoencoder, loss_of, rows, steps, config.lr, report, checkpoints=checkpoints):
-        pass
-    autoencoder.register_to_config(scaling_factor=1 / float(_latents(autoencoder, images).std()))
-    return autoencoder
-
-
-@torch.inference_mode()
-def _latents(autoencoder: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    parts = [autoencoder.encode(part.float() / 127.5 - 1).latent_dist.mean for part in torch.split(images, 512)]
-    latents: torch.Tensor = torch.cat(parts).clone()
-    return latents
-
-
 def train_denoiser(
     recipe: StableUnCLIPRecipe,
-    images: torch.Tensor,
-    encoder: CLIPVisionModelWithProjection,
+    images: Images,
+    embeddings: torch.Tensor,
+    encoder: CLIPVisionModelWithProjection | None,
     autoencoder: AutoencoderKL,
-    report: Report,
-    checkpoints: Checkpoints,
+    loop: Loop,
+    save: Save | None = None,
 ) -> TrainedUnCLIP:
-    """Trains the UNet to predict v on latents, given the image's noised embedding; returns averaged weights."""
-    config, device = recipe.denoiser, images.device
-    with torch.inference_mode():
-        pixels = [2 * part.float() / 255 - 1 for part in torch.split(images, 512)]
-        embeddings = torch.cat([encoder(part).image_embeds for part in pixels]).cpu().clone()
-    latents = _latents(autoencoder, images) * autoencoder.config["scaling_factor"]
+    """Trains the UNet to predict v on latents, given the image's noised embedding; returns averaged weights.
 
+    Args:
+        recipe: sizes and lengths.
+        images: of the train split.
+        embeddings: float32 [N, D] of them, on the CPU.
+        encoder: what made the embeddings, or None for a conditioner; part of the result.
+        autoencoder: of the latents.
+        loop: device, precision, ranks, checkpoints.
+        save: writes a generator, for `loop.watch`.
+    """
+    config, device = recipe.denoiser, loop.device
+    latents = Latents(autoencoder, images)
     normalizer = StableUnCLIPImageNormalizer(embedding_dim=embeddings.shape[1])
     normalizer.mean.data.copy_(embeddings.mean(dim=0, keepdim=True))
     normalizer.std.data.copy_(embeddings.std(dim=0, keepdim=True))
@@ -210,11 +200,11 @@ def train_denoiser(
         timestep_spacing="trailing",
         rescale_betas_zero_snr=True,
     )
-    levels = len(config.block_out_channels)
+    levels, channels = len(config.block_out_channels), int(autoencoder.config["latent_channels"])
     unet = UNet2DConditionModel(
-        sample_size=latents.shape[-1],
-        in_channels=latents.shape[1],
-        out_channels=latents.shape[1],
+        sample_size=images.size // 2 ** (len(autoencoder.config["block_out_channels"]) - 1),
+        in_channels=channels,
+        out_channels=channels,
         down_block_types=("DownBlock2D",) * levels,
         up_block_types=("UpBlock2D",) * levels,
         mid_block_type="UNetMidBlock2D",
@@ -225,35 +215,46 @@ def train_denoiser(
         projection_class_embeddings_input_dim=2 * embeddings.shape[1],
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,
-    ).to(device)
-    average = copy.deepcopy(unet).eval().requires_grad_(False)
-    draws = stream(recipe.seed, "denoiser")
+    )
+    average = copy.deepcopy(unet).to(device).eval().requires_grad_(False)
+    loop.prepare(unet)
+    trained = TrainedUnCLIP(encoder, normalizer, autoencoder, average, noising, scheduler)
+    draws = Draws(recipe.seed, "denoiser", ranks=loop.ranks)
     alphas = scheduler.alphas_cumprod.to(device)
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
         batch = len(rows)
-        noise_levels = torch.randint(0, config.max_noise_level + 1, (batch,), generator=draws)
-        # A third of the rows sees nearly clean embeddings, the noise level that most users ask for.
-        noise_levels[torch.rand(batch, generator=draws) < 1 / 3] = 0
+        noise_levels = draws.integers(0, config.max_noise_level + 1, batch)
+        noise_levels[draws.uniform(batch) < CLEAN_PART] = 0
         chosen = embeddings[rows]
-        condition = noise_embeddings(
-            normalizer, noising, chosen, torch.randn(chosen.shape, generator=draws), noise_levels
-        )
-        condition[torch.rand(batch, generator=draws) < config.embedding_dropout] = 0
-        times = torch.randint(0, len(alphas), (batch,), generator=draws).to(device)
-        clean = latents[rows.to(device)]
-        noise = torch.randn(clean.shape, generator=draws).to(device)
+        condition = noise_embeddings(normalizer, noising, chosen, draws.normal(*chosen.shape), noise_levels)
+        condition[draws.uniform(batch) < config.embedding_dropout] = 0
+        times = draws.integers(0, len(alphas), batch).to(device)
+        clean = latents[rows]
+        noise = draws.normal(*clean.shape).to(device)
         a, b = alphas[times].sqrt().view(-1, 1, 1, 1), (1 - alphas[times]).sqrt().view(-1, 1, 1, 1)
         predicted = unet(
             a * clean + b * noise, times, encoder_hidden_states=None, class_labels=condition.to(device)
         ).sample
-        return F.mse_loss(predicted, a * noise - b * clean)
+        return F.mse_loss(predicted.float(), a * noise - b * clean)
+
+    def publish(place: Path, network: nn.Module) -> StableUnCLIPConfig:
+        assert save is not None
+        return save(replace(trained, denoiser=network), place)
 
     rows = Batches(len(images), config.batch_size, draws)
     training = fit(
-        "denoiser", unet, loss_of, rows, config.steps, config.lr, report, checkpoints=checkpoints, average=average
+        "denoiser",
+        unet,
+        loss_of,
+        rows,
+        config.steps,
+        config.lr,
+        loop,
+        images=images,
+        average=average,
+        publish=None if save is None else publish,
     )
     for step in training:
-        decay = min(config.ema_decay, (step + 1) / (step + 10))
-        average_into(average, unet, decay)
-    return TrainedUnCLIP(encoder, normalizer, autoencoder, average, noising, scheduler)
+        average_into(average, unet, step, config.ema_decay)
+    return trained

@@ -3,35 +3,46 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
-import torch
 from diffusers import StableUnCLIPImg2ImgPipeline
 from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from genssl.config.unclip_recipe import StableUnCLIPRecipe
 from genssl.data.base import ImageDataset
+from genssl.generators.conditioner import FILE
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.generators.loading import quiet_libraries
 from genssl.runtime import seeded_initialisation
-from genssl.training.fitting import Checkpoints, Report
+from genssl.training.fitting import Loop
 from genssl.training.unclip import TEXT_WIDTH, TrainedUnCLIP, train_unclip
 
 TOKENS = 8
+# Few steps and no guidance, which small models need, and twice as fast.
+LOOKED_AT_WITH: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 1.0}
 
 
-def train_and_save(
-    recipe: StableUnCLIPRecipe, train: ImageDataset, device: torch.device, report: Report, folder: Path
-) -> StableUnCLIPConfig:
-    """Trains the three networks and writes the pipeline into `folder`; see `Family.trainer`."""
-    trained = train_unclip(recipe, train, device, report, Checkpoints(folder))
-    _save_pipeline(trained, folder, train.image_size, recipe.seed)
-    return StableUnCLIPConfig(model=str(folder))
+def train_and_save(recipe: StableUnCLIPRecipe, train: ImageDataset, loop: Loop, folder: Path) -> StableUnCLIPConfig:
+    """Trains the networks and writes the pipeline into `folder`; see `Family.trainer`."""
+
+    def save(trained: TrainedUnCLIP, place: Path) -> StableUnCLIPConfig:
+        if trained.image_encoder is None and place != folder:
+            shutil.copyfile(folder / FILE, place / FILE)
+        _save_pipeline(trained, place, train.image_size, recipe.seed)
+        return StableUnCLIPConfig(model=str(place), **LOOKED_AT_WITH)
+
+    trained = train_unclip(recipe, train, loop, folder, save)
+    return save(trained, folder) if loop.ranks.first else StableUnCLIPConfig(model=str(folder))
 
 
 def _save_pipeline(trained: TrainedUnCLIP, folder: Path, image_size: int, seed: int) -> None:
-    """Writes the trained parts, and a text path that says nothing, as a StableUnCLIPImg2ImgPipeline."""
+    """Writes the trained parts, and a text path that says nothing, as a StableUnCLIPImg2ImgPipeline.
+
+    One with a conditioner, whose `encoder.safetensors` stands in the folder already, has no image encoder of diffusers.
+    """
     tokenizer = _tokenizer(folder)
     with seeded_initialisation("text", seed):
         text_encoder = CLIPTextModel(
@@ -48,21 +59,22 @@ def _save_pipeline(trained: TrainedUnCLIP, folder: Path, image_size: int, seed: 
             )
         )
     half = [0.5, 0.5, 0.5]
+    processor = CLIPImageProcessor(
+        size={"shortest_edge": image_size},
+        crop_size={"height": image_size, "width": image_size},
+        image_mean=half,
+        image_std=half,
+    )
     pipeline = StableUnCLIPImg2ImgPipeline(
-        feature_extractor=CLIPImageProcessor(
-            size={"shortest_edge": image_size},
-            crop_size={"height": image_size, "width": image_size},
-            image_mean=half,
-            image_std=half,
-        ),
-        image_encoder=trained.image_encoder.cpu(),
-        image_normalizer=trained.normalizer.cpu(),
+        feature_extractor=None if trained.image_encoder is None else processor,
+        image_encoder=trained.image_encoder,
+        image_normalizer=trained.normalizer,
         image_noising_scheduler=trained.noising,
         tokenizer=tokenizer,
         text_encoder=text_encoder,
-        unet=trained.denoiser.cpu(),
+        unet=trained.denoiser,
         scheduler=trained.scheduler,
-        vae=trained.autoencoder.cpu(),
+        vae=trained.autoencoder,
     )
     with quiet_libraries():
         pipeline.save_pretrained(folder, safe_serialization=True)

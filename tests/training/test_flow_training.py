@@ -29,9 +29,10 @@ from genssl.generators.configs import FlowConfig
 from genssl.generators.flow import Flow
 from genssl.training import generator_quality
 from genssl.training.conditioner import nearest_neighbours
-from genssl.training.fitting import Batches, Checkpoints, fit
+from genssl.training.fitting import Checkpoints, Loop, fit
 from genssl.training.generator import train_generator
 from genssl.training.progress import Progress
+from genssl.training.rows import Batches, Draws
 from genssl.training.run import run
 from genssl.variants.engine import VariantEngine
 
@@ -160,7 +161,7 @@ def test_the_encoder_of_a_run_can_be_the_conditioner(trained, tmp_path):
 
 def test_neighbours_are_the_most_similar_others():
     embeddings = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
-    found = nearest_neighbours(embeddings, 3)
+    found = nearest_neighbours(embeddings, 3, torch.device("cpu"))
     unit = embeddings / embeddings.norm(dim=1, keepdim=True)
     for row in range(50):
         order = sorted((i for i in range(50) if i != row), key=lambda i: -float(unit[row] @ unit[i]))
@@ -201,15 +202,13 @@ def test_a_loss_that_is_not_finite_names_the_step(tmp_path):
 
 def fitted(folder: Path, steps: int = 20, stop_after: int | None = None) -> torch.Tensor:
     """Fits a line with noise in its loss, saving after every step; returns weights and their average."""
-    draws = torch.Generator().manual_seed(3)
+    draws = Draws("line")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module, average = torch.nn.Linear(4, 1), torch.nn.Linear(4, 1)
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
-        return (
-            (module(rows.float().view(-1, 1).expand(-1, 4)) - torch.randn(len(rows), generator=draws)).square().mean()
-        )
+        return (module(rows.float().view(-1, 1).expand(-1, 4)) - draws.normal(len(rows))).square().mean()
 
     training = fit(
         "line",
@@ -218,8 +217,7 @@ def fitted(folder: Path, steps: int = 20, stop_after: int | None = None) -> torc
         Batches(10, 4, draws),
         steps,
         0.1,
-        lambda *_: None,
-        checkpoints=Checkpoints(folder, every_seconds=0),
+        Loop(torch.device("cpu"), Checkpoints(folder, every_seconds=0)),
         average=average,
     )
     for step in training:

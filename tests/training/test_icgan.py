@@ -14,14 +14,16 @@ from rich.console import Console
 from genssl.config.document import parse_document
 from genssl.config.generator_recipe import GeneratorRecipe
 from genssl.config.load import validate
+from genssl.data.load import hold_out
 from genssl.errors import ConfigError, UserError
 from genssl.generators.configs import ICGANConfig
 from genssl.generators.icgan import ICGAN
 from genssl.generators.locate import BUILTIN
-from genssl.training.fitting import Checkpoints, load_images
+from genssl.training.fitting import Checkpoints, Loop
 from genssl.training.generator import train_generator
 from genssl.training.icgan import train_icgan
 from genssl.training.icgan_discriminator import Discriminator, diff_augment
+from genssl.training.rows import Draws, Images
 
 MINIATURE = f"""
 name: miniature
@@ -123,7 +125,7 @@ def test_the_discriminator_scores_image_and_feature_together():
 
 def test_diff_augment_shifts_each_row_and_blanks_a_square():
     images = torch.rand(64, 3, 8, 8, requires_grad=True)
-    shifted = diff_augment(images, torch.Generator().manual_seed(0), translation=0.25, cutout=0.0)
+    shifted = diff_augment(images, Draws("shifts"), translation=0.25, cutout=0.0)
     padded = F.pad(images, (2, 2, 2, 2))
     seen = set()
     for row in range(64):
@@ -139,20 +141,21 @@ def test_diff_augment_shifts_each_row_and_blanks_a_square():
     shifted.sum().backward()
     assert float(images.grad.max()) == 1.0
 
-    cut = diff_augment(torch.ones(64, 3, 8, 8), torch.Generator().manual_seed(0), translation=0.0, cutout=0.5)
+    cut = diff_augment(torch.ones(64, 3, 8, 8), Draws("shifts"), translation=0.0, cutout=0.5)
     blank = (cut == 0).sum(dim=(1, 2, 3)) / 3
     assert 1 <= int(blank.min()) < int(blank.max()) == 16
-    still = diff_augment(images, torch.Generator().manual_seed(0), translation=0.0, cutout=0.0)
+    still = diff_augment(images, Draws("shifts"), translation=0.0, cutout=0.0)
     assert still is images
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(digits_train, tmp_path):
-    images = load_images(digits_train, torch.device("cpu"))[:200]
-    features = torch.randn((200, 12), generator=torch.Generator().manual_seed(0))
+    images = Images(hold_out(digits_train, 0.86)[0], torch.device("cpu"))
+    features = torch.randn((len(images), 12), generator=torch.Generator().manual_seed(0))
 
     def train(folder, report) -> dict[str, torch.Tensor]:
         folder.mkdir(exist_ok=True)
-        return train_icgan(recipe(), images, features, report, Checkpoints(folder, every_seconds=0)).state_dict()
+        loop = Loop(torch.device("cpu"), Checkpoints(folder, every_seconds=0), report)
+        return train_icgan(recipe(), images, features, loop).state_dict()
 
     def interrupt(stage: str, step: int, steps: int, loss: float) -> None:
         if step == 7:

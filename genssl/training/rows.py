@@ -1,0 +1,154 @@
+"""What the trainers of generators draw from: images by row, an endless order of rows, a random stream shared by ranks.
+
+Every rank draws for the whole batch and keeps its own rows, so that several ranks train what one process would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from genssl.data.base import ImageDataset, UInt8Array
+from genssl.runtime import stream, usable_cores
+from genssl.training.distributed import ALONE, Ranks
+from genssl.views.augment import Augment
+
+IN_MEMORY_BYTES = 4 * 2**30
+
+
+class Images:
+    """The images of a split: on the training device if they fit, else decoded by threads when they are asked for.
+
+    Args:
+        dataset: has them.
+        device: where `__getitem__` and `parts` return them.
+        in_memory_bytes: the most that is kept.
+
+    Attributes:
+        size: their side S in pixels.
+    """
+
+    def __init__(self, dataset: ImageDataset, device: torch.device, in_memory_bytes: int = IN_MEMORY_BYTES) -> None:
+        self._dataset, self.device, self.size = dataset, device, dataset.image_size
+        self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="genssl-images")
+        self._ahead: dict[int, Future[UInt8Array]] = {}
+        self._all: torch.Tensor | None = None
+        if len(dataset) * 3 * self.size**2 <= in_memory_bytes:
+            self._all = torch.from_numpy(np.stack(list(self._pool.map(dataset.image, range(len(dataset)))))).to(device)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    @property
+    def in_memory(self) -> bool:
+        """Says whether all are kept."""
+        return self._all is not None
+
+    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Returns uint8 [B, 3, S, S] of the rows int64 [B]; raises DataError naming the file if one is corrupt."""
+        if self._all is not None:
+            return self._all[rows.to(self.device)]
+        self.read_ahead(rows)
+        numbers = rows.tolist()
+        found = {row: self._ahead.pop(row) for row in dict.fromkeys(numbers)}
+        return torch.from_numpy(np.stack([found[row].result() for row in numbers])).to(self.device)
+
+    def read_ahead(self, rows: torch.Tensor) -> None:
+        """Begins to decode what will be asked for next."""
+        if self._all is None:
+            for row in rows.tolist():
+                if row not in self._ahead:
+                    self._ahead[row] = self._pool.submit(self._dataset.image, row)
+
+    def parts(self, rows: range, size: int = 512) -> Iterator[torch.Tensor]:
+        """Yields the images of some rows in order, uint8 [<= size, 3, S, S]."""
+        for start in range(0, len(rows), size):
+            yield self[torch.tensor(rows[start : start + size])]
+
+
+class Batches(Iterator[torch.Tensor]):
+    """Row numbers int64 [batch_size] for ever, each epoch in a new order, incomplete batches left out.
+
+    Args:
+        count: of the rows.
+        batch_size: at most `count`; of all ranks together.
+        draws: the stage's random stream, which its loss may draw from as well; it is part of the state.
+    """
+
+    def __init__(self, count: int, batch_size: int, draws: Draws) -> None:
+        self._count, self._batch_size, self._draws = count, batch_size, draws
+        self._order, self._start = torch.empty(0, dtype=torch.int64), 0
+
+    def __next__(self) -> torch.Tensor:
+        if self._start + self._batch_size > len(self._order):
+            self._order, self._start = torch.randperm(self._count, generator=self._draws.generator), 0
+        self._start += self._batch_size
+        return self._order[self._start - self._batch_size : self._start]
+
+    def following(self) -> torch.Tensor:
+        """Returns the next batch without taking it; empty at the end of an epoch, where it is not known yet."""
+        following = self._order[self._start : self._start + self._batch_size]
+        return following if len(following) == self._batch_size else following[:0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what `load_state_dict` needs to go on with the next batch and the next draw."""
+        return {"order": self._order, "start": self._start, "generator": self._draws.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state` was taken."""
+        self._order, self._start = state["order"], state["start"]
+        self._draws.generator.set_state(state["generator"])
+
+
+class Draws:
+    """The random stream of a stage; its state is the same on all ranks, its rows are each rank's own.
+
+    Args:
+        names: of the stream, see `runtime.stream`.
+        ranks: this process among those that share every batch.
+
+    Attributes:
+        generator: of what is drawn for all ranks alike.
+    """
+
+    def __init__(self, *names: object, ranks: Ranks = ALONE) -> None:
+        self.generator = stream(*names)
+        self._ranks = ranks
+
+    def normal(self, rows: int, *shape: int) -> torch.Tensor:
+        """Returns float32 [rows, *shape] of standard normal numbers."""
+        return self.own(torch.randn((rows * self._ranks.size, *shape), generator=self.generator))
+
+    def uniform(self, rows: int) -> torch.Tensor:
+        """Returns float32 [rows] in [0, 1)."""
+        return self.own(torch.rand(rows * self._ranks.size, generator=self.generator))
+
+    def integers(self, low: int, high: int, rows: int) -> torch.Tensor:
+        """Returns int64 [rows] in low..high - 1."""
+        return self.own(torch.randint(low, high, (rows * self._ranks.size,), generator=self.generator))
+
+    def integer_columns(self, count: int, low: int, high: int, rows: int, groups: int) -> list[torch.Tensor]:
+        """Returns so many columns int64 [rows] in low..high - 1; `groups` as in `own`."""
+        drawn = torch.randint(low, high, (count, rows * self._ranks.size), generator=self.generator)
+        return [self.own(column, groups) for column in drawn]
+
+    def view(self, augment: Augment, images: torch.Tensor) -> torch.Tensor:
+        """Returns a view of each of this rank's images, float [B, 3, H, W] in [0, 1]."""
+        drawn = augment.draw(len(images) * self._ranks.size, images.shape[2], images.shape[3], self.generator)
+        return augment.apply(images, drawn.of(self.own(torch.arange(len(images) * self._ranks.size))))
+
+    def own(self, values: torch.Tensor, groups: int = 1) -> torch.Tensor:
+        """Returns this rank's part of values [W * B, ...] drawn for all ranks.
+
+        Args:
+            values: of the ranks in their order; with several groups, each has all of the ranks.
+            groups: so many batches stand one after the other.
+        """
+        if self._ranks.size == 1:
+            return values
+        by_rank = values.view(groups, self._ranks.size, -1, *values.shape[1:])
+        return by_rank[:, self._ranks.rank].flatten(0, 1)
