@@ -72,23 +72,24 @@ class FlowRecipe(GeneratorRecipe):
     """A flow: its conditioner, its autoencoder if it is one of latents, the UNet, and its student if asked for."""
 
     family: Literal["flow"] = "flow"
+    distill: DistillationConfig | None = None
     conditioner: ConditionerConfig | None = Field(
-        None, description="whose features the flow is given; with a teacher it is the teacher's"
+        None,
+        validate_default=True,
+        description="whose features the flow is given; with a distill.teacher, the teacher's",
     )
     autoencoder: AutoencoderConfig | None = Field(
-        None, description="the flow is one of its latents; without, of pixels"
+        None, description="the flow is one of its latents; without, of pixels; with a distill.teacher, the teacher's"
     )
     flow: FlowTrainingConfig = FlowTrainingConfig()
-    distill: DistillationConfig | None = Field(None, validate_default=True)
 
-    @field_validator("distill")
+    @field_validator("conditioner", "autoencoder")
     @classmethod
-    def _one_teacher(cls, value: DistillationConfig | None, info: ValidationInfo) -> DistillationConfig | None:
-        given = value is not None and value.teacher is not None
-        if "conditioner" in info.data and info.data["conditioner"] is None and not given:
-            raise ValueError(
-                "the flow needs a `conditioner`; only one that is distilled from a `teacher` has it already"
-            )
-        if given and (unused := [name for name in ("conditioner", "autoencoder") if info.data.get(name) is not None]):
-            raise ValueError(f"with a teacher its {' and '.join(unused)} are used; leave yours out")
+    def _one_of_each(cls, value: Section | None, info: ValidationInfo) -> Section | None:
+        distill = info.data.get("distill")
+        if distill is not None and distill.teacher is not None:
+            if value is not None:
+                raise ValueError("the distill.teacher brings its own; leave this out")
+        elif value is None and info.field_name == "conditioner" and "distill" in info.data:
+            raise ValueError("the flow needs one; only with a distill.teacher is there one already")
         return value

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 # Read from disk by people, not by the model.
-IGNORED = {"README.md", "card.json", ".gitattributes", "quality.json"}
+IGNORED = {"README.md", "card.json", ".gitattributes", "quality.json", "progress.json"}
 
 
 def fingerprint_folder(folder: Path, *facts: str) -> bytes:

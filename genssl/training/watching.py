@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +76,7 @@ class Watch:
             record = {"step": step, "loss": loss, **self._measure(step, average, publish)}
         record = self._ranks.gather(record)[0]
         self.records.append(record)
-        best = min(range(len(self.records)), key=lambda number: self._distance(number))
+        best = self._best_look()
         if self._config.patience is not None and best == len(self.records) - 1:
             self._best = {name: value.detach().clone() for name, value in average.state_dict().items()}
         if self._ranks.first:
@@ -102,7 +101,7 @@ class Watch:
         """Returns what the card says: which step's weights were kept, and what was seen."""
         if not self.records:
             return {}
-        chosen = min(range(len(self.records)), key=self._distance) if self._config.patience else -1
+        chosen = -1 if self._config.patience is None else self._best_look()
         return {"kept_step": self.records[chosen]["step"], "looks": self.records}
 
     def state_dict(self) -> dict[str, Any]:
@@ -113,9 +112,8 @@ class Watch:
         """Goes on where `state` was taken."""
         self.records, self._best = state["records"], state["best"]
 
-    def _distance(self, number: int) -> float:
-        distance: float = self.records[number]["frechet"]
-        return distance if math.isfinite(distance) else math.inf
+    def _best_look(self) -> int:
+        return min(range(len(self.records)), key=lambda number: float(self.records[number]["frechet"]))
 
     def _measure(self, step: int, average: nn.Module, publish: Publish) -> dict[str, float]:
         scratch = self._folder / ".look"
