@@ -21,6 +21,8 @@ def train_generator(
 ) -> None:
     """Train a generator on one's own images, without labels; the recipe's `family` says of which kind.
 
+    After an interruption, the same command goes on where it was.
+
     \b
     genssl train-generator recipes/generators/digits_flow.yaml --out my-flow
     genssl run recipes/simclr_flow.yaml generator.model=my-flow

@@ -68,7 +68,8 @@ def train_generator(recipe: GeneratorRecipe, folder: Path, console: Console) -> 
     held = None
     if recipe.validation_fraction > 0:
         train, held = hold_out(train, recipe.validation_fraction)
-        test, measured_on = held, f"validation ({recipe.validation_fraction:g} of train)"
+        chosen = ", which chose the weights too" if recipe.monitor and recipe.monitor.patience else ""
+        test, measured_on = held, f"validation ({recipe.validation_fraction:g} of train{chosen})"
     else:
         test, measured_on = load_dataset(recipe.dataset, "test"), "test"
     if note := corrupt_note(train, test):
@@ -105,11 +106,11 @@ def train_generator(recipe: GeneratorRecipe, folder: Path, console: Console) -> 
                 return {}
             seen = {} if watch is None else {"progress": watch.facts() | {"held_out": held is not None}}
             write_json(model / "card.json", _card(recipe, train, seconds, resumed) | seen)
-            generator = open_generator(config, device)
-            quality = measure(generator, train, test, measured_on)
-            if (teacher := _teacher(recipe, partial, device)) is not None:
-                told = {"num_inference_steps": teacher.spec.defaults["num_inference_steps"]}
-                quality["teacher"] = measure(teacher, train, test, measured_on, Sweep(told, NOISES))
+            with console.status("measuring what was made"):
+                quality = measure(open_generator(config, device), train, test, measured_on)
+                if (teacher := _teacher(recipe, partial, device)) is not None:
+                    told = {"num_inference_steps": teacher.spec.defaults["num_inference_steps"]}
+                    quality["teacher"] = measure(teacher, train, test, measured_on, Sweep(told, NOISES))
             write_json(model / "quality.json", quality)
             (model / "README.md").write_text(_readme(recipe, config.name, quality, seconds))
             for path in model.rglob("*.safetensors"):  # the hub library writes them readable by their owner alone
