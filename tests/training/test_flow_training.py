@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -15,19 +14,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from genssl.cli.main import app
-from genssl.config.document import parse_document
 from genssl.config.flow_recipe import FlowRecipe
 from genssl.config.generator_recipe import GeneratorRecipe
-from genssl.config.load import validate
 from genssl.errors import ConfigError, UserError
 from genssl.generators.configs import FlowConfig
 from genssl.generators.flow import Flow
-from genssl.training import generator_quality
 from genssl.training.conditioner import nearest_neighbours
 from genssl.training.fitting import Checkpoints, Loop, fit
 from genssl.training.generator import train_generator
@@ -35,6 +30,10 @@ from genssl.training.progress import Progress
 from genssl.training.rows import Batches, Draws
 from genssl.training.run import run
 from genssl.variants.engine import VariantEngine
+
+sys.path.insert(0, str(Path(__file__).parent))
+from miniatures import judge_little, problems, quiet
+from miniatures import recipe as parsed
 
 MINIATURE = """
 name: miniature
@@ -50,25 +49,7 @@ threads: 1
 
 
 def recipe(text: str = MINIATURE) -> GeneratorRecipe:
-    return validate(GeneratorRecipe, parse_document(text, "miniature.yaml"))
-
-
-def problems(text: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        recipe(text)
-    return caught.value.problems
-
-
-def quiet() -> Console:
-    return Console(file=io.StringIO())
-
-
-def judge_little(patch: pytest.MonkeyPatch) -> None:
-    """Twelve settings of 1,440 images each are for real trainings."""
-    patch.setitem(generator_quality.SWEEPS, "flow", generator_quality.Sweep({}, ({"num_inference_steps": 1},)))
-    patch.setattr(generator_quality, "MAX_SOURCES", 64)
-    patch.setattr(generator_quality, "MAX_JUDGED_ON", 200)
-    patch.setattr(generator_quality, "VARIANTS", 2)
+    return parsed(text)
 
 
 @pytest.fixture(autouse=True)

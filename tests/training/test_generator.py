@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import StableUnCLIPImg2ImgPipeline
 from PIL import Image
-from rich.console import Console
 
-from genssl.config.document import parse_document
 from genssl.config.generator_recipe import GeneratorRecipe
-from genssl.config.load import validate
 from genssl.errors import ConfigError, UserError
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.generators.stable_unclip import StableUnCLIP
 from genssl.training.generator import train_generator
+
+sys.path.insert(0, str(Path(__file__).parent))
+from miniatures import quiet
+from miniatures import recipe as parsed
 
 MINIATURE = """
 name: miniature
@@ -32,11 +34,7 @@ threads: 1
 
 
 def recipe(text: str = MINIATURE) -> GeneratorRecipe:
-    return validate(GeneratorRecipe, parse_document(text, "miniature.yaml"))
-
-
-def quiet() -> Console:
-    return Console(file=io.StringIO())
+    return parsed(text)
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 
-from genssl.config.document import parse_document
 from genssl.config.generator_recipe import GeneratorRecipe
-from genssl.config.load import validate
 from genssl.data.load import hold_out
 from genssl.errors import ConfigError, UserError
 from genssl.generators.configs import ICGANConfig
@@ -24,6 +22,10 @@ from genssl.training.generator import train_generator
 from genssl.training.icgan import train_icgan
 from genssl.training.icgan_discriminator import Discriminator, diff_augment
 from genssl.training.rows import Draws, Images
+
+sys.path.insert(0, str(Path(__file__).parent))
+from miniatures import quiet
+from miniatures import recipe as parsed
 
 MINIATURE = f"""
 name: miniature
@@ -38,11 +40,7 @@ threads: 1
 
 
 def recipe(text: str = MINIATURE) -> GeneratorRecipe:
-    return validate(GeneratorRecipe, parse_document(text, "miniature.yaml"))
-
-
-def quiet() -> Console:
-    return Console(file=io.StringIO())
+    return parsed(text)
 
 
 @pytest.fixture(scope="module", autouse=True)
