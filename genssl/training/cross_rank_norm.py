@@ -33,6 +33,10 @@ class CrossRankBatchNorm(_BatchNorm):
         """Normalises [B, C, ...] by the statistics of all ranks' batches; in evaluation mode by the running ones."""
         if not self.training or dist.get_world_size() == 1:
             return super().forward(images)
+        dtype = images.dtype
+        # What autocast hands on in bfloat16 is normalised in float32, as nn.BatchNorm2d does it: sums over a batch need
+        # the digits, and the running statistics are float32.
+        images = images.to(torch.promote_types(dtype, torch.float32))
         dims = [0, *range(2, images.ndim)]
         shape = [1, -1, *[1] * (images.ndim - 2)]
         count = images.numel() // images.shape[1] * dist.get_world_size()
@@ -47,9 +51,9 @@ class CrossRankBatchNorm(_BatchNorm):
                 self.running_mean.lerp_(mean, momentum)
                 self.running_var.lerp_(variance * count / (count - 1), momentum)
         normal = centred * (variance + self.eps).rsqrt().view(shape)
-        if not self.affine:
-            return normal
-        return normal * self.weight.view(shape) + self.bias.view(shape)
+        if self.affine:
+            normal = normal * self.weight.view(shape) + self.bias.view(shape)
+        return normal.to(dtype)
 
     def _check_input_dim(self, images: torch.Tensor) -> None:
         assert images.ndim >= 2
