@@ -243,15 +243,16 @@ def train_icgan(
         watch.restore_best(average)
     if loop.ranks.size > 1:
         synchronise_batch_norm(average, device)
-    measure_statistics(average, pairs)
+    measure_statistics(average, pairs, loop.ranks.size)
     return average.eval()
 
 
 @torch.no_grad()
-def measure_statistics(network: GeneratorNetwork, pairs: _Pairs) -> None:
+def measure_statistics(network: GeneratorNetwork, pairs: _Pairs, ranks: int = 1) -> None:
     """Sets the batch-norm statistics of averaged weights: the mean over batches of all instances with fresh noise.
 
     Statistics gathered during training belong to weights that changed meanwhile (BigGAN's "standing statistics").
+    Several ranks, whose batch norms are synchronised, share every batch.
     """
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -260,5 +261,5 @@ def measure_statistics(network: GeneratorNetwork, pairs: _Pairs) -> None:
     network.train()
     batch = min(STATISTICS_BATCH, len(pairs.features))
     for _ in range(STATISTICS_PASSES * max(1, len(pairs.features) // batch)):
-        network(*pairs.noise(batch))
+        network(*pairs.noise(max(1, batch // ranks)))
     network.eval()
