@@ -118,8 +118,10 @@ def train_generator(recipe: GeneratorRecipe, folder: Path, console: Console) -> 
             for path in model.glob(f".*{CHECKPOINT}"):
                 path.unlink()
             os.replace(model, folder)
-        except UserError:  # what went wrong would go wrong again
-            if ranks.first:
+        except BaseException as error:
+            # What a user caused would go wrong again, and without a checkpoint there is nothing to go on from: another
+            # rank may have ended this one before it came to the same mistake.
+            if ranks.first and (isinstance(error, UserError) or not any(model.glob(f".*{CHECKPOINT}"))):
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         shutil.rmtree(partial, ignore_errors=True)
