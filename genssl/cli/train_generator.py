@@ -31,7 +31,8 @@ def train_generator(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun started several of this
         from genssl.training.distributed import joined
 
-        with joined() as ranks, Path(os.devnull).open("w") as nowhere:  # the first rank speaks for all
+        again = "start the same command again, and it goes on where it was saved last"
+        with joined(again) as ranks, Path(os.devnull).open("w") as nowhere:  # the first rank speaks for all
             _train(recipe, overrides or [], out, file=sys.stdout if ranks.first else nowhere)
         return
     _train(recipe, overrides or [], out, file=sys.stdout)

@@ -64,7 +64,7 @@ class Ranks:
         if self.size == 1 or device.type != "cuda":
             return device
         if device.index is not None and device.index != self.local:
-            raise UserError(f"train.device {device} names one device for {self.size} ranks; set it to cuda or auto")
+            raise UserError(f"device {device} names one device for {self.size} ranks; set it to cuda or auto")
         if self.local_size > torch.cuda.device_count():
             raise UserError(
                 f"{self.local_size} ranks were started on a machine with {torch.cuda.device_count()} CUDA devices; "
@@ -144,10 +144,13 @@ def ranks_now() -> Ranks:
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def joined(again: str = "start the run again with --resume") -> Iterator[Ranks]:
     """Joins the ranks that torchrun started; inside, an error of one of them ends all, with its message alone.
 
     Without torchrun, or with one rank, this does nothing.
+
+    Args:
+        again: what the user does after a rank was lost.
     """
     global _now
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "LOCAL_RANK" not in os.environ:
@@ -173,7 +176,7 @@ def joined() -> Iterator[Ranks]:
         if isinstance(error, dist.DistError) or "onnection" in str(error):
             raise UserError(
                 f"rank {ranks.rank} has lost another rank of this run, which ended without a word (killed, or out of "
-                "memory?); start the run again with --resume"
+                f"memory?); {again}"
             ) from None
         raise
     except BaseException:
