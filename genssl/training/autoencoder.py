@@ -123,7 +123,8 @@ class Latents:
         """Returns float32 [B, C, h, w] of the rows int64 [B], on the device."""
         if self._all is not None:
             return self._all[rows.to(self._images.device)]
-        with torch.no_grad():
+        # In the precision of those that are kept, whatever that of the training: they are its target.
+        with torch.no_grad(), torch.autocast(self._images.device.type, enabled=False):
             return _encode(self._autoencoder, self._images[rows]) * self._scale
 
 
