@@ -12,10 +12,9 @@ from genssl.config.autoencoder_recipe import AutoencoderConfig
 from genssl.errors import GeneratorError, UserError
 from genssl.generators.loading import load_network
 from genssl.generators.locate import find_network
-from genssl.training.fitting import Loop, fit
+from genssl.training.fitting import NORM_GROUPS, Loop, fit
 from genssl.training.rows import Batches, Draws, Images
 
-NORM_GROUPS = 8
 MEASURED_ON = 5000  # images, for the spread of the latents
 
 

@@ -28,9 +28,14 @@ from genssl.training.update import DTYPES
 from genssl.training.watching import Publish, Watch
 
 CHECKPOINT = ".checkpoint.pt"
+NORM_GROUPS = 8  # of every network that is trained here
 
 Report = Callable[[str, int, int, float], None]
 """Called with (stage, step, steps, loss)."""
+
+
+class DivergedError(UserError):
+    """A loss that became NaN or infinite; the same training would come to it again."""
 
 
 class Checkpoints:
@@ -148,15 +153,25 @@ def batch_problems(recipe: GeneratorRecipe, images: int, ranks: Ranks, **sizes: 
     return problems
 
 
+def channel_problems(section: str, channels: list[int]) -> list[str]:
+    """Returns what is wrong with the widths of a UNet that is told time and embedding, as lines "key: problem"."""
+    if any(count % NORM_GROUPS or count < 2 * NORM_GROUPS for count in channels):
+        return [
+            f"{section}.block_out_channels: {channels} are not all multiples of {NORM_GROUPS} and at least "
+            f"{2 * NORM_GROUPS}; a channel that is normalised alone loses what the network is told"
+        ]
+    return []
+
+
 def warm_cosine(step: int, steps: int, warmup: int) -> float:
     """Returns the factor of the learning rate: a linear warm-up under half a cosine, whichever is smaller."""
     return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def check_finite(stage: str, step: int, loss: float, lr: float) -> None:
-    """Raises UserError naming the step (from 0) if the loss is NaN or infinite."""
+    """Raises DivergedError naming the step (from 0) if the loss is NaN or infinite."""
     if not math.isfinite(loss):
-        raise UserError(f"{stage}: the loss became {loss} at step {step}; lower its lr (it is {lr:g})")
+        raise DivergedError(f"{stage}: the loss became {loss} at step {step}; lower its lr (it is {lr:g})")
 
 
 def fit(
@@ -189,7 +204,7 @@ def fit(
         publish: writes `average` as a generator, which `loop.watch` looks at.
 
     Raises:
-        UserError: naming stage and step, if the loss is not finite.
+        DivergedError: naming stage and step, if the loss is not finite.
     """
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
     warmup = max(1, min(100, steps // 10))

@@ -23,7 +23,6 @@ from genssl.generators.conditioner import FILE
 from genssl.generators.configs import FlowConfig
 from genssl.generators.flow import (
     CLASS,
-    NORM_GROUPS,
     VAE,
     WEIGHTS,
     FlowParts,
@@ -50,7 +49,7 @@ from genssl.training.conditioner import (
 )
 from genssl.training.distill import distil
 from genssl.training.distributed import Ranks
-from genssl.training.fitting import Loop, average_into, batch_problems, fit
+from genssl.training.fitting import Loop, average_into, batch_problems, channel_problems, fit
 from genssl.training.flow_material import Material
 from genssl.training.rows import Batches, Draws, Images
 from genssl.training.watching import Publish
@@ -180,8 +179,7 @@ def check_sizes(
         if size % factor:
             problems.append(f"autoencoder: images of {size} pixels do not divide into latents of 1/{factor} the side")
         size //= factor
-    if any(count % NORM_GROUPS for count in config.block_out_channels):
-        problems.append(f"flow.block_out_channels: {config.block_out_channels} are not all multiples of {NORM_GROUPS}")
+    problems += channel_problems("flow", config.block_out_channels)
     levels = len(config.block_out_channels)
     if size % 2 ** (levels - 1):
         of = "images" if recipe.autoencoder is None else "latents"

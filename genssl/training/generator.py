@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,14 @@ from genssl.config.flow_recipe import FlowRecipe
 from genssl.config.generator_recipe import FAMILIES, GeneratorRecipe
 from genssl.data.base import ImageDataset
 from genssl.data.load import corrupt_note, hold_out, load_dataset
-from genssl.errors import UserError
+from genssl.errors import ConfigError, UserError
 from genssl.generators.base import Generator
 from genssl.generators.configs import FlowConfig, GeneratorConfig
 from genssl.generators.opening import open_generator
 from genssl.runtime import pick_device, set_threads
 from genssl.training.distributed import ranks_now
 from genssl.training.files import write_json
-from genssl.training.fitting import CHECKPOINT, Checkpoints, Loop
+from genssl.training.fitting import CHECKPOINT, Checkpoints, DivergedError, Loop
 from genssl.training.generator_quality import NOISES, Sweep, cell, columns, measure
 from genssl.training.lock import claim
 from genssl.training.watching import Watch
@@ -64,53 +65,29 @@ def train_generator(recipe: GeneratorRecipe, folder: Path, console: Console) -> 
     device = ranks.device(pick_device(recipe.device))
     if device.type == "cpu":
         set_threads(recipe.threads, among=ranks.local_size)
-    train = load_dataset(recipe.dataset, "train")
-    held = None
-    if recipe.validation_fraction > 0:
-        train, held = hold_out(train, recipe.validation_fraction)
-        chosen = ", which chose the weights too" if recipe.monitor and recipe.monitor.patience else ""
-        test, measured_on = held, f"validation ({recipe.validation_fraction:g} of train{chosen})"
-    else:
-        test, measured_on = load_dataset(recipe.dataset, "test"), "test"
-    if note := corrupt_note(train, test):
+    data = _Data.load(recipe)
+    if note := corrupt_note(data.train, data.test):
         console.print(note, soft_wrap=True)
-    train_and_save = FAMILIES[recipe.family].load_trainer()
     partial = folder.with_name(f".{folder.name}.partial")
     model = partial / "model"
     with claim(partial) if ranks.first else nullcontext():
-        resumed = ranks.first and _enter(partial, recipe)
+        resumed = ranks.first and _enter(partial, recipe, len(data.train))
         if resumed:
             console.print(f"{partial}: an unfinished training of this recipe; it goes on where it was saved last")
         try:
             started = time.perf_counter()
-            with _Progress(console) as progress:
-                watch = None
-                if recipe.monitor is not None:
-                    source = train if held is None else held
-                    say = progress.say if ranks.first else (lambda line: None)
-                    watch = Watch(recipe.monitor, source, device, recipe.seed, model, ranks, say)
-                loop = Loop(
-                    device,
-                    Checkpoints(model, ranks=ranks),
-                    progress,
-                    ranks,
-                    recipe.precision,
-                    recipe.channels_last,
-                    recipe.accumulate,
-                    watch,
-                )
-                config: GeneratorConfig = train_and_save(recipe, train, loop, model)
+            config, seen = _train(recipe, data, device, model, console)
             seconds = time.perf_counter() - started
             if not ranks.first:
                 ranks.end_together("generator written")
                 return {}
-            seen = {} if watch is None else {"progress": watch.facts() | {"held_out": held is not None}}
-            write_json(model / "card.json", _card(recipe, train, seconds, resumed) | seen)
+            write_json(model / "card.json", _card(recipe, data.train, seconds, resumed) | seen)
             with console.status("measuring what was made"):
-                quality = measure(open_generator(config, device), train, test, measured_on)
+                quality = measure(open_generator(config, device), data.train, data.test, data.measured_on)
                 if (teacher := _teacher(recipe, partial, device)) is not None:
-                    told = {"num_inference_steps": teacher.spec.defaults["num_inference_steps"]}
-                    quality["teacher"] = measure(teacher, train, test, measured_on, Sweep(told, NOISES))
+                    steps = {"num_inference_steps": teacher.spec.defaults["num_inference_steps"]}
+                    sweep = Sweep(steps, NOISES)
+                    quality["teacher"] = measure(teacher, data.train, data.test, data.measured_on, sweep)
             write_json(model / "quality.json", quality)
             (model / "README.md").write_text(_readme(recipe, config.name, quality, seconds))
             for path in model.rglob("*.safetensors"):  # the hub library writes them readable by their owner alone
@@ -119,14 +96,60 @@ def train_generator(recipe: GeneratorRecipe, folder: Path, console: Console) -> 
                 path.unlink()
             os.replace(model, folder)
         except BaseException as error:
-            # What a user caused would go wrong again, and without a checkpoint there is nothing to go on from: another
-            # rank may have ended this one before it came to the same mistake.
-            if ranks.first and (isinstance(error, UserError) or not any(model.glob(f".*{CHECKPOINT}"))):
+            # Without a checkpoint there is nothing to go on from: another rank may have ended this one before it came
+            # to the same mistake. From one before the loss diverged, or with sizes that do not fit, it would go wrong
+            # again; but a file that could not be read may be there next time.
+            again = isinstance(error, ConfigError | DivergedError) or not any(model.glob(f".*{CHECKPOINT}"))
+            if ranks.first and again:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         shutil.rmtree(partial, ignore_errors=True)
     ranks.end_together("generator written")
     return quality
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What is trained on, and what is measured on; `held` is the part of train that is held out, if one is."""
+
+    train: ImageDataset
+    test: ImageDataset
+    held: ImageDataset | None
+    measured_on: str
+
+    @classmethod
+    def load(cls, recipe: GeneratorRecipe) -> _Data:
+        train = load_dataset(recipe.dataset, "train")
+        if recipe.validation_fraction == 0:
+            return cls(train, load_dataset(recipe.dataset, "test"), None, "test")
+        train, held = hold_out(train, recipe.validation_fraction)
+        chosen = ", which chose the weights too" if recipe.monitor and recipe.monitor.patience else ""
+        return cls(train, held, held, f"validation ({recipe.validation_fraction:g} of train{chosen})")
+
+
+def _train(
+    recipe: GeneratorRecipe, data: _Data, device: torch.device, model: Path, console: Console
+) -> tuple[GeneratorConfig, dict[str, Any]]:
+    """Trains, writes the model's files, and returns the config that loads them and what the card says of the way."""
+    ranks, watch = ranks_now(), None
+    train_and_save = FAMILIES[recipe.family].load_trainer()
+    with _Progress(console) as progress:
+        if recipe.monitor is not None:
+            source = data.train if data.held is None else data.held
+            say = progress.say if ranks.first else (lambda line: None)
+            watch = Watch(recipe.monitor, source, device, recipe.seed, model, ranks, say)
+        loop = Loop(
+            device,
+            Checkpoints(model, ranks=ranks),
+            progress,
+            ranks,
+            recipe.precision,
+            recipe.channels_last,
+            recipe.accumulate,
+            watch,
+        )
+        config: GeneratorConfig = train_and_save(recipe, data.train, loop, model)
+    return config, {} if watch is None else {"progress": watch.facts() | {"held_out": data.held is not None}}
 
 
 def _teacher(recipe: GeneratorRecipe, partial: Path, device: torch.device) -> Generator | None:
@@ -182,13 +205,15 @@ class _Progress:
         (self._console if self._bar is None else self._bar.console).print(line, soft_wrap=True)
 
 
-def _enter(partial: Path, recipe: GeneratorRecipe) -> bool:
+def _enter(partial: Path, recipe: GeneratorRecipe, images: int) -> bool:
     """Makes the folder of an unfinished training, or checks that the one there is of the same recipe; says which."""
-    note, wanted = partial / "recipe.json", recipe.model_dump(mode="json") | {"genssl": __version__}
+    note = partial / "recipe.json"
+    wanted = recipe.model_dump(mode="json") | {"genssl": __version__, "images": images}
     if note.is_file():
         if json.loads(note.read_text()) != wanted:
             raise UserError(
-                f"{partial} holds an unfinished training of another recipe; remove it, or give another --out"
+                f"{partial} holds an unfinished training of another recipe or of other images; remove it, or give "
+                "another --out"
             )
         return True
     (partial / "model").mkdir(exist_ok=True)

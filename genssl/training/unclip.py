@@ -36,13 +36,12 @@ from genssl.training.autoencoder import (
 )
 from genssl.training.conditioner import conditioner_batches, conditioner_problems, embed_all, make_conditioner
 from genssl.training.distributed import Ranks
-from genssl.training.fitting import Loop, average_into, batch_problems, fit
+from genssl.training.fitting import NORM_GROUPS, Loop, average_into, batch_problems, channel_problems, fit
 from genssl.training.rows import Batches, Draws, Images
 from genssl.views.augment import Augment
 
 # The text path of the pipeline exists but says nothing: one constant, empty prompt.
 TEXT_WIDTH = 8
-NORM_GROUPS = 8
 CLEAN_PART = 1 / 3  # of the rows sees nearly clean embeddings, the noise level that most users ask for
 
 
@@ -108,8 +107,7 @@ def _check_sizes(recipe: StableUnCLIPRecipe, dataset: ImageDataset, ranks: Ranks
         batches |= conditioner_batches(recipe.conditioner)
     problems += autoencoder_problems(recipe.autoencoder)
     channels = recipe.denoiser.block_out_channels
-    if any(count % NORM_GROUPS for count in channels):
-        problems.append(f"denoiser.block_out_channels: {channels} are not all multiples of {NORM_GROUPS}")
+    problems += channel_problems("denoiser", channels)
     if size % (factor * 2 ** (len(channels) - 1)):
         problems.append(
             f"denoiser.block_out_channels: {len(channels)} levels do not fit latents of {size // factor} pixels"

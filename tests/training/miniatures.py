@@ -19,7 +19,7 @@ name: miniature
 family: flow
 dataset: {{name: digits}}
 conditioner: {{run: {BUILTIN / "digits-flow"}}}
-flow: {{block_out_channels: [8, 8], steps: 6, batch_size: 64}}
+flow: {{block_out_channels: [16, 16], steps: 6, batch_size: 64}}
 threads: 1
 """
 ICGAN = f"""

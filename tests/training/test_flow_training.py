@@ -20,14 +20,16 @@ from typer.testing import CliRunner
 from genssl.cli.main import app
 from genssl.config.flow_recipe import FlowRecipe
 from genssl.config.generator_recipe import GeneratorRecipe
-from genssl.errors import ConfigError, UserError
+from genssl.errors import ConfigError, DataError, UserError
 from genssl.generators.configs import FlowConfig
 from genssl.generators.flow import Flow
+from genssl.training import generator
 from genssl.training.conditioner import nearest_neighbours
+from genssl.training.distributed import ALONE
 from genssl.training.fitting import Checkpoints, Loop, fit
 from genssl.training.generator import train_generator
 from genssl.training.progress import Progress
-from genssl.training.rows import Batches, Draws
+from genssl.training.rows import Batches, Draws, Images
 from genssl.training.run import run
 from genssl.variants.engine import VariantEngine
 
@@ -43,7 +45,7 @@ conditioner:
   backbone: {name: resnet18, stem: small, width: 4}
   epochs: 1
   projector_hidden_dim: 16
-flow: {block_out_channels: [8, 8], steps: 6, batch_size: 64}
+flow: {block_out_channels: [16, 16], steps: 6, batch_size: 64}
 threads: 1
 """
 
@@ -158,8 +160,8 @@ def test_validation_measures_on_a_part_of_train(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("[8, 8]", "[8, 12]", r"flow.block_out_channels: \[8, 12\] are not all multiples of 8"),
-        ("[8, 8]", "[8, 8, 8, 8, 8]", "5 levels do not fit images of 8 pixels"),
+        ("[16, 16]", "[16, 8]", r"flow.block_out_channels: \[16, 8\] are not all multiples of 8 and at least 16"),
+        ("[16, 16]", "[16, 16, 16, 16, 16]", "5 levels do not fit images of 8 pixels"),
         ("batch_size: 64", "batch_size: 5000", "flow.batch_size: 5000 is more than the 1437 training images"),
         ("steps: 6", "steps: 6, target: neighbours, neighbours: 2000", "flow.neighbours: 2000 is more than"),
         ("epochs: 1", "epochs: 1\n  batch_size: 5000", "conditioner.batch_size: 5000 is more than"),
@@ -234,13 +236,42 @@ def test_an_interrupted_training_is_taken_up_by_the_same_command_alone(trained, 
     assert json.loads((tmp_path / "out" / "card.json").read_text())["resumed"] is True
 
 
+def test_a_file_that_cannot_be_read_costs_no_steps(tmp_path, monkeypatch):
+    """It is gone in the middle of the training, as from a network drive; when it is back, the same command goes on."""
+    photos, random = tmp_path / "photos", np.random.default_rng(0)
+    photos.mkdir()
+    for number in range(80):
+        Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(photos / f"{number:02}.png")
+    monkeypatch.setattr(Images.__init__, "__defaults__", (0,))
+    monkeypatch.setattr(Checkpoints.__init__, "__defaults__", (0.0, ALONE))
+    text = MINIATURE.replace("{name: digits}", f"{{name: folder, root: {photos}, labels: none, image_size: 16}}")
+    text = text.replace("batch_size: 64", "batch_size: 16").replace("epochs: 1", "epochs: 1\n  batch_size: 16")
+    report = generator._Progress.__call__
+
+    def lost(self, stage: str, step: int, *rest) -> None:
+        report(self, stage, step, *rest)
+        if (stage, step) == ("flow", 3):
+            photos.rename(tmp_path / "elsewhere")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generator._Progress, "__call__", lost)
+        with pytest.raises(DataError, match=r"photos/\d\d.png"):
+            train_generator(recipe(text), tmp_path / "out", quiet())
+    assert (tmp_path / ".out.partial").is_dir()
+    (tmp_path / "elsewhere").rename(photos)
+    console = quiet()
+    train_generator(recipe(text), tmp_path / "out", console)
+    assert "goes on where it was saved last" in " ".join(console.file.getvalue().split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
+
+
 @pytest.mark.slow
 def test_kill_9_changes_nothing_but_the_time(tmp_path):
     """Killed in the middle of the flow's training; the same command ends with the weights of a run never killed."""
     file = tmp_path / "recipe.yaml"
     file.write_text(MINIATURE.replace("steps: 6", "steps: 400"))
     script = (
-        "import sys, genssl.training.fitting as f; f.Checkpoints.__init__.__defaults__ = (0.5,)\n"
+        "import sys, genssl.training.fitting as f; f.Checkpoints.__init__.__defaults__ = (0.5, f.ALONE)\n"
         "from genssl.cli.main import main; sys.exit(main())"
     )
 
