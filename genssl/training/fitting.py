@@ -209,6 +209,8 @@ def fit(
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
     warmup = max(1, min(100, steps // 10))
     watch = loop.watch if publish is not None else None
+    if watch is not None:
+        watch.begin(stage)
     module.train()
     first = 0
     if (state := loop.checkpoints.load(stage)) is not None:

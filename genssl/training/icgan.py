@@ -207,6 +207,8 @@ def train_icgan(
 
     modules = {"generator": generator, "discriminator": discriminator, "average": average}
     watch = loop.watch if publish is not None else None
+    if watch is not None:
+        watch.begin(STAGE)
     first = 0
     if (state := loop.checkpoints.load(STAGE)) is not None:
         first = state["step"]

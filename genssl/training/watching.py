@@ -64,6 +64,11 @@ class Watch:
         self._rows: list[int] = chosen[: len(chosen) // 2 * 2]
         self.records: list[dict[str, Any]] = []
         self._best: dict[str, torch.Tensor] | None = None
+        self._stage = ""
+
+    def begin(self, stage: str) -> None:
+        """Begins with a stage, whose looks are compared with each other alone."""
+        self._stage, self._best = stage, None
 
     def due(self, step: int, steps: int) -> bool:
         """Says whether to look after this many steps of so many; after the last one always."""
@@ -73,11 +78,12 @@ class Watch:
         """Measures, draws and records; returns whether to stop, since `patience` looks brought nothing better."""
         record: dict[str, Any] = {}
         if self._ranks.first:
-            record = {"step": step, "loss": loss, **self._measure(step, average, publish)}
+            record = {"stage": self._stage, "step": step, "loss": loss, **self._measure(step, average, publish)}
         record = self._ranks.gather(record)[0]
         self.records.append(record)
-        best = self._best_look()
-        if self._config.patience is not None and best == len(self.records) - 1:
+        looks = self._looks()
+        best = min(range(len(looks)), key=lambda number: float(looks[number]["frechet"]))
+        if self._config.patience is not None and best == len(looks) - 1:
             self._best = {name: value.detach().clone() for name, value in average.state_dict().items()}
         if self._ranks.first:
             write_json(self._folder / LOG, self.records)
@@ -85,11 +91,9 @@ class Watch:
                 f"step {step}: Frechet distance {record['frechet']:.4g} (real images {record['frechet_of_real']:.4g}), "
                 f"grid in {GRIDS}/"
             )
-        if self._config.patience is None or len(self.records) - 1 - best < self._config.patience:
+        if self._config.patience is None or len(looks) - 1 - best < self._config.patience:
             return False
-        self._say(
-            f"step {step}: no better for {self._config.patience} looks; back to step {self.records[best]['step']}"
-        )
+        self._say(f"step {step}: no better for {self._config.patience} looks; back to step {looks[best]['step']}")
         return True
 
     def restore_best(self, average: nn.Module) -> None:
@@ -99,10 +103,10 @@ class Watch:
 
     def facts(self) -> dict[str, Any]:
         """Returns what the card says: which step's weights were kept, and what was seen."""
-        if not self.records:
+        if not (looks := self._looks()):
             return {}
-        chosen = -1 if self._config.patience is None else self._best_look()
-        return {"kept_step": self.records[chosen]["step"], "looks": self.records}
+        kept = looks[-1] if self._config.patience is None else min(looks, key=lambda look: float(look["frechet"]))
+        return {"kept_step": kept["step"], "looks": self.records}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a checkpoint needs."""
@@ -112,8 +116,8 @@ class Watch:
         """Goes on where `state` was taken."""
         self.records, self._best = state["records"], state["best"]
 
-    def _best_look(self) -> int:
-        return min(range(len(self.records)), key=lambda number: float(self.records[number]["frechet"]))
+    def _looks(self) -> list[dict[str, Any]]:
+        return [record for record in self.records if record["stage"] == self._stage]
 
     def _measure(self, step: int, average: nn.Module, publish: Publish) -> dict[str, float]:
         scratch = self._folder / ".look"
@@ -145,4 +149,5 @@ class Watch:
             (f"variant {number + 1}", sized[number * len(shown) : (number + 1) * len(shown)])
             for number in range(GRID_VARIANTS)
         ]
-        write_grid(self._folder / GRIDS / f"step-{step:07}.png", columns, title=f"sources and variants, step {step}")
+        name = f"{self._stage.replace(' ', '-')}-{step:07}.png"
+        write_grid(self._folder / GRIDS / name, columns, title=f"sources and variants: {self._stage}, step {step}")

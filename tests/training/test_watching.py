@@ -39,15 +39,17 @@ def records(folder: Path) -> list[dict[str, float]]:
     return json.loads((folder / "progress.json").read_text())
 
 
-@pytest.mark.parametrize("text", [FLOW, ICGAN, UNCLIP], ids=["flow", "icgan", "stable_unclip"])
-def test_looks_are_recorded_and_change_nothing(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "stage"), [(FLOW, "flow"), (ICGAN, "icgan"), (UNCLIP, "denoiser")], ids=["flow", "icgan", "stable_unclip"]
+)
+def test_looks_are_recorded_and_change_nothing(tmp_path, text, stage):
     train_generator(recipe(text + HELD_OUT), tmp_path / "unseen", quiet())
     train_generator(recipe(text + WATCHED), tmp_path / "seen", quiet())
     assert weights(tmp_path / "seen") == weights(tmp_path / "unseen")
     assert [record["step"] for record in records(tmp_path / "seen")] == [4, 6], "every fourth step, and the last"
     assert all(record["frechet"] > record["frechet_of_real"] > 0 for record in records(tmp_path / "seen"))
     grids = sorted((tmp_path / "seen" / "progress").iterdir())
-    assert [path.name for path in grids] == ["step-0000004.png", "step-0000006.png"]
+    assert [path.name for path in grids] == [f"{stage}-0000004.png", f"{stage}-0000006.png"]
     first = np.asarray(Image.open(grids[0]))
     assert first.shape[0] > 500
     assert first.std() > 10
@@ -90,10 +92,32 @@ def test_patience_ends_a_training_and_keeps_the_best_weights(tmp_path, monkeypat
     assert [look["step"] for look in card["progress"]["looks"]] == [3, 6, 9, 12]
     # What was published is what was seen after step 6: it has that look's distance, to the last digit.
     watch = Watch(WatchConfig(sources=32), hold_out(digits_train, 0.5)[1], torch.device("cpu"), 0, tmp_path)
+    watch.begin("flow")
     found = watch._measure(0, torch.nn.Identity(), lambda *_: FlowConfig(model=str(tmp_path / "out")))
     measured = [look["measured"] for look in card["progress"]["looks"]]
     assert found["frechet"] == measured[1]
     assert len(set(measured)) == 4
+
+
+def test_a_flow_and_its_student_are_looked_at_apart(tmp_path, monkeypatch):
+    """Distances of the one say nothing about the other, nor are its weights the other's."""
+    monkeypatch.setattr("genssl.training.generator.Watch", Scripted)
+    monkeypatch.setattr(Scripted, "distances", (2.0, 1.0, 9.0, 8.0))
+    distil = "distill: {training_steps: 4, batch_size: 16, teacher_steps: 2}\n"
+    text = FLOW.replace("steps: 6", "steps: 4") + HELD_OUT + "monitor: {every_steps: 2, sources: 32, patience: 1}\n"
+    train_generator(recipe(text + distil), tmp_path / "out", quiet())
+    seen = records(tmp_path / "out")
+    assert [(look["stage"], look["step"]) for look in seen] == [
+        ("flow", 2),
+        ("flow", 4),
+        ("distill", 2),
+        ("distill", 4),
+    ]
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["progress"]["kept_step"] == 4
+    monkeypatch.setattr(Scripted, "distances", (2.0, 1.0, 9.0, 10.0))
+    train_generator(recipe(text + distil), tmp_path / "other", quiet())
+    assert json.loads((tmp_path / "other" / "card.json").read_text())["progress"]["kept_step"] == 2
+    assert weights(tmp_path / "other")["unet.safetensors"] != weights(tmp_path / "out")["unet.safetensors"]
 
 
 def test_an_interrupted_training_remembers_what_was_seen(tmp_path, monkeypatch):
