@@ -17,7 +17,7 @@ from genssl import VariantClient
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "recipes/generators/folder_flow.yaml"
-QUICK = ("conditioner.backbone.width=4", "conditioner.epochs=1", "flow.steps=8", "flow.block_out_channels=[8, 16]")
+QUICK = ("conditioner.backbone.width=4", "conditioner.epochs=1", "flow.steps=8", "flow.block_out_channels=[16, 16]")
 SIZE = 16
 
 

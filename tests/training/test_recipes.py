@@ -22,7 +22,7 @@ from genssl.training.run import run
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 ALL = sorted(path for path in RECIPES.rglob("*.yaml") if model_of(read_document(path)) is Recipe)
 QUICK = ["train.epochs=1", "schedule.warmup_epochs=0", "train.threads=1", "train.workers=0", "train.precision=fp32"]
-QUICK += ["evaluate=[]", "monitor.images=8", "monitor.knn_every_epochs=null", "backbone.width=4"]
+QUICK += ["evaluate=[]", "monitor.images=8", "monitor.knn_every_epochs=null", "backbone.width=8"]
 DEFAULT = ("imagenet/byol", "cifar10/barlow_twins")
 BATCH = 8  # of 16 images and a few, so an epoch has two steps
 
