@@ -81,7 +81,12 @@ def test_it_is_measured_beside_its_teacher(student):
 
 
 @pytest.mark.parametrize(
-    ("objective", "steps", "part"), [("trajectory", 1, 0.6), ("trajectory", 2, 0.9), ("consistency", 1, 0.6)]
+    ("objective", "steps", "part"),
+    [
+        ("trajectory", 1, 0.6),
+        pytest.param("trajectory", 2, 0.9, marks=pytest.mark.slow),
+        pytest.param("consistency", 1, 0.6, marks=pytest.mark.slow),
+    ],
 )
 def test_a_student_comes_nearer_to_its_teacher(tmp_path, digits_test, objective, steps, part):
     text = STUDENT.replace(

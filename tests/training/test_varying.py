@@ -37,6 +37,7 @@ def take(recipe, dataset, server=None, folder=None):
         return delivery, opened.facts, ledger
 
 
+@pytest.mark.slow
 def test_in_process_served_and_stored_variants_are_the_same(quick_recipe, digits_train, tmp_path):
     store = f"variants.store={tmp_path / 'store'}"
     local, facts, ledger = take(quick_recipe(*VARYING, "variants.source=in_process", store), digits_train)

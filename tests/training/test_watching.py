@@ -40,7 +40,12 @@ def records(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(
-    ("text", "stage"), [(FLOW, "flow"), (ICGAN, "icgan"), (UNCLIP, "denoiser")], ids=["flow", "icgan", "stable_unclip"]
+    ("text", "stage"),
+    [
+        pytest.param(FLOW, "flow", id="flow"),
+        pytest.param(ICGAN, "icgan", id="icgan", marks=pytest.mark.slow),
+        pytest.param(UNCLIP, "denoiser", id="stable_unclip", marks=pytest.mark.slow),
+    ],
 )
 def test_looks_are_recorded_and_change_nothing(tmp_path, text, stage):
     train_generator(recipe(text + HELD_OUT), tmp_path / "unseen", quiet())
@@ -99,6 +104,7 @@ def test_patience_ends_a_training_and_keeps_the_best_weights(tmp_path, monkeypat
     assert len(set(measured)) == 4
 
 
+@pytest.mark.slow
 def test_a_flow_and_its_student_are_looked_at_apart(tmp_path, monkeypatch):
     """Distances of the one say nothing about the other, nor are its weights the other's."""
     monkeypatch.setattr("genssl.training.generator.Watch", Scripted)
