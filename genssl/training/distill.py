@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from genssl.config.flow_recipe import DistillationConfig, FlowRecipe
-from genssl.generators.flow import build_network, velocity
+from genssl.generators.flow import build_network, latent_shape, velocity
 from genssl.generators.sampling import guide
 from genssl.runtime import seeded_initialisation
 from genssl.training.fitting import Loop, average_into, fit
@@ -59,12 +59,15 @@ def distil(
     loop.prepare(network)
     draws = Draws(recipe.seed, "distill", ranks=loop.ranks)
     max_noise = float(facts["max_embedding_noise"])
+    needs_images = config.objective == "consistency"
     goal = _Trajectory(config, teacher) if config.objective == "trajectory" else _Consistency(config, teacher, average)
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
         condition = material.condition(rows, max_noise, draws).to(device)
-        clean = material.clean(rows)
-        noise = draws.normal(*clean.shape).to(device)
+        noise = draws.normal(len(rows), *latent_shape(facts)).to(device)
+        clean = (
+            material.clean(rows) if needs_images else noise
+        )  # which a trajectory, that starts from noise, never reads
         return goal.loss(network, noise, clean, condition, draws)
 
     rows = Batches(len(material.embeddings), config.batch_size, draws)
@@ -76,7 +79,7 @@ def distil(
         config.training_steps,
         config.lr,
         loop,
-        images=material.images,
+        images=material.images if needs_images else None,
         average=average,
         publish=publish,
     )

@@ -63,7 +63,9 @@ def train_and_save(recipe: ICGANRecipe, train: ImageDataset, loop: Loop, folder:
         measured = copy.deepcopy(network)
         assert isinstance(measured, GeneratorNetwork)
         # A stream of its own, of this rank alone: looking at a training must not change it.
-        measure_statistics(measured, _Pairs(images, features, features, measured.architecture.noise_dim, Draws("look")))
+        measure_statistics(
+            measured, _Pairs(images, features, torch.empty(0), measured.architecture.noise_dim, Draws("look"))
+        )
         return _write(place, measured)
 
     network = train_icgan(recipe, images, features, loop, publish)
