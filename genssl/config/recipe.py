@@ -15,6 +15,7 @@ from genssl.config.train import TrainConfig as TrainConfig
 from genssl.config.views import ViewsConfig as ViewsConfig
 
 LATENESS = "variants.late, variants.refresh and variants.budget"
+NARROWEST_IN_CHANNELS_LAST = 8
 
 
 class ClientTLSConfig(Section):
@@ -189,6 +190,19 @@ class Recipe(Section):
             raise ValueError(
                 f"schedule.warmup_epochs is {schedule.warmup_epochs:g} but train.epochs is {value.epochs}; "
                 "warm-up must be shorter"
+            )
+        return value
+
+    @field_validator("train")
+    @classmethod
+    def _wide_enough_for_the_memory_order(cls, value: TrainConfig, info: ValidationInfo) -> TrainConfig:
+        """torch 2.14 writes past the end of strided 1x1 convolutions of fewer channels on CPUs without AVX-512."""
+        width = getattr(info.data.get("backbone"), "width", NARROWEST_IN_CHANNELS_LAST)
+        if width < NARROWEST_IN_CHANNELS_LAST and (value.channels_last or value.compile):
+            setting = "channels_last" if value.channels_last else "compile"  # what is compiled has that order too
+            raise ValueError(
+                f"train.{setting} needs backbone.width {NARROWEST_IN_CHANNELS_LAST} or more, found {width}; narrower "
+                f"convolutions crash torch on some CPUs: widen the backbone, or set train.{setting}: false"
             )
         return value
 

@@ -140,12 +140,24 @@ def test_unequal_micro_batches_are_refused(quick_recipe):
         quick_recipe("train.accumulate=3")
 
 
+@pytest.mark.parametrize("setting", ["channels_last", "compile"])
+def test_a_backbone_that_would_crash_torch_is_refused(quick_recipe, setting):
+    with pytest.raises(UserError, match=rf"train: train.{setting} needs backbone.width 8 or more, found 4"):
+        quick_recipe(f"train.{setting}=true")
+    assert quick_recipe(f"train.{setting}=true", "backbone.width=8")
+
+
 @pytest.mark.slow
-def test_a_compiled_backbone_trains_alike(quick_recipe, tmp_path):
+def test_a_compiled_backbone_trains_alike(quick_recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))  # others' were made for other CPUs
     losses = []
     for compiled in ("false", "true"):
         recipe = quick_recipe(
-            "variants.source=none", "evaluate=[]", "train.batch_size=478", f"train.compile={compiled}"
+            "variants.source=none",
+            "evaluate=[]",
+            "train.batch_size=478",
+            "backbone.width=8",
+            f"train.compile={compiled}",
         )
         with (tmp_path / "text").open("w") as text, Progress(Console(file=text)) as progress:
             run(recipe, tmp_path / compiled, progress)
