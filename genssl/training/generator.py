@@ -37,6 +37,7 @@ from genssl.training.files import write_json
 from genssl.training.fitting import CHECKPOINT, Checkpoints, DivergedError, Loop
 from genssl.training.generator_quality import NOISES, Sweep, cell, columns, measure
 from genssl.training.lock import claim
+from genssl.training.provenance import dataset_digest
 from genssl.training.watching import Watch
 
 
@@ -71,7 +72,7 @@ def train_generator(recipe: GeneratorRecipe, folder: Path, console: Console) -> 
     partial = folder.with_name(f".{folder.name}.partial")
     model = partial / "model"
     with claim(partial) if ranks.first else nullcontext():
-        resumed = ranks.first and _enter(partial, recipe, len(data.train))
+        resumed = ranks.first and _enter(partial, recipe, data.train)
         if resumed:
             console.print(f"{partial}: an unfinished training of this recipe; it goes on where it was saved last")
         try:
@@ -205,10 +206,10 @@ class _Progress:
         (self._console if self._bar is None else self._bar.console).print(line, soft_wrap=True)
 
 
-def _enter(partial: Path, recipe: GeneratorRecipe, images: int) -> bool:
+def _enter(partial: Path, recipe: GeneratorRecipe, train: ImageDataset) -> bool:
     """Makes the folder of an unfinished training, or checks that the one there is of the same recipe; says which."""
     note = partial / "recipe.json"
-    wanted = recipe.model_dump(mode="json") | {"genssl": __version__, "images": images}
+    wanted = recipe.model_dump(mode="json") | {"genssl": __version__, "images": dataset_digest(train)}
     if note.is_file():
         if json.loads(note.read_text()) != wanted:
             raise UserError(

@@ -259,6 +259,11 @@ def test_a_file_that_cannot_be_read_costs_no_steps(tmp_path, monkeypatch):
             train_generator(recipe(text), tmp_path / "out", quiet())
     assert (tmp_path / ".out.partial").is_dir()
     (tmp_path / "elsewhere").rename(photos)
+    kept = (photos / "00.png").read_bytes()
+    (photos / "00.png").write_bytes((photos / "01.png").read_bytes())
+    with pytest.raises(UserError, match="or of other images"):  # as many, but not the same
+        train_generator(recipe(text), tmp_path / "out", quiet())
+    (photos / "00.png").write_bytes(kept)
     console = quiet()
     train_generator(recipe(text), tmp_path / "out", console)
     assert "goes on where it was saved last" in " ".join(console.file.getvalue().split())
