@@ -212,9 +212,9 @@ BACKBONES = Registry(
                 f"resnet{depth}",
                 "resnet:build_resnet",
                 f"ResNet{depth}Config",
-                f"ResNet-{depth} with ImageNet or small-image stem and any width",
+                f"ResNet-{depth} with ImageNet or small-image stem, any width, and fewer stages if wanted",
             )
-            for depth in (18, 34, 50)
+            for depth in (10, 18, 34, 50)
         ),
         *(
             _builtin(

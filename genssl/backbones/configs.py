@@ -21,6 +21,21 @@ class ResNetConfig(ComponentConfig):
         ),
     )
     width: int = Field(64, ge=4, le=512, description="channels of the first stage; 64 is the standard network")
+    stages: int = Field(
+        4,
+        ge=1,
+        le=4,
+        description=(
+            "of the standard network's four, of which each but the first halves the image; fewer for images so small "
+            "that the last would see a single pixel, as ResNets for CIFAR have three (He et al., section 4.2)"
+        ),
+    )
+
+
+class ResNet10Config(ResNetConfig):
+    """ResNet-10, one block a stage: half of ResNet-18, for small images and quick trials. torchvision has none."""
+
+    name: Literal["resnet10"] = "resnet10"
 
 
 class ResNet18Config(ResNetConfig):

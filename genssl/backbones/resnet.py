@@ -12,6 +12,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from genssl.backbones.configs import ResNetConfig
 
 LAYERS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet10": (BasicBlock, (1, 1, 1, 1)),
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
@@ -22,7 +23,7 @@ class ResNet(nn.Module):
     """Maps images float [B, 3, H, W] to features float [B, feature_dim] (global average of the last stage)."""
 
     def __init__(
-        self, block: type[BasicBlock | Bottleneck], layers: tuple[int, int, int, int], width: int, small_stem: bool
+        self, block: type[BasicBlock | Bottleneck], layers: tuple[int, ...], width: int, small_stem: bool
     ) -> None:
         super().__init__()
         self._block = block
@@ -35,10 +36,9 @@ class ResNet(nn.Module):
             self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = self._stage(width, layers[0], stride=1)
-        self.layer2 = self._stage(2 * width, layers[1], stride=2)
-        self.layer3 = self._stage(4 * width, layers[2], stride=2)
-        self.layer4 = self._stage(8 * width, layers[3], stride=2)
+        self._stages = len(layers)
+        for place, count in enumerate(layers):
+            self.add_module(f"layer{place + 1}", self._stage(2**place * width, count, stride=1 if place == 0 else 2))
         self.feature_dim = self._channels
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -60,7 +60,8 @@ class ResNet(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Returns features float [B, feature_dim]."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for place in range(self._stages):
+            x = self.get_submodule(f"layer{place + 1}")(x)
         features: torch.Tensor = x.mean(dim=(2, 3))
         return features
 
@@ -68,4 +69,4 @@ class ResNet(nn.Module):
 def build_resnet(config: ResNetConfig) -> ResNet:
     """Returns the network that the config names; its weights come from torch's current random stream."""
     block, layers = LAYERS[config.name]
-    return ResNet(block, layers, config.width, config.stem == "small")
+    return ResNet(block, layers[: config.stages], config.width, config.stem == "small")

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 import torchvision
@@ -31,7 +31,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "safetensors": (".safetensors",),
     "onnx": (".onnx",),
 }
-STANDARD_WIDTH = 64
+STANDARD_WIDTH, STANDARD_STAGES = 64, 4
 IMAGES = 4
 # Largest difference that is put down to the order of additions, as a part of the largest feature.
 TOLERANCE = 1e-4
@@ -146,10 +146,10 @@ def _state_dict(encoder: LoadedEncoder, build: Callable[[], nn.Module], usage: s
 
 
 def _torchvision(encoder: LoadedEncoder, config: ComponentConfig) -> _Format:
-    if not isinstance(config, ResNetConfig) or config.width != STANDARD_WIDTH:
+    if not _is_standard(config):
         raise ExportError(
-            f"{encoder.name}: torchvision has no {_described(config)}; it has ResNets of width {STANDARD_WIDTH}; "
-            "use --to safetensors or --to onnx"
+            f"{encoder.name}: torchvision has no {_described(config)}; it has ResNet-18, -34 and -50 of width "
+            f"{STANDARD_WIDTH} and {STANDARD_STAGES} stages; use --to safetensors or --to onnx"
         )
 
     def build() -> nn.Module:
@@ -176,12 +176,13 @@ def _timm(encoder: LoadedEncoder, config: ComponentConfig) -> _Format:
         arguments = {"img_size": config.image_size, "patch_size": config.patch_size, "depth": config.depth}
         if config.interpolate_positions:
             arguments["dynamic_img_size"] = True
-    elif isinstance(config, ResNetConfig) and config.width == STANDARD_WIDTH and config.stem == "imagenet":
+    elif _is_standard(config) and config.stem == "imagenet":
         name = config.name
     else:
         raise ExportError(
-            f"{encoder.name}: timm has no {_described(config)}; it has ViTs, and ResNets of width {STANDARD_WIDTH} "
-            "with the ImageNet stem; use --to torchvision, safetensors or onnx"
+            f"{encoder.name}: timm has no {_described(config)}; it has ViTs, and ResNet-18, -34 and -50 of width "
+            f"{STANDARD_WIDTH} and {STANDARD_STAGES} stages with the ImageNet stem; use --to torchvision, "
+            "safetensors or onnx"
         )
     try:
         timm = importlib.import_module("timm")
@@ -247,6 +248,12 @@ def _onnx(encoder: LoadedEncoder, size: int) -> _Format:
 
     usage = "session = onnxruntime.InferenceSession('FILE'); session.run(['features'], {'images': images})"
     return _Format(write, read, usage)
+
+
+def _is_standard(config: ComponentConfig) -> TypeGuard[ResNetConfig]:
+    """Whether it is, but for its stem, one of torchvision's and timm's ResNets; neither has one of ten layers."""
+    size = (STANDARD_WIDTH, STANDARD_STAGES)
+    return isinstance(config, ResNetConfig) and config.name != "resnet10" and (config.width, config.stages) == size
 
 
 def _described(config: ComponentConfig) -> str:

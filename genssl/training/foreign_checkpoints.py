@@ -20,13 +20,21 @@ import re
 import warnings
 import zipfile
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from genssl.backbones.configs import ResNet18Config, ResNet34Config, ResNet50Config, ViTSmallConfig, ViTTinyConfig
+from genssl.backbones.configs import (
+    ResNet10Config,
+    ResNet18Config,
+    ResNet34Config,
+    ResNet50Config,
+    ViTSmallConfig,
+    ViTTinyConfig,
+)
 from genssl.backbones.vit import CHANNELS_AND_HEADS
 from genssl.config.base import ComponentConfig
 from genssl.errors import UserError
@@ -38,6 +46,7 @@ Tensors = dict[str, torch.Tensor]
 OWN = "method.backbone."  # in a checkpoint.pt of genssl, whose encoders take images as they are
 SECOND = re.compile(r"momentum|teacher|target|(^|[._])ema|(_k|key)\.")
 RESNETS: dict[tuple[bool, tuple[int, ...]], Any] = {  # by bottleneck or not, and blocks a stage
+    (False, (1, 1, 1, 1)): ResNet10Config,
     (False, (2, 2, 2, 2)): ResNet18Config,
     (False, (3, 4, 6, 3)): ResNet34Config,
     (True, (3, 4, 6, 3)): ResNet50Config,
@@ -193,19 +202,24 @@ def _renamed(weights: Tensors, layout: str) -> Tensors:
 
 def _resnet_config(path: Path, weights: Tensors) -> ComponentConfig:
     bottleneck = "layer1.0.conv3.weight" in weights
-    blocks = tuple(
+    counts = (
         1 + max((int(key.split(".")[1]) for key in weights if key.startswith(f"layer{stage}.")), default=-1)
         for stage in (1, 2, 3, 4)
     )
+    blocks = tuple(takewhile(bool, counts))
     stem = weights.get("conv1.weight")
-    model = RESNETS.get((bottleneck, blocks))
+    fitting = (
+        model for (deep, layers), model in RESNETS.items() if deep == bottleneck and layers[: len(blocks)] == blocks
+    )
+    model = next(fitting, None) if blocks else None
     if model is None or stem is None or stem.ndim != 4 or stem.shape[1] != 3 or stem.shape[2] not in (3, 7):
         what = "bottleneck" if bottleneck else "basic"
         raise EncoderError(
             f"{path}: is a ResNet of {what} blocks {list(blocks)} with a stem of {_shape(stem)}, which is none of "
-            "ResNet-18, -34 and -50; name the network with --backbone, such as --backbone '{name: timm/resnet101}'"
+            "ResNet-10, -18, -34 and -50; name the network with --backbone, such as --backbone '{name: timm/resnet101}'"
         )
-    config: ComponentConfig = model(stem="small" if stem.shape[2] == 3 else "imagenet", width=int(stem.shape[0]))
+    kind = "small" if stem.shape[2] == 3 else "imagenet"
+    config: ComponentConfig = model(stem=kind, width=int(stem.shape[0]), stages=len(blocks))
     return config
 
 

@@ -84,13 +84,14 @@ class PairWeights:
 
     def __init__(self, config: PairWeightsConfig, dataset: ImageDataset, device: torch.device) -> None:
         backbone, block, _ = load_encoder(config.encoder / FILE)
-        if not all(hasattr(backbone, stage) for stage in STAGES):
+        stages = [getattr(backbone, stage) for stage in STAGES if hasattr(backbone, stage)]
+        if not stages:
             raise ConfigError([f"views.pair_weights.encoder: {block.name} has no feature maps; give that of a ResNet"])
         self._backbone = backbone.to(device).eval().requires_grad_(False)
         self._name, self._gamma, self._device = block.name, config.gamma, device
         self._maps: list[torch.Tensor] = []
-        for stage in STAGES:
-            getattr(backbone, stage).register_forward_hook(lambda module, given, result: self._maps.append(result))
+        for stage in stages:
+            stage.register_forward_hook(lambda module, given, result: self._maps.append(result))
         rows = np.unique(np.linspace(0, len(dataset) - 1, min(IMAGES, len(dataset))).astype(int))
         parts = []
         for start in range(0, len(rows), AT_ONCE):

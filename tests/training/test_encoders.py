@@ -17,7 +17,14 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
-from genssl.backbones.configs import ResNet18Config, ResNet34Config, ResNet50Config, ResNetConfig, ViTTinyConfig
+from genssl.backbones.configs import (
+    ResNet10Config,
+    ResNet18Config,
+    ResNet34Config,
+    ResNet50Config,
+    ResNetConfig,
+    ViTTinyConfig,
+)
 from genssl.backbones.resnet import build_resnet
 from genssl.backbones.vit import build_vit
 from genssl.config.dump import to_yaml
@@ -79,7 +86,7 @@ def test_a_run_gives_its_backbone_its_image_size_and_where_it_came_from(run_fold
     encoder = load_encoder(str(folder), CPU)
     assert_features(encoder, network(images(8)), images(8))
     assert (encoder.name, encoder.image_size, encoder.source["kind"]) == (str(folder), 8, "run")
-    assert encoder.source["backbone"] == {"name": "resnet18", "stem": "small", "width": 4}
+    assert encoder.source["backbone"] == {"name": "resnet18", "stem": "small", "width": 4, "stages": 4}
     assert len(encoder.source["digest"]) == 32
     assert not encoder.module.training
     assert not any(parameter.requires_grad for parameter in encoder.module.parameters())
@@ -183,7 +190,7 @@ def test_solo_learn_on_cifar_pads_its_stem_by_two_and_uses_cifars_statistics(tmp
     encoder = load_encoder(str(path), CPU)
     mean, std = torch.tensor([0.5071, 0.4865, 0.4409]), torch.tensor([0.2673, 0.2564, 0.2762])
     assert_features(encoder, network((images() - mean.view(3, 1, 1)) / std.view(3, 1, 1)), images())
-    assert encoder.source["backbone"] == {"name": "resnet18", "stem": "small", "width": 8}
+    assert encoder.source["backbone"] == {"name": "resnet18", "stem": "small", "width": 8, "stages": 4}
     assert encoder.source["prefix"] == f"state_dict.{word}."
     assert "padded by 2" in encoder.source["stem"]
     plain = load_encoder(str(path), CPU, backbone=ResNet18Config(stem="small", width=8), normalize="none")
@@ -198,7 +205,7 @@ def test_solo_learn_on_imagenet(tmp_path):
     encoder = load_encoder(str(tmp_path / "x.ckpt"), CPU)
     mean, std = IMAGENET
     assert_features(encoder, network((images(64, 2) - mean) / std), images(64, 2))
-    assert encoder.source["backbone"] == {"name": "resnet50", "stem": "imagenet", "width": 8}
+    assert encoder.source["backbone"] == {"name": "resnet50", "stem": "imagenet", "width": 8, "stages": 4}
 
 
 def test_lightly_with_the_children_of_torchvisions_resnet(tmp_path):
@@ -209,7 +216,7 @@ def test_lightly_with_the_children_of_torchvisions_resnet(tmp_path):
     encoder = load_encoder(str(tmp_path / "x.ckpt"), CPU)
     mean, std = IMAGENET
     assert_features(encoder, backbone((images() - mean) / std).flatten(1), images())
-    assert encoder.source["backbone"] == {"name": "resnet18", "stem": "imagenet", "width": 64}
+    assert encoder.source["backbone"] == {"name": "resnet18", "stem": "imagenet", "width": 64, "stages": 4}
 
 
 class LightlyBlock(nn.Module):
@@ -246,7 +253,7 @@ def test_lightly_with_the_children_of_its_own_resnet_has_no_relu_in_the_stem(tmp
     torch.save({"state_dict": prefixed("backbone.", backbone)}, tmp_path / "x.ckpt")
     encoder = load_encoder(str(tmp_path / "x.ckpt"), CPU, normalize="none")
     assert_features(encoder, backbone(images()).flatten(1), images())
-    assert encoder.source["backbone"] == {"name": "resnet18", "stem": "small", "width": 8}
+    assert encoder.source["backbone"] == {"name": "resnet18", "stem": "small", "width": 8, "stages": 4}
 
 
 def test_split_batch_norms_are_averaged(tmp_path):
@@ -268,6 +275,14 @@ def test_official_moco_keeps_the_query_network(tmp_path):
     torch.save({"epoch": 200, "arch": "resnet18", "state_dict": state}, tmp_path / "moco.pth.tar")
     encoder = load_encoder(str(tmp_path / "moco.pth.tar"), CPU, normalize="none")
     assert_features(encoder, query(images()), images())
+
+
+@pytest.mark.parametrize("config", [ResNet10Config, ResNet18Config, ResNet34Config, ResNet50Config])
+def test_a_resnet_of_fewer_stages(tmp_path, config):
+    network = lived_in(build_resnet(config(stem="small", width=8, stages=2)))
+    torch.save({"method": prefixed("backbone.", network)}, tmp_path / "checkpoint.pt")
+    encoder = load_encoder(str(tmp_path / "checkpoint.pt"), CPU, normalize="none")
+    assert_features(encoder, network(images()), images())
 
 
 def test_a_vit_in_a_nested_checkpoint(tmp_path):

@@ -12,7 +12,7 @@ import torchvision
 from safetensors.torch import load_file
 from torch import nn
 
-from genssl.backbones.configs import ResNet18Config, ViTTinyConfig
+from genssl.backbones.configs import ResNet10Config, ResNet18Config, ViTTinyConfig
 from genssl.backbones.resnet import build_resnet
 from genssl.backbones.vit import build_vit
 from genssl.config.base import ComponentConfig
@@ -114,13 +114,21 @@ def test_a_library_that_is_missing_is_named_with_the_way_to_get_it(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_networks_that_a_format_has_not(narrow, tmp_path):
+def test_networks_that_a_format_has_not(narrow, tmp_path, tmp_path_factory):
+    others = tmp_path_factory.mktemp("others")
+    shorter = encoder(others / "shorter", ResNet18Config(stages=3), 32)
+    shallower = encoder(others / "shallower", ResNet10Config(), 32)
     with pytest.raises(
-        ExportError, match=r"torchvision has no resnet18 \(stem small, width 4\); .* use --to safetensors"
+        ExportError, match=r"torchvision has no resnet18 \(stem small, width 4, stages 4\); .* use --to safetensors"
     ):
         export_encoder(narrow, "torchvision", tmp_path / "x.pth")
-    with pytest.raises(ExportError, match=r"timm has no resnet18 \(stem small, width 4\); "):
+    with pytest.raises(ExportError, match=r"timm has no resnet18 \(stem small, width 4, stages 4\); "):
         export_encoder(narrow, "timm", tmp_path / "x.pth")
+    for to in ("torchvision", "timm"):
+        with pytest.raises(ExportError, match=rf"{to} has no resnet18 \(.*, stages 3\); .* and 4 stages"):
+            export_encoder(shorter, to, tmp_path / "x.pth")
+        with pytest.raises(ExportError, match=rf"{to} has no resnet10 \(.*\); it has .*ResNet-18, -34 and -50"):
+            export_encoder(shallower, to, tmp_path / "x.pth")
     foreign = load_encoder("torchvision/squeezenet1_1", CPU)
     with pytest.raises(ExportError, match=r"is no encoder of genssl; export takes run directories"):
         export_encoder(foreign, "safetensors", tmp_path / "x.safetensors")

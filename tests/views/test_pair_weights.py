@@ -97,6 +97,15 @@ def test_weights_have_mean_one_and_no_gradient(folder, digits_train):
     assert torch.equal(weights, again)
 
 
+def test_an_encoder_of_fewer_stages_judges_by_those_it_has(digits_train, tmp_path):
+    config = ResNet18Config(width=4, stem="small", stages=1)
+    save_encoder(tmp_path / "encoder.safetensors", build_resnet(config), config, 8)
+    images = torch.from_numpy(np.stack([digits_train.image(row) for row in range(8)])).float() / 255
+    weights = PairWeights(PairWeightsConfig(encoder=tmp_path), digits_train, CPU)(Views(pair=(images, images.flip(3))))
+    assert weights.pair_weights is not None
+    assert float(weights.pair_weights.std()) > 0
+
+
 def test_what_cannot_judge_is_told(folder, digits_train, tmp_path):
     with pytest.raises(GeneratorError, match="cannot be read"):
         PairWeights(PairWeightsConfig(encoder=tmp_path), digits_train, CPU)
