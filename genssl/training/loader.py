@@ -15,7 +15,7 @@ from genssl.data.workers import DecodingWorkers, read_images
 from genssl.variants.plan import StepPlan
 from genssl.views.compose import Crops
 
-ROWS_PER_TASK = 16  # of a worker process: one message for so many images
+ROWS_PER_TASK = 16  # one message to a worker process, one task of a thread: small images take less time than a task
 
 
 class SourceLoader:
@@ -62,8 +62,7 @@ class SourceLoader:
 
     def _read(self, plan: StepPlan) -> list[Future[list[UInt8Array]]]:
         rows, crops = plan.rows.tolist(), self._crops(plan) if self._crops is not None else ()
-        size = 1 if self._workers is None else ROWS_PER_TASK
-        parts = [slice(start, start + size) for start in range(0, len(rows), size)]
+        parts = [slice(start, start + ROWS_PER_TASK) for start in range(0, len(rows), ROWS_PER_TASK)]
         tasks = [(rows[part], [one.of(part) for one in crops]) for part in parts]
         if self._workers is None:
             return [self._pool.submit(read_images, self._dataset, *task) for task in tasks]
