@@ -20,7 +20,6 @@ import re
 import warnings
 import zipfile
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -202,11 +201,11 @@ def _renamed(weights: Tensors, layout: str) -> Tensors:
 
 def _resnet_config(path: Path, weights: Tensors) -> ComponentConfig:
     bottleneck = "layer1.0.conv3.weight" in weights
-    counts = (
+    counts = tuple(
         1 + max((int(key.split(".")[1]) for key in weights if key.startswith(f"layer{stage}.")), default=-1)
         for stage in (1, 2, 3, 4)
     )
-    blocks = tuple(takewhile(bool, counts))
+    blocks = counts[: 4 - counts.count(0)]  # a stage that is missing in between stays, and fits nothing
     stem = weights.get("conv1.weight")
     fitting = (
         model for (deep, layers), model in RESNETS.items() if deep == bottleneck and layers[: len(blocks)] == blocks

@@ -353,6 +353,10 @@ def test_another_architecture(tmp_path):
         EncoderError, match=r"is a ResNet of basic blocks \[3, 3, 3, 3\] with a stem of 64x3x7x7, which is"
     ):
         load_encoder(str(tmp_path / "deep.pth"), CPU)
+    gap = {name: value for name, value in narrow_resnet(ResNet18Config).state_dict().items() if "layer3" not in name}
+    torch.save(gap, tmp_path / "gap.pth")
+    with pytest.raises(EncoderError, match=r"is a ResNet of basic blocks \[2, 2, 0\] with"):
+        load_encoder(str(tmp_path / "gap.pth"), CPU)
     torch.save(torchvision.models.mobilenet_v3_small(weights=None).state_dict(), tmp_path / "mobile.pth")
     with pytest.raises(EncoderError, match=r"no ResNet and no ViT is among its 244 tensors"):
         load_encoder(str(tmp_path / "mobile.pth"), CPU)
