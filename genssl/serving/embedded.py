@@ -48,7 +48,15 @@ class EmbeddedServer:
         server_file.write_text(json.dumps(content, indent=2))  # JSON is YAML
         command = [sys.executable, "-m", "genssl", "serve-generator", str(server_file)]
         command += ["--address-file", str(self._folder / "address"), "--exit-with-stdin"]
-        with self.log_path.open("wb") as log:
+        try:  # the run directory is made by the first rank of all, on its own machine
+            self.log_path.parent.mkdir(parents=True, exist_ok=True)
+            log_file = self.log_path.open("wb")
+        except OSError as error:
+            raise UserError(
+                f"{self.log_path}: the embedded server's log cannot be written on this machine ({error.strerror}); "
+                "give a run directory that can be made on every machine with --out"
+            ) from None
+        with log_file as log:
             # A session of its own: Ctrl-C reaches the trainer alone, which then ends the server in order.
             return subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset
 from genssl.errors import UserError
+from genssl.training.distributed import Ranks
 from genssl.training.files import write_atomically
 from genssl.training.provenance import dataset_digest
 
@@ -53,6 +55,25 @@ def require_same(recipe: Recipe, folder: Path) -> None:
         f"--resume {folder}: was begun with another recipe: {', '.join(differing[:SHOWN])}{more}. "
         f"Leave the recipe out (genssl run --resume {folder}), or start another run with --out"
     )
+
+
+def require_same_step(ranks: Ranks, folder: Path, step: int) -> None:
+    """Raises UserError on every rank if their checkpoints are of different steps: machines without a shared folder.
+
+    Args:
+        ranks: of the run.
+        folder: the run directory.
+        step: of the checkpoint that this rank goes on from; 0 if it found none.
+    """
+    found = ranks.gather((step, socket.gethostname()))
+    first, here = found[0]
+    for other, there in found:
+        if other != first:
+            raise UserError(
+                f"--resume {folder}: rank 0 on {here} goes on from step {first}, but a rank on {there} "
+                f"{f'from step {other}' if other else 'found no checkpoint'}; put the run directory where every "
+                f"machine sees it, or copy it from {here} to the same path on the others"
+            )
 
 
 def identity(recipe: Recipe, dataset: ImageDataset) -> dict[str, str]:

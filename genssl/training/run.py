@@ -32,7 +32,7 @@ from genssl.training.planning import build_refresher, prefetch_depth, view_plan
 from genssl.training.progress import Progress
 from genssl.training.provenance import provenance
 from genssl.training.report import write_report
-from genssl.training.resume import entry, identity, is_finished, require_same
+from genssl.training.resume import entry, identity, is_finished, require_same, require_same_step
 from genssl.training.samples import draw_run_samples
 from genssl.training.shared_server import start_shared_server
 from genssl.training.sources import open_source, open_stored_first, require_stored, server_threads
@@ -67,12 +67,12 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
     """
     started = time.perf_counter()
     # ---- Device and data: first, so that a mistake in the recipe leaves nothing behind ----
+    ranks = ranks_now()
     if resume:
         require_same(recipe, out)
-        if is_finished(out):
+        if ranks.gather(is_finished(out))[0]:  # other machines need not have the results
             progress.note(f"{out} is finished; there is nothing to resume")
-            return read_results(out)
-    ranks = ranks_now()
+            return read_results(out) if ranks.first else {}
     if ranks.first and not resume:
         refuse_used(out)
     device = ranks.device(pick_device(recipe.train.device))
@@ -100,6 +100,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
                 refuse_used(out)  # another process may have begun one since
         checkpoints = Checkpoints(out, recipe.train.keep_checkpoints, identity(recipe, splits.train))
         state, notes = checkpoints.latest() if resume else (None, [])
+        require_same_step(ranks, out, 0 if state is None else state["step"])
         for note in notes:
             progress.note(note)
         if ranks.first:

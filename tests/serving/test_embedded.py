@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def check_until_it_raises(server: EmbeddedServer) -> None:
 
 
 def test_the_server_ends_with_the_block_and_leaves_nothing(tmp_path):
-    with EmbeddedServer(FILE, tmp_path / "log") as server:
+    with EmbeddedServer(FILE, tmp_path / "not" / "there" / "yet" / "log") as server:
         server.wait_until_bound()
         socket = Path(server.address.removeprefix("unix:"))
         assert socket.stat().st_mode & 0o077 == 0, "only the owner may connect"
@@ -95,3 +96,11 @@ def test_a_mistake_of_the_users_comes_back_as_its_message_alone(tmp_path):
         pytest.raises(UserError, match=r"^generator.model: there is no built-in model 'nothing'"),
     ):
         check_until_it_raises(server)
+
+
+def test_a_log_that_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    before = set(Path(tempfile.gettempdir()).glob("genssl-*"))
+    with pytest.raises(UserError, match=r"file/log: the embedded server's log cannot be written on this machine"):
+        EmbeddedServer(FILE, tmp_path / "file" / "log")
+    assert set(Path(tempfile.gettempdir()).glob("genssl-*")) <= before
