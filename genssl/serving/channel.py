@@ -5,12 +5,25 @@ from __future__ import annotations
 # Bytes that protobuf fields take beside the pixels, a message and a variant, generously.
 MESSAGE_OVERHEAD, ROW_OVERHEAD = 2**16, 128
 
-CONCURRENT_CALLS = 64  # of one connection; further ones wait at the client
+CONCURRENT_CALLS = 64  # streams of one connection; further ones are refused
+
+
+def stated_calls(streams: int) -> int:
+    """Returns how many calls at once a client is told to make on a connection of at most so many streams.
+
+    Half: a server counts a stream until it has retired the finished call, and by then a client that has its answer has
+    long opened the next one. gRPC's own waiting for MAX_CONCURRENT_STREAMS does not know that.
+    """
+    return max(1, streams // 2)
+
 
 SERVICE = "genssl.generation.v1.GenerationService"
 
 # The server's limit, which clients ask for and keep, is what counts; this one only bounds what a wrong server can send.
 CLIENT_MESSAGE_BYTES = 256 * 2**20
+
+# What a server is asked beside variants, at once: who it is, and its statistics.
+OTHER_CALLS = 2
 
 CLIENT_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", CLIENT_MESSAGE_BYTES),
@@ -28,6 +41,8 @@ CLIENT_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.enable_retries", 0),
     # Loopback and private addresses must not be sent through a web proxy.
     ("grpc.enable_http_proxy", 0),
+    # Otherwise all clients of a process share one connection, and together exceed the calls that it may have.
+    ("grpc.use_local_subchannel_pool", 1),
 ]
 
 

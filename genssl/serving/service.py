@@ -20,7 +20,7 @@ from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.serving.admission import Admission, Claim
 from genssl.serving.auth import Token, current_token
-from genssl.serving.channel import MESSAGE_OVERHEAD, ROW_OVERHEAD
+from genssl.serving.channel import CONCURRENT_CALLS, MESSAGE_OVERHEAD, ROW_OVERHEAD, stated_calls
 from genssl.serving.codec import OUTPUT_ENCODINGS, Failure, Ready, encode_variants
 from genssl.serving.hosted import Caller, Hosted, Wanted
 from genssl.serving.jobs import DeadlinePassedError
@@ -87,6 +87,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             batching=BATCHING[self._file.batching],
             instance_id=self._instance_id,
             threads=self._threads,
+            max_concurrent_calls=stated_calls(CONCURRENT_CALLS),
         )
 
     async def ListGenerators(

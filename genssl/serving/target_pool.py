@@ -29,6 +29,9 @@ UNWELCOME = (
 )
 
 
+REFUSED_STREAM = "RST_STREAM with error code 7"  # of HTTP/2 (RFC 9113, section 7), in the words of gRPC's C core
+
+
 @dataclass
 class Tally:
     """How often the calls of a request were repeated, and how often because a server was full."""
@@ -68,6 +71,7 @@ class TargetPool:
             Target(address, tls=tls, token=token, max_in_flight=max_in_flight, advice=advice) for address in addresses
         ]
         self._changed = asyncio.Event()
+        self._turn = asyncio.Lock()  # who waits for room gets it in the order of coming
         self._probes: dict[str, asyncio.Task[None]] = {}
         self._expected: dict[str, tuple[bytes, str]] = {}
         self._connected = False
@@ -203,6 +207,8 @@ class TargetPool:
         said = read_refusal(error)
         # gRPC reports a message over the size limit as RESOURCE_EXHAUSTED too, but it will not shrink by waiting.
         full = said.code == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" not in said.message
+        # Nor is a server away that resets a stream beyond those it allows: it has not looked at the call.
+        full = full or (said.code == grpc.StatusCode.UNAVAILABLE and REFUSED_STREAM in said.message)
         if full and said.reason != "TOO_LARGE":
             tally.refusals += 1
             target.refused(sent, said.retry_after, said.message)
@@ -217,23 +223,24 @@ class TargetPool:
         tally.retries += 1
 
     async def _acquire(self, prefer: Target | None = None) -> Target:
-        """Waits for a server that is well and has room in its window; returns the one with the fewest variants.
+        """Waits, in turn, for a server that is well and has room; returns the one with the fewest variants.
 
         The preferred one if it is among them. The fewest variants do not tell a stuck server when calls come one by
         one, therefore doubtful ones come last.
         """
-        while True:
-            if fault := next((target.fault for target in self.targets if target.fault), ""):
-                raise RequestRefusedError(fault)
-            now = time.monotonic()
-            ready = [target for target in self.targets if target.ready]
-            free = [target for target in ready if target.not_before <= now and target.in_flight < target.window.size]
-            if prefer is not None and prefer in free:
-                return prefer
-            if free:
-                return min(free, key=lambda target: (target.doubtful(now), target.outstanding, target.used))
-            waits = [target.not_before - now for target in ready if target.not_before > now]
-            await self._change(min(waits, default=None))
+        async with self._turn:
+            while True:
+                if fault := next((target.fault for target in self.targets if target.fault), ""):
+                    raise RequestRefusedError(fault)
+                now = time.monotonic()
+                ready = [target for target in self.targets if target.ready]
+                free = [target for target in ready if target.not_before <= now and target.has_room]
+                if prefer is not None and prefer in free:
+                    return prefer
+                if free:
+                    return min(free, key=lambda target: (target.doubtful(now), target.outstanding, target.used))
+                waits = [target.not_before - now for target in ready if target.not_before > now]
+                await self._change(min(waits, default=None))
 
     async def _change(self, seconds: float | None) -> None:
         self._changed.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import time
@@ -16,7 +17,14 @@ from genssl.config.address import check_address, is_local
 from genssl.errors import RequestRefusedError, ServerUnavailableError, UserError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
-from genssl.serving.channel import CLIENT_OPTIONS, MESSAGE_OVERHEAD, ROW_OVERHEAD
+from genssl.serving.channel import (
+    CLIENT_OPTIONS,
+    CONCURRENT_CALLS,
+    MESSAGE_OVERHEAD,
+    OTHER_CALLS,
+    ROW_OVERHEAD,
+    stated_calls,
+)
 from genssl.serving.window import Window
 from genssl.variants.background import note_channel
 
@@ -155,6 +163,7 @@ class Target:
         self._calls = self._times_avoided = 0
         self._avoided_until = 0.0
         self.window = Window(max_in_flight)
+        self._asking = asyncio.Semaphore(OTHER_CALLS)
         self._strikes, self._struck_at = 0, float("-inf")
         self._jitter = random.Random()
 
@@ -164,14 +173,17 @@ class Target:
         Raises:
             grpc.aio.AioRpcError: if it does not answer within 5 s.
         """
-        info = await self.stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=PROBE_SECONDS, metadata=self.metadata)
-        self.heard = time.monotonic()
-        if self.met and info.instance_id != self.info.instance_id:
-            log.info("the generation server at %s was started anew", self.address)
-        self.info, self.met = info, True
-        offered = await self.stub.ListGenerators(
-            pb.ListGeneratorsRequest(), timeout=PROBE_SECONDS, metadata=self.metadata
-        )
+        async with self._asking:
+            info = await self.stub.GetServerInfo(
+                pb.GetServerInfoRequest(), timeout=PROBE_SECONDS, metadata=self.metadata
+            )
+            self.heard = time.monotonic()
+            if self.met and info.instance_id != self.info.instance_id:
+                log.info("the generation server at %s was started anew", self.address)
+            self.info, self.met = info, True
+            offered = await self.stub.ListGenerators(
+                pb.ListGeneratorsRequest(), timeout=PROBE_SECONDS, metadata=self.metadata
+            )
         self.generators = {generator.generator_id: generator for generator in offered.generators}
 
     async def statistics(self) -> pb.GetStatisticsResponse:
@@ -181,9 +193,10 @@ class Target:
             ServerUnavailableError: if it does not answer within 5 s.
         """
         try:
-            answer: pb.GetStatisticsResponse = await self.stub.GetStatistics(
-                pb.GetStatisticsRequest(), timeout=PROBE_SECONDS, metadata=self.metadata
-            )
+            async with self._asking:
+                answer: pb.GetStatisticsResponse = await self.stub.GetStatistics(
+                    pb.GetStatisticsRequest(), timeout=PROBE_SECONDS, metadata=self.metadata
+                )
         except grpc.aio.AioRpcError as error:
             self.trouble = f"{error.code().name}: {error.details()}"
             raise ServerUnavailableError(self.state()) from None
@@ -208,6 +221,12 @@ class Target:
     def in_flight(self) -> int:
         """Requests under way."""
         return len(self._unanswered)
+
+    @property
+    def has_room(self) -> bool:
+        """Says whether one more request may be in flight: within the window, and what a connection may have."""
+        calls = self.info.max_concurrent_calls or stated_calls(CONCURRENT_CALLS)  # servers that do not tell
+        return self.in_flight < min(self.window.size, max(1, calls - OTHER_CALLS))
 
     @property
     def waiting_since(self) -> float:

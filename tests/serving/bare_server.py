@@ -55,6 +55,7 @@ class Bare(pb_grpc.GenerationServiceServicer):
             {
                 "at": time.time(),
                 "pid": os.getpid(),
+                "peer": context.peer(),
                 "rows": len(request.variants),
                 "uploads": sum(bool(source.data) for source in request.sources),
                 "priority": pb.Priority.Name(request.priority),

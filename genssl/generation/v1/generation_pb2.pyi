@@ -71,7 +71,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "device", "max_variants_per_request", "max_message_bytes", "max_image_bytes", "max_image_pixels", "max_queued_variants", "max_queued_variants_per_client", "max_queued_bytes", "max_queued_bytes_per_client", "buckets", "batching", "instance_id", "threads")
+    __slots__ = ("version", "device", "max_variants_per_request", "max_message_bytes", "max_image_bytes", "max_image_pixels", "max_queued_variants", "max_queued_variants_per_client", "max_queued_bytes", "max_queued_bytes_per_client", "buckets", "batching", "instance_id", "threads", "max_concurrent_calls")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     MAX_VARIANTS_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +86,7 @@ class GetServerInfoResponse(_message.Message):
     BATCHING_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     THREADS_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONCURRENT_CALLS_FIELD_NUMBER: _ClassVar[int]
     version: str
     device: str
     max_variants_per_request: int
@@ -100,7 +101,8 @@ class GetServerInfoResponse(_message.Message):
     batching: Batching
     instance_id: str
     threads: int
-    def __init__(self, version: _Optional[str] = ..., device: _Optional[str] = ..., max_variants_per_request: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_queued_variants: _Optional[int] = ..., max_queued_variants_per_client: _Optional[int] = ..., max_queued_bytes: _Optional[int] = ..., max_queued_bytes_per_client: _Optional[int] = ..., buckets: _Optional[_Iterable[int]] = ..., batching: _Optional[_Union[Batching, str]] = ..., instance_id: _Optional[str] = ..., threads: _Optional[int] = ...) -> None: ...
+    max_concurrent_calls: int
+    def __init__(self, version: _Optional[str] = ..., device: _Optional[str] = ..., max_variants_per_request: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_queued_variants: _Optional[int] = ..., max_queued_variants_per_client: _Optional[int] = ..., max_queued_bytes: _Optional[int] = ..., max_queued_bytes_per_client: _Optional[int] = ..., buckets: _Optional[_Iterable[int]] = ..., batching: _Optional[_Union[Batching, str]] = ..., instance_id: _Optional[str] = ..., threads: _Optional[int] = ..., max_concurrent_calls: _Optional[int] = ...) -> None: ...
 
 class ListGeneratorsRequest(_message.Message):
     __slots__ = ()
