@@ -46,11 +46,11 @@ def bench_server(
     genssl bench-server --target 127.0.0.1:50051 --clients 4 --rows 16
     genssl bench-server --target gpu7:50051 --rate 100 --no-in-process --ca ca.pem --token-file token
     """
-    from genssl.config.address import check_address
+    from genssl.config.address import check_target_address
     from genssl.errors import UserError
 
     try:
-        check_address(target)
+        check_target_address(target)
     except ValueError as error:
         raise UserError(f"--target {target}: {error}") from None
     if json is not None and not json.parent.is_dir():

@@ -42,11 +42,11 @@ def top(
     genssl top --target 127.0.0.1:50051
     genssl top --target gpu7:50051 --ca ca.pem --token-file token
     """
-    from genssl.config.address import check_address
+    from genssl.config.address import check_target_address
     from genssl.errors import UserError
 
     try:
-        check_address(target)
+        check_target_address(target)
     except ValueError as error:
         raise UserError(f"--target {target}: {error}") from None
     if (certificate is None) != (key is None) or (certificate and not ca):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 
-from genssl.config.address import check_address
+from genssl.config.address import check_target_address
 from genssl.config.augmentation import AugmentationConfig as AugmentationConfig
 from genssl.config.base import BUCKETS, Buckets, ComponentConfig, Kind, Section
 from genssl.config.train import MonitorConfig as MonitorConfig
@@ -118,7 +118,7 @@ class VariantsConfig(Section):
     def _addresses(cls, value: str | list[str]) -> str | list[str]:
         for address in [value] if isinstance(value, str) else value:
             if value != "embedded":
-                check_address(address)
+                check_target_address(address)
         return value
 
     @property

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import grpc
 
-from genssl.config.address import check_address, is_local
+from genssl.config.address import check_target_address, is_local
 from genssl.errors import RequestRefusedError, ServerUnavailableError, UserError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
@@ -87,9 +87,9 @@ class ClientTLS(Protocol):
 
 
 def check_target(address: str) -> str:
-    """Returns the address; raises UserError if it has neither the form host:port nor unix:/path."""
+    """Returns the address; raises UserError if no server can have it: neither the form host:port nor unix:/path."""
     try:
-        return check_address(address)
+        return check_target_address(address)
     except ValueError as error:
         raise UserError(f"targets: {address!r} is not the address of a server: {error}") from None
 
