@@ -259,6 +259,11 @@ class AsyncVariantClient:
         return self._pool.state()
 
     @property
+    def reachable(self) -> bool:
+        """Says, without waiting, whether a call may be answered now; the servers that are away are probed anyway."""
+        return self._pool.reachable
+
+    @property
     def smallest_windows(self) -> dict[str, int]:
         """The fewest requests that were ever allowed in flight, by address; `max_in_flight` if no server was full."""
         return {target.address: target.window.smallest_seen for target in self._pool.targets}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import Callable, Sequence
 
@@ -13,6 +14,7 @@ from genssl.data.base import ImageDataset, UInt8Array
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.base import Parameters
 from genssl.generators.variation import is_known, merge
+from genssl.serving.breaker import FallbackLog
 from genssl.serving.client import AsyncVariantClient
 from genssl.serving.messages import Priority
 from genssl.serving.targets import RECIPE_ADVICE
@@ -22,6 +24,8 @@ from genssl.variants.plan import REAL
 from genssl.variants.pool import VariantPool
 from genssl.variants.prefetch import BULK_IN_FLIGHT, Image, Key, PrefetchQueue
 from genssl.variants.source import Delivery, VariantRequest
+
+log = logging.getLogger(__name__)
 
 NO_STEP = sys.maxsize  # what is taken without a step is announced for a time that never passes
 
@@ -86,6 +90,7 @@ class RemoteSource:
         self.image_size = 0
         self.announced = -1
         self._step = 0
+        self._fallbacks = FallbackLog(log)
         self._relied: dict[Key, tuple[int, VariantRequest]] = {}  # left to the pool, and the last step that wants it
         self._queue = PrefetchQueue(
             self._fetch,
@@ -132,6 +137,7 @@ class RemoteSource:
         self._ask_for_lost()
         ready = self._queue.take_ready(requests, step)
         slots = [self._slot(request, image, step) for request, image in zip(requests, ready, strict=True)]
+        self._tell_of_late([origin for _, _, origin in slots])
         for request in requests:
             key = (request.source_id, request.index)
             if key in self._relied and self._relied[key][0] <= step:
@@ -173,6 +179,14 @@ class RemoteSource:
             return REAL, None, "real"
         index, pixels = chosen
         return index, pixels, "store" if index == request.index else "reused"
+
+    def _tell_of_late(self, origins: Sequence[Origin]) -> None:
+        """Logs, now and then, that a step goes on without a server; that one is slow is what the ledger tells."""
+        late = sum(origin in ("real", "reused") for origin in origins)
+        if late and self._client is not None and not self._client.reachable:
+            self._fallbacks.fell_back(late, self._state())
+        elif len(origins) > late:
+            self._fallbacks.came()
 
     def _delivery(self, slots: Sequence[tuple[int, UInt8Array | None, Origin]]) -> Delivery:
         images = [image for _, image, _ in slots if image is not None]

@@ -153,6 +153,14 @@ class VariantClient:
         """Whether it works in forked children all the same."""
         return self._allow_fork
 
+    def reachable(self) -> bool:
+        """Says, without waiting, whether a call may be answered now, as far as this process knows.
+
+        Servers that have failed are probed in the background; before the first call nothing is known against them.
+        """
+        client = self._client if self._process == os.getpid() else None
+        return client is None or client.reachable
+
     def with_deadline(self, seconds: float) -> VariantClient:
         """Returns another client of the same servers, with another `deadline_seconds` and connections of its own."""
         return VariantClient(**{**self.__getstate__(), "deadline_seconds": seconds})

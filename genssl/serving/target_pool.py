@@ -12,6 +12,7 @@ import grpc
 
 from genssl.errors import RequestRefusedError, ServerUnavailableError, suggest
 from genssl.generation.v1 import generation_pb2 as pb
+from genssl.serving.breaker import Reminder
 from genssl.serving.rejections import read_refusal
 from genssl.serving.targets import CLIENT_ADVICE, LOADING_POLL_SECONDS, Advice, ClientTLS, Target, state_of
 
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 15.0  # a wrong address should be told soon
 OTHERS_SECONDS = 1.0  # how long a connection waits for further servers when one has answered
+AWAY_SECONDS = 2.0  # a server may be away for so long before it is worth a line in the log
 LOADING_SECONDS = 900.0  # a large model on a slow disk
 # What a server says to a client that must not, or cannot, talk to it; anything else may pass.
 UNWELCOME = (
@@ -193,6 +195,11 @@ class TargetPool:
                 target.end(call, rows)
                 self._changed.set()
 
+    @property
+    def reachable(self) -> bool:
+        """Says whether some server is well, or has said why it cannot be asked, which the next call raises."""
+        return any(target.ready or target.fault for target in self.targets)
+
     def state(self) -> str:
         """Says, for an error message, how the servers are doing and what to do about it."""
         return state_of(self.targets)
@@ -271,6 +278,7 @@ class TargetPool:
             self._probes[target.address] = asyncio.get_running_loop().create_task(self._keep_probing(target, pause))
 
     async def _keep_probing(self, target: Target, pause: float) -> None:
+        away = Reminder(after=AWAY_SECONDS)
         while not target.ready:
             await asyncio.sleep(pause)
             asked = time.monotonic()
@@ -283,7 +291,11 @@ class TargetPool:
                 if error.code() in UNWELCOME:
                     target.fault = str(target.refusal(error.code(), error.details() or ""))
                 pause = target.pause()
+                if not target.fault and away.lasts():
+                    log.warning("%s", target.state())
             else:
+                if away.ended():
+                    log.warning("the generation server at %s answers again", target.address)
                 target.fault = self._disagreement(target) if target.generators else ""
                 target.ready = bool(target.generators) and not target.fault
                 target.trouble = ""

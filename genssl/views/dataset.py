@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from genssl.config.views import Policy
 from genssl.data.base import UInt8Array
 from genssl.errors import ServerUnavailableError, UserError
+from genssl.serving.breaker import CircuitBreaker, FallbackLog
 from genssl.serving.images import wanted_variants
 from genssl.serving.sync_client import VariantClient
 from genssl.variants.background import FORK_ADVICE, was_forked_from_live
@@ -69,7 +70,8 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
         generator: its id on the server; None: the only one there is.
         parameters: on top of the generator's defaults.
         late: what happens to variants that are not there by the deadline: "block" raises ServerUnavailableError, "real"
-            takes the images themselves, and counts them.
+            takes the images themselves, and counts them; after one such batch the servers are not waited for again, by
+            this process, until a probe in the background has reached one.
         deadline_seconds: for the variants of a batch; None: 60, or what the given client has. Not for functions.
 
     Attributes:
@@ -137,6 +139,10 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
         self._indices: tuple[int, npt.NDArray[np.int64]] | None = None
         self.ledger = Ledger()
         self._counts = SharedCounts([*ORIGINS, "retries"])
+        # A function cannot be probed, so each batch asks it.
+        client = self._source if isinstance(self._source, VariantClient) and late == "real" else None
+        self._breaker = CircuitBreaker(client.reachable) if client is not None else None
+        self._fallbacks, self._why = FallbackLog(log), ""
 
     def set_epoch(self, epoch: int) -> None:
         """Says which epoch (from 0) the coming items belong to; reaches the workers of a DataLoader too."""
@@ -221,35 +227,44 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
         """Returns the variants; None if they are late and the images are to stand in for them."""
         if not images:
             return None
-        started = time.monotonic()
         names = [row.to_bytes(8, "little") for row in rows]
-        origins: list[Origin]
-        retries = 0
-        try:
-            if isinstance(self._source, VariantClient):
-                wanted = wanted_variants(images, indices, names=[f"row {row} of the data set" for row in rows])
-                batch = self._source.variants(wanted, generator=self._generator, parameters=self._parameters)
-                variants, origins, names = batch.images, batch.origins, batch.source_ids
-                retries = batch.retries
-            else:
-                variants = _checked(self._source(images, indices), len(images))
-                origins = ["generated"] * len(images)
-        except ServerUnavailableError as error:
-            retries = error.retries
-            if self._late == "block":
-                raise
-            if not self.ledger.origins["real"]:
-                log.warning("real images stand in for late variants (counted in `origins`): %s", error)
-            variants, origins = None, ["real"] * len(images)
-        finally:
-            self.ledger.calls += 1
-            self.ledger.stall_seconds += time.monotonic() - started
-            self.ledger.retries += retries
-            self._counts.add({"retries": retries})
+        variants: UInt8Array | None = None
+        origins: list[Origin] = ["real"] * len(images)
+        if self._breaker is None or self._breaker.allows():
+            started, retries = time.monotonic(), 0
+            try:
+                if isinstance(self._source, VariantClient):
+                    wanted = wanted_variants(images, indices, names=[f"row {row} of the data set" for row in rows])
+                    batch = self._source.variants(wanted, generator=self._generator, parameters=self._parameters)
+                    variants, origins, names = batch.images, batch.origins, batch.source_ids
+                    retries = batch.retries
+                else:
+                    variants = _checked(self._source(images, indices), len(images))
+                    origins = ["generated"] * len(images)
+            except ServerUnavailableError as error:
+                retries = error.retries
+                if self._late == "block":
+                    raise
+                self._why = str(error)
+            finally:
+                self.ledger.calls += 1
+                self.ledger.stall_seconds += time.monotonic() - started
+                self.ledger.retries += retries
+                self._counts.add({"retries": retries})
+            self._note(came=variants is not None)
+        if variants is None:
+            self._fallbacks.fell_back(len(images), self._why)
         for name, index, origin in zip(names, indices, origins, strict=True):
             self.ledger.deliver(name, index, origin)
         self._counts.add(Counter(origins))
         return variants
+
+    def _note(self, *, came: bool) -> None:
+        """Notes whether a call brought its variants."""
+        if came:
+            self._fallbacks.came()
+        if self._breaker is not None:
+            (self._breaker.succeeded if came else self._breaker.failed)()
 
 
 def _check(good: bool, name: str, found: object, allowed: str) -> None:

@@ -32,7 +32,7 @@ WRONG = {
     "gpu7:http": "and 'http' is no port",
     "gpu7:-1": "and '-1' is no port",
     "gpu7:65536": "and '65536' is no port: they go to 65535",
-    "gpu7:5٠": "is no port",
+    "gpu7:5\u0660": "is no port",
     "gpu7:50051/api": "and nothing may follow the port; write gpu7:50051",
     "gpu 7:50051": "and this has blanks",
     " gpu7:50051": "and this has blanks",

@@ -109,7 +109,7 @@ def main() -> None:
         credentials = grpc.ssl_server_credentials([(key, chain)], client_ca, client_ca is not None)
         port = server.add_secure_port("localhost:0", credentials)
     else:
-        port = server.add_insecure_port("localhost:0")
+        port = server.add_insecure_port(settings.get("address", "localhost:0"))
     server.start()
     print(f"localhost:{port}", flush=True)
     server.wait_for_termination()
