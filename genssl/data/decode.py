@@ -19,6 +19,10 @@ MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64_000_000
 
 
+class TooManyPixelsError(DataError):
+    """An image of more pixels than the limit that was given."""
+
+
 def decode(stored: StoredImage, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> UInt8Array:
     """Returns the pixels of a stored image as RGB uint8 [3, H, W], upright as EXIF says.
 
@@ -33,13 +37,13 @@ def decode(stored: StoredImage, *, max_bytes: int = MAX_BYTES, max_pixels: int =
         with Image.open(io.BytesIO(stored.data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
-                raise DataError(f"the image has {width} x {height} pixels; the limit is {max_pixels:,} in all")
+                raise TooManyPixelsError(f"the image has {width} x {height} pixels; the limit is {max_pixels:,} in all")
             image.load()
             upright = _to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
         raise DataError(f"not an image of a known format ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:  # Pillow's own limit, which it checks before ours
-        raise DataError(f"the image has far more pixels than the limit of {max_pixels:,} in all") from None
+        raise TooManyPixelsError(f"the image has far more pixels than the limit of {max_pixels:,} in all") from None
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ValueError, EOFError, ...
@@ -61,7 +65,9 @@ def _raw_pixels(stored: StoredImage, max_pixels: int) -> UInt8Array:
             f"a raw image of shape {shape} cannot have {len(stored.data)} bytes; it is uint8 [1 or 3, height, width]"
         )
     if stored.height * stored.width > max_pixels:
-        raise DataError(f"the image has {stored.width} x {stored.height} pixels; the limit is {max_pixels:,} in all")
+        raise TooManyPixelsError(
+            f"the image has {stored.width} x {stored.height} pixels; the limit is {max_pixels:,} in all"
+        )
     pixels = np.frombuffer(stored.data, np.uint8).reshape(shape)
     return np.repeat(pixels, 3, axis=0) if stored.channels == 1 else pixels
 

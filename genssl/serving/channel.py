@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from genssl.config.server import MESSAGE_ROOM
+
 # Bytes that protobuf fields take beside the pixels, a message and a variant, generously.
-MESSAGE_OVERHEAD, ROW_OVERHEAD = 2**16, 128
+MESSAGE_OVERHEAD, ROW_OVERHEAD = MESSAGE_ROOM, 128
 
 CONCURRENT_CALLS = 64  # streams of one connection; further ones are refused
 

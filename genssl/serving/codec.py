@@ -10,7 +10,7 @@ from PIL import Image
 
 from genssl.config.server import LimitsConfig
 from genssl.data.base import StoredImage, UInt8Array
-from genssl.data.decode import decode
+from genssl.data.decode import TooManyPixelsError, decode
 from genssl.errors import DataError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.variants.engine import VariantEngine
@@ -43,7 +43,8 @@ def decode_source(source: pb.SourceImage, engine: VariantEngine, limits: LimitsC
     if len(source.data) > limits.max_image_bytes:  # before it is hashed
         return Failure(
             pb.ITEM_CODE_BAD_IMAGE,
-            f"the image has {len(source.data):,} bytes; the limit is {limits.max_image_bytes:,}",
+            f"the image has {len(source.data):,} bytes; the limit is {limits.max_image_bytes:,} "
+            "(limits.max_image_bytes of the server file)",
         )
     stored = StoredImage(
         data=source.data,
@@ -61,6 +62,8 @@ def decode_source(source: pb.SourceImage, engine: VariantEngine, limits: LimitsC
         return engine.generator.preprocess(
             decode(stored, max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels)
         )
+    except TooManyPixelsError as error:
+        return Failure(pb.ITEM_CODE_BAD_IMAGE, f"{error} (limits.max_image_pixels of the server file)")
     except DataError as error:
         return Failure(pb.ITEM_CODE_BAD_IMAGE, str(error))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import operator
 import os
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from genssl.data.base import StoredImage, raw_image
+from genssl.data.base import StoredImage, UInt8Array, raw_image
 from genssl.errors import DataError
 from genssl.variants.source import VariantRequest
 
@@ -21,12 +22,26 @@ ALLOWED = (
     "[3, H, W], [1, H, W], [H, W, 3] or [H, W], or a genssl StoredImage"
 )
 
+# Pixels beyond what a server takes by default (limits.max_image_bytes and max_image_pixels of the server file) are
+# shrunk before they are named. The limits are these whatever the server's are, or an image would have several names.
+MOST_RAW_BYTES, MOST_RAW_PIXELS = 16 * 2**20, 16_000_000
+LEAST_SIDE = 768  # of what is shrunk: conditioners take squares of 224 to 518 pixels
+EXIF_ORIENTATION, UPRIGHT = 0x0112, 1
+
 
 def stored_image(image: Any, where: str = "image 0") -> StoredImage:
     """Returns an image in its stored form, which names it and is what a generator conditions on.
 
     Files are sent as they are, so that one image has one name whoever sends it. Pixels are sent raw; the pixels of a
     PIL image are taken as they stand, without turning them upright as its EXIF says.
+
+    Pixels of more than 16 MiB, or more than 16,000,000 of them, such as a photo of 4000 x 3000, are shrunk first. What
+    is left is the source, named by its own pixels: the same each time, and another source than the file. Pillow's
+    `reduce` takes the mean of each block of n x n pixels; what no block holds is cut off at the edges. n is the largest
+    that leaves the short side 768 pixels or more, or the smallest that brings the image within those limits if that is
+    larger. A PIL image that large which has been opened and not yet read is sent as the JPEG file that it is, if that
+    is within the limits and upright. To send large pixels whole, give a StoredImage (`genssl.data.base.raw_image`), to
+    a server that takes it.
 
     Args:
         image: see the message of the TypeError; an array [3, H, 3] is taken as [channels, height, width].
@@ -49,6 +64,8 @@ def stored_image(image: Any, where: str = "image 0") -> StoredImage:
     if isinstance(image, Image.Image):
         if image.mode.startswith(("I", "F")):
             raise TypeError(f"{where} is a PIL image of mode {image.mode}; bring it to 8 bits and mode L or RGB")
+        if _is_large(*image.size, 1 if image.mode == "L" else 3) and (file := _unread_file(image)) is not None:
+            return file
         return _from_array(np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB")), where)
     if hasattr(image, "detach") and hasattr(image, "numpy"):  # a torch tensor, wherever it is
         return _from_array(image.detach().cpu().numpy(), where)
@@ -69,7 +86,41 @@ def _from_array(pixels: np.ndarray[Any, np.dtype[Any]], where: str) -> StoredIma
         pixels = pixels.transpose(2, 0, 1)
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or 0 in pixels.shape:
         raise ValueError(f"{where} has the shape {list(pixels.shape)}; {ALLOWED}")
-    return raw_image(np.ascontiguousarray(pixels))
+    channels, height, width = pixels.shape
+    return raw_image(np.ascontiguousarray(_shrunk(pixels) if _is_large(width, height, channels) else pixels))
+
+
+def _is_large(width: int, height: int, channels: int) -> bool:
+    return width * height > MOST_RAW_PIXELS or width * height * channels > MOST_RAW_BYTES
+
+
+def _shrunk(pixels: UInt8Array) -> UInt8Array:
+    """Returns pixels uint8 [C, H, W] shrunk by a whole factor, by the rule of `stored_image`."""
+    channels, height, width = pixels.shape
+    factor = max(2, min(height, width) // LEAST_SIDE)
+    while _is_large(width // factor, height // factor, channels):
+        factor += 1
+    left, top = width % factor // 2, height % factor // 2
+    box = (left, top, left + width // factor * factor, top + height // factor * factor)
+    whole = Image.fromarray(np.ascontiguousarray(pixels[0] if channels == 1 else pixels.transpose(1, 2, 0)))
+    reduced = np.asarray(whole.reduce(factor, box))
+    return reduced[None] if channels == 1 else reduced.transpose(2, 0, 1)
+
+
+def _unread_file(image: Image.Image) -> StoredImage | None:
+    """Returns the JPEG file of a PIL image whose pixels nobody has read, let alone changed; None if there is none."""
+    source = getattr(image, "fp", None)
+    if source is None or image.format != "JPEG" or image.getexif().get(EXIF_ORIENTATION, UPRIGHT) != UPRIGHT:
+        return None
+    position = source.tell()
+    source.seek(0)
+    data = source.read(MOST_RAW_BYTES + 1)
+    source.seek(position)
+    if len(data) > MOST_RAW_BYTES or image.width * image.height > MOST_RAW_PIXELS:
+        return None
+    with Image.open(io.BytesIO(data)) as again:
+        same = (again.format, again.mode, again.size) == (image.format, image.mode, image.size)  # not so after `draft`
+    return StoredImage(data=data, encoding="file") if same else None
 
 
 @dataclass

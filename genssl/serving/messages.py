@@ -140,8 +140,8 @@ def cut_uploads(
     Raises:
         RequestRefusedError: if an image alone is too large.
     """
-    strictest = min(targets, key=lambda target: target.info.max_image_bytes)
-    most, space = strictest.info.max_image_bytes, min(target.message_bytes() for target in targets)
+    strictest = min(targets, key=lambda target: target.image_bytes())
+    most, space = strictest.image_bytes(), min(target.message_bytes() for target in targets)
     messages: list[tuple[list[int], dict[bytes, StoredImage]]] = []
     room = 0
     for item in items:
@@ -153,7 +153,8 @@ def cut_uploads(
         if len(stored.data) > most:
             raise RequestRefusedError(
                 f"{name(item)} has {len(stored.data):,} bytes; the generation server at "
-                f"{strictest.address} takes at most {most:,} (limits.max_image_bytes)"
+                f"{strictest.address} takes at most {most:,} (limits.max_image_bytes of its file): raise that, or give "
+                f"{'the bytes of an image file, or fewer pixels' if stored.encoding == RAW else 'a smaller file'}"
             )
         if not messages or len(stored.data) > room:
             messages.append(([], {}))

@@ -207,6 +207,10 @@ class Target:
         queued = [most // 2 for most in (self.info.max_queued_bytes, self.info.max_queued_bytes_per_client) if most]
         return max(1, min([self.info.max_message_bytes, *queued]) - MESSAGE_OVERHEAD)
 
+    def image_bytes(self) -> int:
+        """Returns how many bytes one source may have: a message has to hold it."""
+        return min(self.info.max_image_bytes, self.info.max_message_bytes - MESSAGE_OVERHEAD)
+
     def most_rows(self, image_size: int) -> int:
         """Returns how many variants of this size (pixels) one call can bring; limits of 0 are not advertised."""
         fitting = self.message_bytes() // (3 * image_size * image_size + ROW_OVERHEAD)

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 
 from genssl.config.recipe import Recipe
-from genssl.config.server import ServerFile, generator_id
+from genssl.config.server import MESSAGE_ROOM, LimitsConfig, ServerFile, generator_id
 from genssl.data.base import ImageDataset
+from genssl.data.decode import MAX_BYTES, MAX_PIXELS
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.base import Parameters
@@ -66,7 +67,7 @@ def start_server(recipe: Recipe, log_path: Path) -> Iterator[EmbeddedServer | No
 
 
 def server_file(recipe: Recipe, threads: int | Literal["auto"]) -> ServerFile:
-    """Returns what an embedded server serves.
+    """Returns what an embedded server serves: every picture that the data sets' own reader takes.
 
     Args:
         recipe: has the generator.
@@ -78,6 +79,9 @@ def server_file(recipe: Recipe, threads: int | Literal["auto"]) -> ServerFile:
         threads=threads,
         buckets=recipe.variants.buckets,
         batching=recipe.variants.batching,
+        limits=LimitsConfig(
+            max_image_bytes=MAX_BYTES, max_image_pixels=MAX_PIXELS, max_message_bytes=MAX_BYTES + MESSAGE_ROOM
+        ),
         generators=[recipe.generator],
     )
 

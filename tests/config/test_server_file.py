@@ -91,3 +91,75 @@ def test_limits_are_checked_with_everything_else():
         "s.yaml:3: limits.max_image_bytes",
         "s.yaml:4: limits.max_rows",
     ]
+
+
+def limits(text: str) -> dict[str, int]:
+    return server(f"{GENERATORS}limits: {{{text}}}\n").limits.model_dump()
+
+
+def test_a_limit_that_the_file_does_not_give_follows_a_lower_one():
+    default = limits("")
+    assert limits("max_message_bytes: 1048576") == default | {
+        "max_message_bytes": 2**20,
+        "max_image_bytes": 2**20 - 2**16,
+    }
+    assert limits("max_queued_variants: 16") == default | {
+        "max_queued_variants": 16,
+        "max_queued_variants_per_client": 16,
+        "max_variants_per_request": 16,
+    }
+    assert limits("max_queued_bytes: 1048576, max_image_bytes: 1024") == default | {
+        "max_queued_bytes": 2**20,
+        "max_queued_bytes_per_client": 2**20,
+        "max_message_bytes": 2**20,
+        "max_image_bytes": 1024,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "max_image_bytes: 67108864",
+            "max_image_bytes is 67,108,864, but max_message_bytes allows 33,554,432, its default less 65,536 for the "
+            "rest of a message: raise max_message_bytes to 67174400 or more, or lower max_image_bytes to 33488896",
+        ),
+        (
+            "max_image_bytes: 1048576, max_message_bytes: 1048576",
+            "max_image_bytes is 1,048,576, but max_message_bytes allows 1,048,576 less 65,536",
+        ),
+        (
+            "max_message_bytes: 1048577, max_queued_bytes_per_client: 1048576",
+            "raise max_queued_bytes_per_client to 1048577 or more, or lower max_message_bytes to 1048576",
+        ),
+        (
+            "max_queued_bytes_per_client: 1048577, max_queued_bytes: 1048576",
+            "raise max_queued_bytes to 1048577 or more",
+        ),
+        (
+            "max_variants_per_request: 9, max_queued_variants_per_client: 8",
+            "raise max_queued_variants_per_client to 9 or more, or lower max_variants_per_request to 8",
+        ),
+        ("max_queued_variants_per_client: 9, max_queued_variants: 8", "raise max_queued_variants to 9 or more"),
+        (
+            "max_variants_per_request: 20, max_queued_variants: 16",
+            "max_variants_per_request is 20, but max_queued_variants allows 16: raise max_queued_variants to 20",
+        ),
+        (
+            "max_message_bytes: 65536",
+            "max_message_bytes is 65,536, too little for any max_image_bytes; raise it to 66560",
+        ),
+    ],
+)
+def test_limits_that_contradict_each_other_are_refused_with_what_to_change(text, words):
+    (problem,) = problems(f"{GENERATORS}limits: {{{text}}}\n")
+    assert problem.startswith("s.yaml:3: limits: ")
+    assert words in problem
+
+
+def test_all_contradictions_are_told_at_once():
+    (problem,) = problems(
+        f"{GENERATORS}limits: {{max_image_bytes: 70000000, max_queued_variants_per_client: 9, max_queued_variants: 8}}"
+    )
+    assert "raise max_message_bytes" in problem
+    assert "raise max_queued_variants to 9" in problem
