@@ -196,6 +196,7 @@ class VariantClient:
         Args:
             images: N of: the bytes or the path of an image file, a PIL image, a uint8 array or torch tensor [3, H, W],
                 [1, H, W], [H, W, 3] or [H, W], or a genssl StoredImage. Or all of it as `wanted_variants` returns it.
+                Files go as they are; pixels of more than 16 MiB are shrunk first, by the rule of `images.stored_image`.
             indices: number of the variant wanted, for each image or one for all: a variant is a function of image,
                 generator, parameters and index.
             generator: its id on the server; None: the only one there is.

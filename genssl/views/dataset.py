@@ -56,7 +56,8 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
 
     Args:
         dataset: its items are images, or tuples that begin with one: a PIL image, or a uint8 array or tensor
-            ([3, H, W], [1, H, W], [H, W, 3] or [H, W]).
+            ([3, H, W], [1, H, W], [H, W, 3] or [H, W]). For the server alone, one of more than 16 MiB of pixels is
+            shrunk by the rule of `serving.images.stored_image`; the real view has all of them.
         source: the address of a server, several, a `VariantClient`, or a function (images, indices) -> uint8
             [N, 3, h, w] of the images as the data set gives them.
         policy: which views may be variants: "second", "both" (each by itself), "third" (views beside a real pair, each

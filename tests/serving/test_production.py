@@ -123,7 +123,7 @@ def test_refusals_say_when_to_come_back(start_server, tmp_path, digits_test):
             assert refusal.retry_after is not None
             assert 0 < refusal.retry_after < 60
         assert never.value.code() == grpc.StatusCode.INVALID_ARGUMENT, "it would never fit"
-        assert "8 may be queued at once" in never.value.details()
+        assert "1 to 8 are allowed" in never.value.details()
 
 
 @pytest.fixture(scope="module")
