@@ -13,8 +13,8 @@ CONCURRENT_CALLS = 64  # streams of one connection; further ones are refused
 def stated_calls(streams: int) -> int:
     """Returns how many calls at once a client is told to make on a connection of at most so many streams.
 
-    Half: a server counts a stream until it has retired the finished call, and by then a client that has its answer has
-    long opened the next one. gRPC's own waiting for MAX_CONCURRENT_STREAMS does not know that.
+    Half: with as many as there are streams, some calls were refused (findings/grpc_refused_stream.sh), as if the server
+    counted a stream for a while after its call has ended. gRPC's own waiting for MAX_CONCURRENT_STREAMS does not help.
     """
     return max(1, streams // 2)
 

@@ -141,8 +141,10 @@ def test_a_run_on_two_machines_without_a_shared_folder_ends_well_and_with_equal_
 
 @pytest.mark.slow
 def test_a_resumed_run_whose_second_machine_lacks_the_checkpoint_is_refused(hosts, run_on_both):
-    quick = [str(RECIPE), *QUICK, "variants.source=none", "train.epochs=2", "--resume", "runs/two"]
-    assert [code for code, _, _ in run_on_both(*quick)] == [0, 0]
+    quick = [str(RECIPE), *QUICK, "variants.source=none", "--resume", "runs/two"]
+    alone = [sys.executable, "-m", "genssl", "run", *quick]  # how many processes have begun it makes no difference
+    environment = {**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT))}
+    subprocess.run(alone, cwd=hosts[0][2], env=environment, check=True, capture_output=True, timeout=200)
     first = hosts[0][2] / "runs" / "two"
     for name in ("results.json", "report.html"):  # as if it had ended before
         (first / name).unlink()
