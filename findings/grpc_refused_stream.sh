@@ -2,8 +2,8 @@
 # grpcio 1.85.3: at a server's `grpc.max_concurrent_streams` calls do not simply wait, even those of gRPC's own client.
 #
 # One would think: a client that has read MAX_CONCURRENT_STREAMS = 64 keeps further calls back until one has ended,
-# and a client that has never more than 64 calls under way by itself meets no limit at all. Seen on Linux, Python 3.11, both
-# ends grpc.aio, everything at its defaults:
+# and a client that has never more than 64 calls under way by itself meets no limit at all. Seen on Linux, Python 3.11,
+# both ends grpc.aio, everything at its defaults:
 #   - 200 calls at once on a warm channel: dozens (42, 43, 112 and 115 in four runs) fail with UNAVAILABLE, "Stream
 #     removed (RST_STREAM (Received RST_STREAM with error code 7))", which is REFUSED_STREAM; grpc.enable_retries, which
 #     is on, does not hide it.
