@@ -356,7 +356,7 @@ def test_an_environment_that_cannot_be_read_is_left_out_and_another_is_written(f
     else:
         os.truncate(data, data.stat().st_size // 2 if damage == "truncated" else 0)
     with VariantStore(folder) as store:
-        assert store.writer == broken if damage == "empty" else store.writer != broken
+        assert store.writer != broken  # what is left of it may still be saved
         assert store.get(key(500).digest()) is not None
         assert store.get(key(0).digest()) is None
         assert store.put_many(items([0])) == 1
