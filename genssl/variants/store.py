@@ -22,8 +22,9 @@ from pathlib import Path
 import lmdb
 
 from genssl.data.base import UInt8Array
+from genssl.errors import fork_message
 from genssl.variants.key import VariantKey
-from genssl.variants.store_environment import DAMAGED, MAP_BYTES, MISLED, Entry, Environment, fork_message
+from genssl.variants.store_environment import DAMAGED, MAP_BYTES, MISLED, Entry, Environment
 from genssl.variants.store_manifest import (
     StoredGenerator,
     StoreError,

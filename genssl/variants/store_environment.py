@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 
 import lmdb
 
+from genssl.errors import fork_message
 from genssl.variants.store_committed import read_committed, write_committed
 from genssl.variants.store_manifest import StoreError
-from genssl.variants.store_meta import DATA, has_only_begun, refuse_damaged
+from genssl.variants.store_meta import DATA, has_only_begun, look_at_metas
 from genssl.variants.store_record import digest_of, is_intact
 from genssl.variants.store_verified import VerifiedRecords
 
@@ -52,7 +53,7 @@ class Environment:
     Attributes:
         variants, sources: LMDB's handles of the two databases, for `read`.
         verified: the records whose checksum this process has found right.
-        loss: what is gone of that which was committed here, in words, or None.
+        loss: what is gone of that which was committed here, or may be, in words, or None.
     """
 
     # LMDB forbids opening a file twice in one process: closing either would drop the locks of both.
@@ -67,7 +68,9 @@ class Environment:
         self._broken = False
         self.verified = VerifiedRecords()
         committed = read_committed(folder)  # before the tree, which another process may be writing
-        refuse_damaged(folder, committed or 0)
+        self.loss = look_at_metas(folder, committed or 0)
+        if writable and has_only_begun(folder, valid=False):
+            (folder / DATA).unlink(missing_ok=True)  # a full disk may have cut it short: LMDB would refuse it
         self._env: Any = lmdb.open(
             str(folder),
             map_size=map_bytes,
@@ -83,8 +86,8 @@ class Environment:
             self.variants = self._env.open_db(b"variants", create=create)
             self.sources = self._env.open_db(b"sources", create=create, dupsort=True, dupfixed=True)
             count = self.count()
-            lost = count < (committed or 0)
-            self.loss = f"of {committed:,} records that were committed here {count:,} are left" if lost else None
+            if count < (committed or 0):
+                self.loss = f"of {committed:,} records that were committed here {count:,} are left"
             if writable:
                 if self.loss is not None:
                     raise lmdb.CorruptedError(self.loss)
@@ -282,14 +285,6 @@ def _new_registry_lock() -> None:
 
 # Another thread may have held it at the fork; the child must get its StoreError, not a deadlock.
 os.register_at_fork(after_in_child=_new_registry_lock)
-
-
-def fork_message(folder: Path, parent: int) -> str:
-    """Returns the message for a store that a forked child of process `parent` wants to use."""
-    return (
-        f"{folder} was opened in process {parent} and is used in its forked child {os.getpid()}, which LMDB does not "
-        "allow; start workers by forkserver or spawn and open the store there, or fork before it is opened"
-    )
 
 
 def _can_lock(folder: Path) -> bool:

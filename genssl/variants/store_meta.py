@@ -22,8 +22,8 @@ SPARE_PAGES = 16
 BEGUN_PAGES = 16  # a file with tables in it may be smaller, one that is still without them is
 
 
-def refuse_damaged(folder: Path, committed: int) -> None:
-    """Looks at a writer's file before it is mapped; an absent or empty one is as yet unwritten.
+def look_at_metas(folder: Path, committed: int) -> str | None:
+    """Looks at a writer's file before it is mapped; one that is absent or has no meta pages is as yet unwritten.
 
     Touching a mapped page beyond the end of a file kills the process with SIGBUS, and a tree that is believed to end
     earlier than it does is overwritten.
@@ -32,33 +32,43 @@ def refuse_damaged(folder: Path, committed: int) -> None:
         folder: of the writer.
         committed: how many records were, as far as is known.
 
+    Returns:
+        Why it must not be written, though it may be read; None if nothing seems to be wrong.
+
     Raises:
-        lmdb.CorruptedError: if the file is shorter than its tree, if its meta pages contradict each other, or if it is
+        lmdb.CorruptedError: if the file is shorter than its tree, if the size of its pages is not clear, or if it is
             empty although something was committed.
     """
     data = folder / DATA
     size = data.stat().st_size if data.exists() else 0
-    if size == 0 and committed:
-        raise lmdb.CorruptedError(f"{data} is empty or gone: {committed:,} records were committed here")
-    if size == 0:
-        return
+    if size < 2 * PAGE_BYTES:
+        if committed:
+            raise lmdb.CorruptedError(f"{data} is empty or gone: {committed:,} records were committed here")
+        return None
+    found = _metas(data)
+    if {page for _, _, page in found} > {PAGE_BYTES}:
+        raise lmdb.CorruptedError(f"{data} is damaged: its meta pages do not agree on the size of a page")
+    ours = [meta for meta in found if meta[2] == PAGE_BYTES]
+    missing = (max(ours)[1] + 1) * PAGE_BYTES - size if ours else 0
+    # The last pages of a sound file may never have been written, if one commit took and freed them.
+    if missing > SPARE_PAGES * PAGE_BYTES:
+        raise lmdb.CorruptedError(f"{data} is truncated: {missing} bytes are missing at its end")
+    # No commit shrinks a file: one that counts fewer pages than that before it is damaged, or it was not the later one.
+    # Looked at twice, since a writer may have been at work on a page.
+    if all(metas and max(metas)[1] < min(metas)[1] for metas in (found, _metas(data))):
+        return "its meta pages do not agree on its latest commit"
+    return None
+
+
+def _metas(data: Path) -> list[tuple[int, int, int]]:
+    """Returns transaction, last page and page size of the meta pages that are some."""
     with data.open("rb") as file:
         metas = []
         for page in (0, PAGE_BYTES):
             file.seek(page)
             metas.append(file.read(META.size))
     fields = [META.unpack(meta) for meta in metas if len(meta) == META.size]
-    found = [(transaction, last, page) for magic, page, last, transaction in fields if magic == META_MAGIC]
-    if {page for _, _, page in found} > {PAGE_BYTES}:
-        raise lmdb.CorruptedError(f"{data} is damaged: its meta pages do not agree on the size of a page")
-    found = [meta for meta in found if meta[2] == PAGE_BYTES]
-    # No commit shrinks a file: one that counts fewer pages than that before it is damaged, or it was not the later one.
-    if found and max(found)[1] < min(found)[1]:
-        raise lmdb.CorruptedError(f"{data} is damaged: its meta pages do not agree on its latest transaction")
-    missing = (max(found)[1] + 1) * PAGE_BYTES - size if found else 0
-    # The last pages of a sound file may never have been written, if one commit took and freed them.
-    if missing > SPARE_PAGES * PAGE_BYTES or size < 2 * PAGE_BYTES:
-        raise lmdb.CorruptedError(f"{data} is truncated: {missing} bytes are missing at its end")
+    return [(transaction, last, page) for magic, page, last, transaction in fields if magic == META_MAGIC]
 
 
 def has_only_begun(folder: Path, *, valid: bool = True) -> bool:
