@@ -27,7 +27,8 @@ from genssl.variants.store_verified import VerifiedRecords
 
 T = TypeVar("T")
 Key = TypeVar("Key", bytes, tuple[bytes, bytes])  # of a scan
-MAX_READERS = 1024  # read transactions at once, over all processes; a slot has 64 bytes
+LOCK = "lock.mdb"
+MAX_READERS, SLOT_BYTES = 1024, 64  # read transactions at once, over all processes
 MAP_BYTES = 2**30  # address space, not disk: the file grows with what is written
 DAMAGED = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.CursorFullError)  # what LMDB says of a tree that is
 MISLED = "another variant's: a page of the tree is damaged"
@@ -71,6 +72,9 @@ class Environment:
         self.loss = look_at_metas(folder, committed or 0)
         if writable and has_only_begun(folder, valid=False):
             (folder / DATA).unlink(missing_ok=True)  # a full disk may have cut it short: LMDB would refuse it
+        lock = writable or _can_lock(folder)
+        if lock:
+            _allocate_lock(folder / LOCK)
         self._env: Any = lmdb.open(
             str(folder),
             map_size=map_bytes,
@@ -79,7 +83,7 @@ class Environment:
             readonly=not writable,
             create=writable,
             readahead=False,  # reads are random
-            lock=writable or _can_lock(folder),
+            lock=lock,
         )
         try:
             create = writable and has_only_begun(folder)  # never in place of tables that were lost
@@ -287,7 +291,26 @@ def _new_registry_lock() -> None:
 os.register_at_fork(after_in_child=_new_registry_lock)
 
 
+def _allocate_lock(path: Path) -> None:
+    """Makes the file of reader slots, if it is absent, with its blocks: raises OSError on a full disk.
+
+    LMDB would make it sparse and map it, and touching a block that the disk cannot give kills the process with SIGBUS.
+    """
+    if path.exists() or not hasattr(os, "posix_fallocate"):
+        return
+    temporary = path.with_name(f".{LOCK}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        os.posix_fallocate(descriptor, 0, (MAX_READERS + 2) * SLOT_BYTES)  # the slots and LMDB's header
+        os.link(temporary, path)  # unlike a rename, fails where another process was first
+    except FileExistsError:
+        pass
+    finally:
+        os.close(descriptor)
+        temporary.unlink()
+
+
 def _can_lock(folder: Path) -> bool:
     """Says whether a reader can register itself: not in a set that it may only read, which then must not be written."""
-    path = folder / "lock.mdb"
+    path = folder / LOCK
     return os.access(path if path.exists() else folder, os.W_OK)
