@@ -34,7 +34,7 @@ from genssl.variants.store_manifest import (
     read_manifest,
     update_manifest,
 )
-from genssl.variants.store_record import Encoding, Record, decode, decode_image, digest_of, encode
+from genssl.variants.store_record import IDENTITY, Encoding, Record, decode, decode_image, digest_of, encode
 from genssl.variants.store_scan import link_key, link_of
 from genssl.variants.store_writers import WRITERS, network_filesystem, take_writer, writer_names
 
@@ -53,9 +53,9 @@ class VariantStore:
     Reading and writing never raise for what a disk does: what cannot be read is absent, what cannot be written is not
     stored; both are counted and logged. Not usable across fork.
 
-    Every read compares the key in the record with the digest that was asked for. A record's checksum is computed when
-    this process reads it for the first time, which takes twice as long as the rest of a read; `store_verify.verify`
-    computes it always.
+    Every read finds out whether a record is the one that was asked for. Its checksum is computed when this process
+    reads it for the first time, which takes twice as long as the rest of a read; `store_verify.verify` computes it
+    always.
 
     Args:
         folder: of the store; made if it is absent or empty, unless `readonly`.
@@ -309,20 +309,22 @@ class VariantStore:
             if not missing:
                 break
             wanted = [digests[position] for position in missing]
-            records, checked = self._read(environment, wanted), environment.verified.known(wanted)
-            verified = []
-            for position, record, known in zip(missing, records, checked, strict=True):
+            records = self._read(environment, wanted)
+            hashes = [0 if record is None else hash(record[IDENTITY]) for record in records]
+            checked = environment.verified.known(wanted, hashes)
+            verified: dict[Digest, int] = {}
+            for position, record, known, hashed in zip(missing, records, checked, hashes, strict=True):
                 if record is None:
                     continue
-                named = digest_of(record) == digests[position]  # also of a record that was verified before
+                named = known or digest_of(record) == digests[position]
                 image = found[position] = decode_image(record, checked=known) if named else None
                 if image is None:
                     wrong = "fails its checksum" if named else f"is {MISLED}"
                     self._count_damage(f"{environment.folder}: record {digests[position].hex()} {wrong}")
                 elif not known:
-                    verified.append(digests[position])
+                    verified[digests[position]] = hashed
             if verified:
-                environment.verified.add(verified)
+                environment.verified.add(list(verified), list(verified.values()))
             missing = [position for position in missing if found[position] is None]
         return missing
 

@@ -27,6 +27,7 @@ HEADER = struct.Struct("<4sIBBHIIQ16s16s16sd")
 MAGIC = b"gsv1"
 SHAPE = struct.Struct("<BBHII")  # encoding .. width of the header
 NAMES, INDEX = slice(28, 76), slice(20, 28)  # source id .. parameters, and index: what the key's digest is made of
+IDENTITY = slice(4, 76)  # checksum .. parameters: all that tells one record from another
 UNNAMED = hashlib.blake2b(digest_size=16, person=PERSON)
 CHECKED_FROM = 8  # the CRC covers header and image, so a flipped bit in the shape or the key is found as well
 ENCODINGS: tuple[Encoding, ...] = ("raw", "png")

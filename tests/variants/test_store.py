@@ -537,13 +537,15 @@ def test_a_record_is_verified_at_its_first_read_by_a_process_and_by_verify_alway
 def test_the_table_of_verified_records_forgets_but_never_confuses():
     table = VerifiedRecords(slots=64)
     digests = [key(number).digest() for number in range(1000)]
-    assert table.known(digests) == [False] * 1000
-    assert table.known([bytes(16)]) == [False]
-    table.add(digests[:500])
-    known = table.known(digests)
+    hashes = [hash(digest) for digest in digests]
+    assert table.known(digests, hashes) == [False] * 1000
+    assert table.known([bytes(16)], [0]) == [False]
+    table.add(digests[:500], hashes[:500])
+    known = table.known(digests, hashes)
+    assert not any(table.known(digests, hashes[1:] + hashes[:1]))  # records that were not verified under these digests
     assert 32 < sum(known[:500]) <= 64
     assert not any(known[500:])
-    assert table.known([]) == []
+    assert table.known([], []) == []
 
 
 # ---- the manifest
