@@ -7,7 +7,9 @@ traceback.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -57,3 +59,15 @@ def suggest(found: str, allowed: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ";"
     return f"{hint} allowed: {', '.join(names)}"
+
+
+def fork_message(folder: Path, parent: int) -> str:
+    """Returns the message for an LMDB environment that a forked child of process `parent` wants to use.
+
+    LMDB forbids the use of an inherited environment and does not notice it; it refuses to open the folder anew while
+    the inherited environment lives.
+    """
+    return (
+        f"{folder} was opened in process {parent} and is used in its forked child {os.getpid()}, which LMDB does not "
+        "allow; start workers by forkserver or spawn and open it there, or fork before it is opened"
+    )

@@ -40,7 +40,10 @@ class ImportEncoding(StrEnum):
 
 @app.command("verify")
 def verify(folder: StoreArgument) -> None:
-    """Check every record's checksum and name, and the lists of all sources; exit code 1 if something is damaged."""
+    """Check every record's checksum and name, the lists of all sources, and that no commit is lost.
+
+    Exit code 1 if something is damaged.
+    """
     from genssl.variants.store_verify import verify as check
 
     with _progress("checked") as (progress, started):
@@ -54,6 +57,11 @@ def verify(folder: StoreArgument) -> None:
         print(f"{folder}: {len(found.damage):,} damaged of {looked_at}; what is damaged is treated as absent")
         raise typer.Exit(1)
     print(f"{folder}: {looked_at}, all intact")
+    if found.uncounted:
+        print(
+            f"{folder}: {found.uncounted} writer{'s have' if found.uncounted > 1 else ' has'} no count of what was "
+            "committed, as an earlier genssl left it, so that lost commits would not be seen"
+        )
 
 
 @app.command("stats")
@@ -139,7 +147,9 @@ def export(
         )
     shards = f" in {done.shards} shards" if format_ == ExportFormat.webdataset else ""
     print(f"{out}: {done.variants:,} variants{shards}, {done.bytes:,} bytes")
-    if done.damaged:
+    for line in done.lacking:
+        print(line)
+    if done.damaged or done.lacking:
         print(f"{out}: {done.damaged:,} damaged variants were left out; genssl store verify {folder} names them")
         raise typer.Exit(1)
 
@@ -246,6 +256,6 @@ def _table(folder: Path, found: StoreStatistics) -> Table:
         table.add_row(f"{encoding}, {channels} x {height} x {width}", f"{records:,} records, {size:,} bytes")
     table.add_section()
     for name, writer in found.writers.items():
-        damage = f", cannot be read: {writer.damage}" if writer.damage else ""
+        damage = f", {writer.damage}" if writer.damage else ""
         table.add_row(escape(f"writer {name}{damage}"), f"{writer.records:,} records, {writer.file_bytes:,} bytes")
     return table

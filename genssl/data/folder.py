@@ -85,7 +85,7 @@ def _by_class(root: Path, key: str, labelled: bool) -> dict[str, list[str]]:
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
         raise DataError(f"{key}: {root.absolute()} {found}; give the folder that holds the images ({_allowed()})")
-    paths = sorted(path.relative_to(root).as_posix() for path in _images_below(root, key, ()))
+    paths = sorted(path.relative_to(root).as_posix() for path in images_below(root, key, ()))
     if not paths:
         raise DataError(
             f"{key}: {root.absolute()} has no images; put files there ({_allowed()}), or give another folder"
@@ -102,19 +102,34 @@ def _by_class(root: Path, key: str, labelled: bool) -> dict[str, list[str]]:
     return dict(sorted(classes.items()))
 
 
-def _images_below(folder: Path, key: str, above: tuple[Path, ...]) -> Iterator[Path]:
+def images_below(folder: Path, key: str, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yields the images below a folder, those of a folder one after another; hidden files and folders are ignored.
+
+    Links are followed. What is no regular file, such as a pipe, which would be waited for, is ignored.
+
+    Args:
+        folder: to look through.
+        key: what named the folder, for messages.
+        above: resolved folders on the way to it.
+
+    Raises:
+        DataError: if a folder cannot be read, or is a link to a folder above it.
+    """
     real = folder.resolve()
     if real in above:
         raise DataError(f"{key}: {folder} is a link to a folder above it; remove the link")
     try:
-        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        entries = sorted(
+            (entry for entry in os.scandir(folder) if not entry.name.startswith(".")), key=lambda entry: entry.name
+        )
         folders = [Path(entry.path) for entry in entries if entry.is_dir()]
         # A dangling link counts as an image, so that on_corrupt decides about it instead of silence.
         files = [entry for entry in entries if entry.is_file() or not Path(entry.path).exists()]
     except OSError as error:
-        raise DataError(f"{key}: {folder} cannot be read ({error.strerror}); repair it or remove it") from None
+        where = error.filename or folder  # a link that leads to itself is named
+        raise DataError(f"{key}: {where} cannot be read ({error.strerror}); repair it or remove it") from None
     for below in folders:
-        yield from _images_below(below, key, (*above, real))
+        yield from images_below(below, key, (*above, real))
     yield from (Path(entry.path) for entry in files if entry.name.lower().endswith(SUFFIXES))
 
 

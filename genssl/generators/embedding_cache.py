@@ -20,7 +20,7 @@ import lmdb
 import numpy as np
 import torch
 
-from genssl.errors import GeneratorError
+from genssl.errors import GeneratorError, fork_message
 
 log = logging.getLogger(__name__)
 
@@ -33,30 +33,39 @@ MAX_READERS = 1024
 class DiskEmbeddings:
     """The embeddings of one conditioner in one folder. Any thread, and any number of processes of one machine.
 
+    Not usable across fork: a child may use neither what it inherits nor, as long as that lives, the folder.
+
     Args:
         folder: made if it is absent.
         conditioner: 16 bytes that name the conditioner.
         width: D.
 
     Raises:
-        GeneratorError: if the folder holds embeddings of another conditioner, is something else, or cannot be used.
+        GeneratorError: if the folder holds embeddings of another conditioner, is something else, or cannot be used; in
+            a forked child of a process that has it open, here and in every method.
     """
 
     def __init__(self, folder: Path, conditioner: bytes, width: int) -> None:
         self.folder, self.conditioner, self.width = folder, conditioner, width
         self._failed = False
+        self._pid = os.getpid()
+        if (inherited := _opened.get(str(folder.resolve()))) is not None:
+            inherited._check_process()
         _agree(folder, {"format": FORMAT, "conditioner": conditioner.hex(), "width": width, "dtype": "float16"})
         try:
             self._env: Any = lmdb.open(str(folder), map_size=MAP_BYTES, max_readers=MAX_READERS, readahead=False)
             self._env.reader_check()
         except (lmdb.Error, OSError) as error:
             raise GeneratorError(f"generator.embedding_cache: {folder} cannot be opened ({error})") from None
+        _opened[str(folder.resolve())] = self
 
     def __len__(self) -> int:
+        self._check_process()
         return int(self._env.stat()["entries"])
 
     def get(self, source_id: bytes) -> torch.Tensor | None:
         """Returns the embedding float32 [D], or None."""
+        self._check_process()
         with self._env.begin(buffers=True) as transaction:
             value = transaction.get(source_id)
             if value is None or len(value) != 2 * self.width:
@@ -65,6 +74,7 @@ class DiskEmbeddings:
 
     def put(self, source_ids: Sequence[bytes], embeddings: Sequence[torch.Tensor]) -> None:
         """Keeps embeddings float32 [D], rounded, all or none; a full disk is logged once, and they are not kept."""
+        self._check_process()
         values = [embedding.numpy().astype("<f2").tobytes() for embedding in embeddings]
         try:
             with self._env.begin(write=True) as transaction:
@@ -75,19 +85,33 @@ class DiskEmbeddings:
                 log.error("%s keeps no more embeddings (%s); they are computed anew instead", self.folder, error)
             self._failed = True
 
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise GeneratorError(f"generator.embedding_cache: {fork_message(self.folder, self._pid)}")
 
-_opened: WeakValueDictionary[tuple[int, str], DiskEmbeddings] = WeakValueDictionary()
+
+_opened: WeakValueDictionary[str, DiskEmbeddings] = WeakValueDictionary()
 _opening = threading.Lock()
+
+
+def _new_lock() -> None:
+    global _opening
+    _opening = threading.Lock()
+
+
+# Another thread may have held it at the fork; the child must get its GeneratorError, not a deadlock.
+os.register_at_fork(after_in_child=_new_lock)
 
 
 def open_embeddings(folder: str, conditioner: bytes, width: int) -> DiskEmbeddings:
     """Opens a folder, or shares what this process has open of it; see `DiskEmbeddings`."""
     path = Path(folder).resolve()
     with _opening:
-        held = _opened.get((os.getpid(), str(path)))
+        held = _opened.get(str(path))
         if held is None:
-            held = _opened[os.getpid(), str(path)] = DiskEmbeddings(path, conditioner, width)
-        elif (held.conditioner, held.width) != (conditioner, width):
+            return DiskEmbeddings(path, conditioner, width)
+        held._check_process()
+        if (held.conditioner, held.width) != (conditioner, width):
             raise _foreign(path, held.conditioner.hex(), conditioner.hex())
         return held
 

@@ -17,7 +17,7 @@ from genssl.variants.plan import REAL, ViewPlan
 from genssl.variants.source import VariantSource
 from genssl.variants.store import VariantStore
 from genssl.variants.store_facts import GeneratorFacts, StoredNames, describe_contents, find_generator
-from genssl.variants.store_manifest import StoreError, read_manifest
+from genssl.variants.store_manifest import MANIFEST, StoreError, foreign_to, read_manifest
 from genssl.variants.stored import StoredSource
 
 
@@ -36,7 +36,7 @@ def refuse_foreign(folder: Path, where: str) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"{where}: {folder} is a file; give a folder")
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and (foreign_to(folder) is not None or (folder / MANIFEST).exists()):
         read_manifest(folder)
 
 

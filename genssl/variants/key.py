@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 # Parameters that came later, at the values that change nothing: left out there, so that variants keep their names.
 NEUTRAL = {"guidance_start": 0.0, "guidance_end": 1.0}
+PERSON = b"genssl/variant"  # BLAKE2b's personalisation of the hash of a key: source id, fingerprint, parameters, index
 
 
 def parameters_digest(parameters: Mapping[str, float]) -> bytes:
@@ -49,7 +50,7 @@ class VariantKey:
         return int.from_bytes(self._hash(8), "little") >> 1
 
     def _hash(self, size: int) -> bytes:
-        digest = hashlib.blake2b(digest_size=size, person=b"genssl/variant")
+        digest = hashlib.blake2b(digest_size=size, person=PERSON)
         for part in (self.source_id, self.fingerprint, self.parameters):
             assert len(part) == 16, "every part of a variant's key has 16 bytes"
             digest.update(part)

@@ -16,19 +16,15 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from pathlib import Path
 
 import lmdb
 
 from genssl.data.base import UInt8Array
+from genssl.errors import fork_message
 from genssl.variants.key import VariantKey
-from genssl.variants.store_environment import (
-    DATA,
-    MAP_BYTES,
-    Entry,
-    Environment,
-    fork_message,
-)
+from genssl.variants.store_environment import DAMAGED, MAP_BYTES, MISLED, Entry, Environment
 from genssl.variants.store_manifest import (
     StoredGenerator,
     StoreError,
@@ -38,7 +34,7 @@ from genssl.variants.store_manifest import (
     read_manifest,
     update_manifest,
 )
-from genssl.variants.store_record import Encoding, Record, decode, decode_image, encode
+from genssl.variants.store_record import IDENTITY, Encoding, Record, decode, decode_image, digest_of, encode
 from genssl.variants.store_scan import link_key, link_of
 from genssl.variants.store_writers import WRITERS, network_filesystem, take_writer, writer_names
 
@@ -57,8 +53,9 @@ class VariantStore:
     Reading and writing never raise for what a disk does: what cannot be read is absent, what cannot be written is not
     stored; both are counted and logged. Not usable across fork.
 
-    A record's checksum is computed when this process reads it for the first time, which takes twice as long as the rest
-    of a read; `store_verify.verify` computes it always.
+    Every read finds out whether a record is the one that was asked for. Its checksum is computed when this process
+    reads it for the first time, which takes twice as long as the rest of a read; `store_verify.verify` computes it
+    always.
 
     Args:
         folder: of the store; made if it is absent or empty, unless `readonly`.
@@ -99,19 +96,21 @@ class VariantStore:
         self._environments: tuple[Environment, ...] = ()  # the written one first; replaced, never changed
         self._names: set[str] = set()
         self._own: Environment | None = None
-        self._writer_lock: int | None = None
+        self._writer_locks: list[int] = []
+        self._map_bytes = map_bytes
         self._refreshed, self._retry_at, self._closed = 0.0, 0.0, False
         if not readonly:
             create_store(folder)
         self.manifest = read_manifest(folder)
         if fingerprint is not None:
             self._check_generator(fingerprint, pin=pin, readonly=readonly)
-        if (kind := network_filesystem(folder)) is not None:
+        kind = network_filesystem(folder)
+        self._on_network = kind is not None
+        if self._on_network:
             log.warning("%s lies on %s: LMDB is safe there only while one machine at a time uses it", folder, kind)
         try:
             if not readonly:
-                self.writer, self._own, self._writer_lock = take_writer(folder, map_bytes, on_network=kind is not None)
-                self._environments, self._names = (self._own,), {self.writer}
+                self._take_writer()
             self.refresh()
         except BaseException:
             self.close()
@@ -139,7 +138,7 @@ class VariantStore:
         self._check_process()
         for environment in self._environments:
             for record in self._read(environment, [digest]):
-                if record is not None and (decoded := decode(record)) is not None:
+                if record is not None and digest_of(record) == digest and (decoded := decode(record)) is not None:
                     return decoded
         return None
 
@@ -148,20 +147,32 @@ class VariantStore:
         self._check_process()
         for environment in self._environments:
             after = b""
-            while part := environment.digests(after, 1024):
-                yield from part
-                after = part[-1]
+            try:
+                while part := environment.digests(after, 1024):
+                    yield from part
+                    after = part[-1]
+            except lmdb.Error as error:
+                self._count_damage(
+                    f"{environment.folder}: {error}; what it holds behind {after.hex() or 'its start'} is"
+                )
 
     def of_source(self, source_id: Digest) -> list[VariantKey]:
-        """Returns the keys of all stored variants of a source, by index, each once."""
+        """Returns the keys of all stored variants of a source that have a record, by index, each once."""
         self._check_process()
-        links: set[Digest] = set()
+        found: dict[Digest, VariantKey] = {}  # by link
         for environment in self._environments:
             try:
-                links.update(environment.links(source_id))
+                keys = {link: link_key(source_id, link) for link in environment.links(source_id)}
+                present = environment.present([key.digest() for key in keys.values()])
             except lmdb.Error as error:
                 self._count_damage(f"{environment.folder}: {error}")
-        return [link_key(source_id, link) for link in sorted(links)]
+                continue
+            found |= dict(compress(keys.items(), present))
+            if not all(present):  # the list is another source's, or its records are gone
+                self._count_damage(
+                    f"{environment.folder}: what the list of source {source_id.hex()} names is not there"
+                )
+        return [found[link] for link in sorted(found)]
 
     def put_many(self, items: Sequence[tuple[VariantKey, UInt8Array]], *, strict: bool = False) -> int:
         """Stores images uint8 [C, h, w] in one transaction; on return they survive kill -9 and power loss.
@@ -193,7 +204,7 @@ class VariantStore:
                 if fingerprint.hex() not in self.manifest.generators:
                     self.describe_generator(fingerprint)
             fitting = self._fitting(entries)
-            written = self._own.put_many(fitting) if fitting else 0
+            written = self._write(fitting) if fitting else 0
         except (lmdb.Error, OSError) as error:
             if strict:
                 raise StoreError(self._refused(f"({error})", entries)) from None
@@ -241,17 +252,19 @@ class VariantStore:
             self._refreshed = time.monotonic()
             new = []
             for name in writer_names(self.folder):
-                if name in self._names or not (self.folder / WRITERS / name / DATA).exists():
+                if name in self._names:
                     continue
                 try:
                     environment = Environment.open(self.folder / WRITERS / name, writable=False)
-                except lmdb.Error as error:
+                except (lmdb.Error, OSError) as error:
                     self._names.add(name)
                     self._count_damage(f"{self.folder / WRITERS / name} cannot be read: {error}")
                     continue
                 if environment is not None:
                     self._names.add(name)
                     new.append(environment)
+                    if environment.loss is not None:
+                        self._count_damage(f"{environment.folder}: {environment.loss}; the others are")
             self._environments += tuple(new)
             return tuple(new)
 
@@ -275,8 +288,8 @@ class VariantStore:
             for environment in self._environments:
                 environment.release()
             self._environments = ()
-            if self._writer_lock is not None:
-                os.close(self._writer_lock)
+            for descriptor in self._writer_locks:
+                os.close(descriptor)
 
     def __enter__(self) -> VariantStore:
         return self
@@ -296,18 +309,22 @@ class VariantStore:
             if not missing:
                 break
             wanted = [digests[position] for position in missing]
-            records, checked = self._read(environment, wanted), environment.verified.known(wanted)
-            verified = []
-            for position, record, known in zip(missing, records, checked, strict=True):
+            records = self._read(environment, wanted)
+            hashes = [0 if record is None else hash(record[IDENTITY]) for record in records]
+            checked = environment.verified.known(wanted, hashes)
+            verified: dict[Digest, int] = {}
+            for position, record, known, hashed in zip(missing, records, checked, hashes, strict=True):
                 if record is None:
                     continue
-                image = found[position] = decode_image(record, checked=known)
+                named = known or digest_of(record) == digests[position]
+                image = found[position] = decode_image(record, checked=known) if named else None
                 if image is None:
-                    self._count_damage(f"{environment.folder}: record {digests[position].hex()} fails its checksum")
+                    wrong = "fails its checksum" if named else f"is {MISLED}"
+                    self._count_damage(f"{environment.folder}: record {digests[position].hex()} {wrong}")
                 elif not known:
-                    verified.append(digests[position])
+                    verified[digests[position]] = hashed
             if verified:
-                environment.verified.add(verified)
+                environment.verified.add(list(verified), list(verified.values()))
             missing = [position for position in missing if found[position] is None]
         return missing
 
@@ -317,6 +334,29 @@ class VariantStore:
         except lmdb.Error as error:
             self._count_damage(f"{environment.folder}: {error}")
             return [None] * len(digests)
+
+    def _take_writer(self) -> None:
+        """Takes an environment to write; what was written before is read on."""
+        self.writer, self._own, descriptor = take_writer(self.folder, self._map_bytes, on_network=self._on_network)
+        self._writer_locks.append(descriptor)
+        self._names.add(self.writer)
+        self._environments = (self._own, *self._environments)
+
+    def _write(self, entries: Sequence[Entry]) -> int:
+        """Writes to the environment that was taken, or to another if its tree turns out to be damaged."""
+        while True:
+            own = self._own
+            assert own is not None
+            try:
+                return own.put_many(entries)
+            except DAMAGED as error:
+                self._count_damage(f"{error}; another is written from now on, and what is damaged is")
+                with self._lock:
+                    try:
+                        if own is self._own:
+                            self._take_writer()
+                    except StoreError as refused:
+                        raise lmdb.Error(str(refused)) from None
 
     def _count_damage(self, what: str) -> None:
         self.damaged += 1

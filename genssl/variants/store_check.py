@@ -1,8 +1,8 @@
 """Checks one writer's environment, in the process that `store_verify` starts: LMDB can die of a damaged tree.
 
 Every line of standard output is a JSON object: {"total": n} says how many records there are, {"records": n} and
-{"links": n} count what was checked since the last, {"damage": text} says what is wrong, {"finished": true} stands at
-the end.
+{"links": n} count what was checked since the last, {"damage": text} says what is wrong, {"uncounted": true} that it is
+not known how many records were committed, {"finished": true} stands at the end.
 """
 
 from __future__ import annotations
@@ -15,34 +15,44 @@ from typing import Any
 
 import lmdb
 
+from genssl.variants.store_committed import read_committed
 from genssl.variants.store_environment import Environment
 from genssl.variants.store_manifest import StoreManifest, read_manifest
 from genssl.variants.store_record import CHECKED_FROM, ENCODINGS, HEADER, RAW, SHAPE, is_intact, read_head
 from genssl.variants.store_scan import LINKS, link_key, link_of, links, open_writers, records
+from genssl.variants.store_writers import WRITERS
 
 BATCH = 64
 
 
 def check(folder: Path, name: str) -> None:
-    """Checks what one writer wrote: checksums, keys against digests, lists of sources against records and back."""
+    """Checks what one writer wrote: checksums, keys against digests, lists of sources against records and back.
+
+    The number of records is checked against the number that was committed, where that is known.
+    """
     manifest = read_manifest(folder)
+    if read_committed(folder / WRITERS / name) is None:
+        _say(uncounted=True)
     with open_writers(folder, only=name) as writers:
         for writer in writers:
             if writer.damage is not None:
-                _say(damage=f"cannot be read: {writer.damage}")
+                _say(damage=writer.damage)
             if writer.environment is None:
                 continue
             try:
-                _say(total=writer.environment.count())
-                _check_records(writer.environment, manifest)
+                total = writer.environment.count()
+                _say(total=total)
+                if (found := _check_records(writer.environment, manifest)) < total:
+                    _say(damage=f"its tree is damaged: of {total:,} records {found:,} are found in it")
                 _check_links(writer.environment)
             except lmdb.Error as error:
                 _say(damage=f"its tree is damaged, so that the rest cannot be read: {error}")
     _say(finished=True)
 
 
-def _check_records(environment: Environment, manifest: StoreManifest) -> None:
-    everything = records(environment)
+def _check_records(environment: Environment, manifest: StoreManifest) -> int:
+    """Returns how many there are."""
+    everything, found = records(environment), 0
     while part := list(islice(everything, BATCH)):
         linked: list[tuple[bytes, bytes, bytes]] = []  # digest, source id, link
         for digest, record in part:
@@ -56,6 +66,8 @@ def _check_records(environment: Environment, manifest: StoreManifest) -> None:
             if not present:
                 _say(damage=f"record {digest.hex()}: it is not in the list of its source {source_id.hex()}")
         _say(records=len(part))
+        found += len(part)
+    return found
 
 
 def _wrong(digest: bytes, record: bytes, manifest: StoreManifest) -> str | None:
@@ -80,7 +92,7 @@ def _check_links(environment: Environment) -> None:
     while part := list(islice(pairs, LINKS)):
         whole = [pair for pair in part if (len(pair[0]), len(pair[1])) == (16, 40)]
         digests = [link_key(*pair).digest() for pair in whole]
-        for (source_id, link), present in zip(whole, _present(environment, digests), strict=True):
+        for (source_id, link), present in zip(whole, environment.present(digests), strict=True):
             if not present:
                 index = int.from_bytes(link[:8], "big")
                 _say(damage=f"source {source_id.hex()}: variant {index} is in its list, but has no record")
@@ -93,14 +105,6 @@ def _linked(environment: Environment, pairs: list[tuple[bytes, bytes]]) -> list[
     def work(txn: Any) -> list[bool]:
         cursor = txn.cursor(db=environment.sources)
         return [cursor.set_key_dup(*pair) for pair in pairs]
-
-    return environment.read(work)
-
-
-def _present(environment: Environment, digests: list[bytes]) -> list[bool]:
-    def work(txn: Any) -> list[bool]:
-        cursor = txn.cursor(db=environment.variants)
-        return [cursor.set_key(digest) for digest in digests]
 
     return environment.read(work)
 

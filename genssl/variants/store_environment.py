@@ -9,28 +9,29 @@ the time that a device takes to make them, and without it a power loss can corru
 from __future__ import annotations
 
 import os
-import struct
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lmdb
 
+from genssl.errors import fork_message
+from genssl.variants.store_committed import read_committed, write_committed
 from genssl.variants.store_manifest import StoreError
-from genssl.variants.store_record import is_intact
+from genssl.variants.store_meta import DATA, has_only_begun, look_at_metas
+from genssl.variants.store_record import digest_of, is_intact
 from genssl.variants.store_verified import VerifiedRecords
 
 T = TypeVar("T")
-DATA = "data.mdb"
-MAX_READERS = 1024  # read transactions at once, over all processes; a slot has 64 bytes
+Key = TypeVar("Key", bytes, tuple[bytes, bytes])  # of a scan
+LOCK = "lock.mdb"
+MAX_READERS, SLOT_BYTES = 1024, 64  # read transactions at once, over all processes
 MAP_BYTES = 2**30  # address space, not disk: the file grows with what is written
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")  # LMDB's page, in files made on this kind of machine
-# LMDB 0.9's page header and meta page: magic, page size (the first word of the first tree), last page, transaction
-META = struct.Struct("<16xI20xI92xQQ")
-META_MAGIC = 0xBEEFC0DE
-SPARE_PAGES = 16
+DAMAGED = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.CursorFullError)  # what LMDB says of a tree that is
+MISLED = "another variant's: a page of the tree is damaged"
 RESIZES = 8  # another process may grow the map again while we follow
 
 
@@ -53,6 +54,7 @@ class Environment:
     Attributes:
         variants, sources: LMDB's handles of the two databases, for `read`.
         verified: the records whose checksum this process has found right.
+        loss: what is gone of that which was committed here, or may be, in words, or None.
     """
 
     # LMDB forbids opening a file twice in one process: closing either would drop the locks of both.
@@ -66,7 +68,13 @@ class Environment:
         self._map_lock, self._write_lock = threading.Lock(), threading.Lock()
         self._broken = False
         self.verified = VerifiedRecords()
-        _refuse_truncated(folder / DATA)
+        committed = read_committed(folder)  # before the tree, which another process may be writing
+        self.loss = look_at_metas(folder, committed or 0)
+        if writable and has_only_begun(folder, valid=False):
+            (folder / DATA).unlink(missing_ok=True)  # a full disk may have cut it short: LMDB would refuse it
+        lock = writable or _can_lock(folder)
+        if lock:
+            _allocate_lock(folder / LOCK)
         self._env: Any = lmdb.open(
             str(folder),
             map_size=map_bytes,
@@ -75,13 +83,21 @@ class Environment:
             readonly=not writable,
             create=writable,
             readahead=False,  # reads are random
-            lock=writable or _can_lock(folder),
+            lock=lock,
         )
         try:
-            self.variants = self._env.open_db(b"variants", create=writable)
-            self.sources = self._env.open_db(b"sources", create=writable, dupsort=True, dupfixed=True)
+            create = writable and has_only_begun(folder)  # never in place of tables that were lost
+            self.variants = self._env.open_db(b"variants", create=create)
+            self.sources = self._env.open_db(b"sources", create=create, dupsort=True, dupfixed=True)
+            count = self.count()
+            if count < (committed or 0):
+                self.loss = f"of {committed:,} records that were committed here {count:,} are left"
             if writable:
+                if self.loss is not None:
+                    raise lmdb.CorruptedError(self.loss)
                 self._env.reader_check()  # slots of killed readers would keep freed pages from being used again
+                if committed is None:
+                    write_committed(folder, count)
         except BaseException:
             self._env.close()
             raise
@@ -91,11 +107,12 @@ class Environment:
         """Opens `folder`, or shares what this process has open of it.
 
         Returns:
-            None if there is nothing complete to read yet, or if it is to be written but open here for reading.
+            None if it is to be read and nothing is complete there yet, or to be written but open here for reading.
 
         Raises:
             StoreError: in a forked child of a process that has it open.
-            lmdb.Error: if it cannot be opened.
+            lmdb.Error: if it cannot be opened, or if it is to be written and has lost what was committed there:
+                another commit would overwrite what may still be saved.
         """
         status = folder.stat()
         identity = (status.st_dev, status.st_ino)
@@ -108,10 +125,12 @@ class Environment:
                     return None
                 held._users += 1
                 return held
+            if not writable and not (folder / DATA).exists() and not read_committed(folder):
+                return None
             try:
                 made = cls(folder, identity, writable=writable, map_bytes=map_bytes)
-            except (lmdb.NotFoundError, lmdb.InvalidError):
-                if writable:
+            except (lmdb.NotFoundError, lmdb.InvalidError) as error:
+                if writable or not has_only_begun(folder, valid=isinstance(error, lmdb.NotFoundError)):
                     raise
                 return None  # its writer is about to make it
             cls._opened[identity] = made
@@ -148,6 +167,15 @@ class Environment:
             cursor = txn.cursor(db=self.sources)
             return [bytes(link) for link in cursor.iternext_dup()] if cursor.set_key(source_id) else []
 
+        return in_order(self.read(work), None, self.folder)
+
+    def present(self, digests: Sequence[bytes]) -> list[bool]:
+        """Says of every digest whether there is a record under it, unread; raises lmdb.Error on a damaged tree."""
+
+        def work(txn: Any) -> list[bool]:
+            cursor = txn.cursor(db=self.variants)
+            return [cursor.set_key(digest) for digest in digests]
+
         return self.read(work)
 
     def digests(self, after: bytes, limit: int) -> list[bytes]:
@@ -162,7 +190,7 @@ class Environment:
                 valid = cursor.next()
             return found
 
-        return self.read(work)
+        return in_order(self.read(work), after, self.folder)
 
     def count(self) -> int:
         """Returns the number of records."""
@@ -180,14 +208,18 @@ class Environment:
         """Writes what is not here intact already, in one transaction; returns how many were written.
 
         Raises:
-            lmdb.Error: disk full or an error of the disk; nothing of the batch is then stored.
+            lmdb.CorruptedError: the tree is damaged, or leads to another variant's record; it must not be written then.
+            lmdb.Error: disk full or an error of the disk. In either case nothing of the batch is stored.
         """
         with self._write_lock:
             for _ in range(64):  # each round doubles the map
                 self._check()
                 try:
                     with self._env.begin(write=True) as txn:
-                        return sum(self._put(txn, entry) for entry in entries)
+                        written = sum(self._put(txn, entry) for entry in entries)
+                        count = int(txn.stat(self.variants)["entries"])
+                    write_committed(self.folder, count)
+                    return written
                 except lmdb.MapFullError:
                     with self._map_lock:
                         self._resize(2 * int(self._env.info()["map_size"]))
@@ -198,6 +230,9 @@ class Environment:
 
     def _put(self, txn: Any, entry: Entry) -> bool:
         held = txn.get(entry.digest, db=self.variants)
+        if held is not None and digest_of(held) != entry.digest:
+            # To replace it would free the pages of whatever it leads to.
+            raise lmdb.CorruptedError(f"{self.folder}: record {entry.digest.hex()} is {MISLED}")
         if held is not None and is_intact(held):
             return False
         txn.put(entry.digest, entry.record, db=self.variants)
@@ -235,6 +270,19 @@ class Environment:
             raise lmdb.Error(f"{self.folder}: its map was lost when it could not grow; the store must be opened again")
 
 
+def in_order(found: list[Key], after: Key | None, folder: Path) -> list[Key]:
+    """Returns keys as a scan found them behind `after`.
+
+    Raises:
+        lmdb.CorruptedError: if they do not ascend: the tree is damaged, and a scan could go round in it for ever.
+    """
+    keys: list[Key] = [] if after is None else [after]
+    for one, following in pairwise(keys + found):
+        if following <= one:
+            raise lmdb.CorruptedError(f"{folder}: the records are not in order: a page of the tree is damaged")
+    return found
+
+
 def _new_registry_lock() -> None:
     Environment._registry_lock = threading.Lock()
 
@@ -243,38 +291,26 @@ def _new_registry_lock() -> None:
 os.register_at_fork(after_in_child=_new_registry_lock)
 
 
-def _refuse_truncated(data: Path) -> None:
-    """Raises lmdb.CorruptedError for a file shorter than its tree.
+def _allocate_lock(path: Path) -> None:
+    """Makes the file of reader slots, if it is absent, with its blocks: raises OSError on a full disk.
 
-    LMDB does not look, and touching a mapped page beyond the end of a file kills the process with SIGBUS.
+    LMDB would make it sparse and map it, and touching a block that the disk cannot give kills the process with SIGBUS.
     """
-    if not data.exists() or (size := data.stat().st_size) == 0:
+    if path.exists() or not hasattr(os, "posix_fallocate"):
         return
-    with data.open("rb") as file:
-        metas = []
-        for page in (0, PAGE_BYTES):
-            file.seek(page)
-            metas.append(file.read(META.size))
-    fields = [META.unpack(meta) for meta in metas if len(meta) == META.size]
-    found = [
-        (transaction, last) for magic, page, last, transaction in fields if (magic, page) == (META_MAGIC, PAGE_BYTES)
-    ]
-    # Two meta pages take turns; the one of the later transaction counts.
-    missing = (max(found)[1] + 1) * PAGE_BYTES - size if found else 0
-    # The last pages of a sound file may never have been written, if one commit took and freed them.
-    if missing > SPARE_PAGES * PAGE_BYTES or size < 2 * PAGE_BYTES:
-        raise lmdb.CorruptedError(f"{data} is truncated: {missing} bytes are missing at its end")
-
-
-def fork_message(folder: Path, parent: int) -> str:
-    """Returns the message for a store that a forked child of process `parent` wants to use."""
-    return (
-        f"{folder} was opened in process {parent} and is used in its forked child {os.getpid()}, which LMDB does not "
-        "allow; start workers by forkserver or spawn and open the store there, or fork before it is opened"
-    )
+    temporary = path.with_name(f".{LOCK}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        os.posix_fallocate(descriptor, 0, (MAX_READERS + 2) * SLOT_BYTES)  # the slots and LMDB's header
+        os.link(temporary, path)  # unlike a rename, fails where another process was first
+    except FileExistsError:
+        pass
+    finally:
+        os.close(descriptor)
+        temporary.unlink()
 
 
 def _can_lock(folder: Path) -> bool:
     """Says whether a reader can register itself: not in a set that it may only read, which then must not be written."""
-    path = folder / "lock.mdb"
+    path = folder / LOCK
     return os.access(path if path.exists() else folder, os.W_OK)

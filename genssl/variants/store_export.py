@@ -14,7 +14,7 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -22,7 +22,7 @@ from typing import BinaryIO, Literal
 from genssl.variants.key import VariantKey
 from genssl.variants.store_manifest import StoreError, StoreManifest, read_manifest
 from genssl.variants.store_output import finished_at_once, write_synced
-from genssl.variants.store_record import PNG_MODES, is_intact, png_of, read_head
+from genssl.variants.store_record import PNG_MODES, digest_of, is_intact, png_of, read_head
 from genssl.variants.store_scan import Progress, Writer, distinct_links, link_key, open_writers
 
 Format = Literal["webdataset", "folder"]
@@ -33,12 +33,21 @@ BLOCK = tarfile.BLOCKSIZE
 
 @dataclass
 class Exported:
-    """What an export wrote: variants, shards (0 for a folder), bytes of its files, and damaged records left out."""
+    """What an export wrote.
+
+    Attributes:
+        variants: how many.
+        shards: how many; 0 for a folder.
+        bytes: of its files.
+        damaged: records that were left out.
+        lacking: one line for every writer whose records cannot be read or are gone in part.
+    """
 
     variants: int = 0
     shards: int = 0
     bytes: int = 0
     damaged: int = 0
+    lacking: list[str] = field(default_factory=list)
 
 
 def export(
@@ -72,7 +81,7 @@ def export(
         kind, count = _chosen(folder, manifest, writers, generator)
         started(count)
         with finished_at_once(out, "exporting") as place:
-            done = Exported()
+            done = Exported(lacking=[f"{writer.name}: {writer.damage}" for writer in writers if writer.damage])
             files = _files(folder, writers, kind, done, progress)
             shards = _write_tars(files, place, shard_bytes, done) if format_ == "webdataset" else None
             if shards is None:
@@ -96,6 +105,8 @@ def _chosen(
 ) -> tuple[tuple[bytes, bytes], int]:
     """Returns fingerprint and parameters of what is exported, and the number of variants."""
     kinds: Counter[tuple[bytes, bytes]] = Counter((link[8:24], link[24:40]) for _, link in distinct_links(writers))
+    if not kinds and (lacking := [f"{writer.name}: {writer.damage}" for writer in writers if writer.damage]):
+        raise StoreError(f"{folder} is damaged, and nothing of it is left to export: {'; '.join(lacking)}")
     if not kinds:
         raise StoreError(f"{folder} holds no variants; write some with genssl pregenerate")
     names = {f"{fingerprint.hex()}/{parameters.hex()}": (fingerprint, parameters) for fingerprint, parameters in kinds}
@@ -128,9 +139,9 @@ def _files(
             if writer.environment is None:
                 continue
             missing = [position for position, record in enumerate(found) if record is None]
-            records = writer.environment.get_many([batch[position].digest() for position in missing])
-            for position, record in zip(missing, records, strict=True):
-                if record is not None and is_intact(record):
+            digests = [batch[position].digest() for position in missing]
+            for position, digest, record in zip(missing, digests, writer.environment.get_many(digests), strict=True):
+                if record is not None and digest_of(record) == digest and is_intact(record):
                     found[position] = record
         for key, record in zip(batch, found, strict=True):
             if record is None:

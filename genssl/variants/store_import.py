@@ -18,16 +18,17 @@ from functools import lru_cache
 from pathlib import Path
 
 from genssl.data.base import StoredImage, UInt8Array
-from genssl.data.decode import decode
+from genssl.data.decode import MAX_BYTES, decode
+from genssl.data.folder import SUFFIXES, images_below
 from genssl.errors import DataError
 from genssl.variants.key import VariantKey, parameters_digest
 from genssl.variants.store import VariantStore
 from genssl.variants.store_record import Encoding
 from genssl.variants.store_scan import Progress
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # those of genssl.data.folder, which imports torch
 BATCH = 64
 SHOWN = 5
+INDICES = 2**64  # what an index is below
 VARIANT = re.compile(r"(.+)_(\d+)")
 
 
@@ -82,7 +83,8 @@ def import_folder(
         started: called once with the number of images.
 
     Raises:
-        DataError: if a folder is missing or has no images, if stems are unknown, or if two files are the same variant.
+        DataError: if a folder is missing, has no images, cannot be read or is a link to a folder above it, if stems are
+            unknown, if two files are the same variant, or if a number is not below 2**64.
         StoreError: if `out` is something else or belongs to another generator, or if the disk is full.
     """
     dataset = _Stems(dataset_root)
@@ -121,7 +123,7 @@ def _store(store: VariantStore, batch: Sequence[tuple[VariantKey, Path]], done: 
             done.present += 1
             continue
         try:
-            items.append((key, decode(StoredImage(path.read_bytes(), "file"))))
+            items.append((key, decode(_read(path))))
         except (DataError, OSError) as error:
             done.corrupt.append(f"{path}: {error}")
     if items:
@@ -133,9 +135,17 @@ def _store(store: VariantStore, batch: Sequence[tuple[VariantKey, Path]], done: 
 @lru_cache(maxsize=1024)
 def _source_id(path: Path) -> bytes:
     try:
-        return StoredImage(path.read_bytes(), "file").source_id
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); repair it or remove it") from None
+        return _read(path).source_id
+    except (DataError, OSError) as error:
+        raise DataError(f"{path} cannot be read ({error}); repair it or remove it") from None
+
+
+def _read(path: Path) -> StoredImage:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise DataError(f"the file has {size:,} bytes; the limit is {MAX_BYTES:,}")
+        return StoredImage(file.read(), "file")
 
 
 class _Stems:
@@ -175,6 +185,8 @@ def _check_names(folder: Path, dataset: _Stems) -> tuple[int, list[str]]:
         if match is None or source is None:
             unknown.append(str(relative))
             continue
+        if int(match[2]) >= INDICES:
+            raise DataError(f"{folder}: {relative} is numbered {match[2]}; a number must be below 2**64")
         if relative.parent != parent:  # a folder's worth of names is held, not all
             parent, numbered = relative.parent, {}
         other = numbered.setdefault((source, int(match[2])), relative)
@@ -197,8 +209,4 @@ def _images(root: Path, what: str) -> Iterator[Path]:
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
         raise DataError(f"{what} {root} {found}; give a folder of images ({', '.join(SUFFIXES)})")
-    for folder, below, names in os.walk(root, followlinks=True):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-                yield Path(folder) / name
+    yield from images_below(root, what)

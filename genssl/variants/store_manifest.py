@@ -104,22 +104,28 @@ def read_manifest(folder: Path) -> StoreManifest:
         raise StoreError(f"{path}: {where}: {first['msg']}; restore this file from a copy") from None
 
 
+def foreign_to(folder: Path) -> str | None:
+    """Returns the name of something in a folder for which no store can be made there, or None.
+
+    A store whose manifest a full disk refused, or whose process was killed before, leaves files that are in no way.
+    """
+    names = sorted(path.name for path in folder.iterdir())
+    if (folder / MANIFEST).exists():  # looked for last: another process may be making the store
+        return None
+    return next((name for name in names if name != MANIFEST_LOCK and not name.startswith(f".{MANIFEST}")), None)
+
+
 def create_store(folder: Path) -> None:
-    """Makes an empty store of a folder that is absent or empty; leaves a store as it is.
+    """Makes an empty store of a folder that is absent or empty, or where one was begun; leaves a store as it is.
 
     Raises:
         StoreError: if the folder holds something else, or cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        foreign = [
-            name
-            for name in sorted(path.name for path in folder.iterdir())
-            if name != MANIFEST_LOCK and not name.startswith(f".{MANIFEST}")
-        ]
-        if foreign and not (folder / MANIFEST).exists():
+        if (foreign := foreign_to(folder)) is not None:
             raise StoreError(
-                f"{folder} is no variant store but is not empty (it holds {foreign[0]!r}); give a new or empty folder"
+                f"{folder} is no variant store but is not empty (it holds {foreign!r}); give a new or empty folder"
             )
         with _locked(folder):
             if not (folder / MANIFEST).exists():

@@ -22,7 +22,7 @@ from genssl.variants.store_manifest import (
     write_manifest,
 )
 from genssl.variants.store_output import empty, finished_at_once, write_synced
-from genssl.variants.store_record import is_intact, read_head
+from genssl.variants.store_record import digest_of, is_intact, read_head
 from genssl.variants.store_scan import Progress, Writer, link_of, merged_by_digest, open_writers, records
 from genssl.variants.store_writers import WRITERS
 
@@ -126,7 +126,7 @@ def _copy(target: Environment, sources: list[tuple[str, Environment]], done: Mer
             intact = []
             for _, record, name in copies:
                 progress(1)
-                if is_intact(record) and read_head(record).key.digest() == digest:
+                if digest_of(record) == digest and is_intact(record):
                     intact.append(record)
                 else:
                     done.damaged.append(f"{name}: record {digest.hex()} is damaged")

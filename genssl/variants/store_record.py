@@ -6,6 +6,7 @@ be read record by record. All numbers are little-endian.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import time
@@ -16,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from genssl.data.base import UInt8Array
-from genssl.variants.key import VariantKey
+from genssl.variants.key import PERSON, VariantKey
 
 Encoding = Literal["raw", "png"]
 
@@ -25,6 +26,9 @@ Encoding = Literal["raw", "png"]
 HEADER = struct.Struct("<4sIBBHIIQ16s16s16sd")
 MAGIC = b"gsv1"
 SHAPE = struct.Struct("<BBHII")  # encoding .. width of the header
+NAMES, INDEX = slice(28, 76), slice(20, 28)  # source id .. parameters, and index: what the key's digest is made of
+IDENTITY = slice(4, 76)  # checksum .. parameters: all that tells one record from another
+UNNAMED = hashlib.blake2b(digest_size=16, person=PERSON)
 CHECKED_FROM = 8  # the CRC covers header and image, so a flipped bit in the shape or the key is found as well
 ENCODINGS: tuple[Encoding, ...] = ("raw", "png")
 RAW, PNG = range(2)
@@ -84,11 +88,23 @@ def is_intact(record: bytes | memoryview) -> bool:
     return zlib.crc32(memoryview(record)[CHECKED_FROM:]) == int.from_bytes(record[4:CHECKED_FROM], "little")
 
 
+def digest_of(record: bytes) -> bytes:
+    """Returns the digest of the key that stands in a record, as `VariantKey.digest` does but three times as fast.
+
+    A tree with a flipped bit may lead to another variant's record, which is intact, so whoever reads a record compares
+    this with the digest that he asked for. Of bytes that are no record it is the digest of nothing.
+    """
+    hashed = UNNAMED.copy()
+    hashed.update(record[NAMES])
+    hashed.update(record[INDEX])
+    return hashed.digest()
+
+
 def decode_image(record: bytes, *, checked: bool = False) -> UInt8Array | None:
     """Returns the image uint8 [C, h, w] of a record, read-only, or None if the record is damaged.
 
     Args:
-        record: as `encode` made it.
+        record: as `encode` made it, with the key that it was asked by.
         checked: the checksum was found right before; it takes three times as long as all the rest of a read.
     """
     if not checked and not is_intact(record):

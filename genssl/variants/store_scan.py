@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,13 +13,12 @@ from typing import Any
 import lmdb
 
 from genssl.variants.key import VariantKey
-from genssl.variants.store_environment import DATA, META_MAGIC, Environment
+from genssl.variants.store_environment import Environment, in_order
 from genssl.variants.store_manifest import StoreError
 from genssl.variants.store_record import HEADER
 from genssl.variants.store_writers import WRITERS, writer_names
 
 Progress = Callable[[int], None]  # called with the number of records done since the last call
-MAGIC_WORD = struct.Struct("<16xI")
 HEADS, RECORDS, LINKS = 1024, 32, 4096  # of a transaction
 
 
@@ -31,7 +29,7 @@ class Writer:
     Attributes:
         name: of its folder.
         environment: None if it cannot be opened, or if nothing was written yet.
-        damage: why it cannot be opened, or None.
+        damage: why it cannot be read, or what is gone of that which was committed, or None.
     """
 
     name: str
@@ -49,12 +47,11 @@ def open_writers(folder: Path, only: str | None = None) -> Iterator[list[Writer]
     writers: list[Writer] = []
     try:
         for name in [only] if only is not None else writer_names(folder):
-            path = folder / WRITERS / name
             try:
-                environment = Environment.open(path, writable=False) if (path / DATA).exists() else None
-                damage = _no_tree(path / DATA) if environment is None else None
+                environment = Environment.open(folder / WRITERS / name, writable=False)
+                damage = environment.loss if environment is not None else None
             except (lmdb.Error, OSError) as error:
-                environment, damage = None, str(error)
+                environment, damage = None, f"it cannot be read: {error}"
             writers.append(Writer(name, environment, damage))
         yield writers
     except lmdb.Error as error:
@@ -97,7 +94,7 @@ def links(environment: Environment) -> Iterator[tuple[bytes, bytes]]:
             valid = cursor.next()
         return found
 
-    while part := environment.read(work):
+    while part := in_order(environment.read(work), last, environment.folder):
         yield from part
         last = part[-1]
 
@@ -138,16 +135,6 @@ def _values(environment: Environment, after: bytes, size: int | None, limit: int
         return found
 
     while part := environment.read(work, buffers=True):
+        in_order([digest for digest, _, _ in part], after, environment.folder)
         yield from part
         after = part[-1][0]
-
-
-def _no_tree(data: Path) -> str | None:
-    """Says what is wrong with a file that holds no tree of ours, or returns None if its writer has only just begun."""
-    if not data.exists() or data.stat().st_size == 0:
-        return None
-    with data.open("rb") as file:
-        start = file.read(MAGIC_WORD.size)
-    if len(start) < MAGIC_WORD.size or MAGIC_WORD.unpack(start)[0] != META_MAGIC:
-        return f"{data} is no LMDB file; its beginning is overwritten"
-    return None

@@ -10,10 +10,11 @@ from operator import itemgetter
 from pathlib import Path
 
 from genssl.variants.store_manifest import StoreManifest, read_manifest
-from genssl.variants.store_record import ENCODINGS, MAGIC, SHAPE
+from genssl.variants.store_record import ENCODINGS, MAGIC, SHAPE, digest_of
 from genssl.variants.store_scan import Progress, Writer, distinct_links, heads, link_key, open_writers
 
 Shape = tuple[int, int, int]
+DAMAGED: tuple[str, Shape] = ("damaged", (0, 0, 0))
 
 
 @dataclass
@@ -23,7 +24,7 @@ class WriterStatistics:
     Attributes:
         records: how many it holds.
         file_bytes: to which its file has grown.
-        damage: why it cannot be read, or None.
+        damage: why it cannot be read, or what is gone of it, or None.
     """
 
     records: int = 0
@@ -103,10 +104,10 @@ def _count_records(writers: list[Writer], found: StoreStatistics, progress: Prog
     for writer in writers:
         if writer.environment is None:
             continue
-        for _, head, size in heads(writer.environment):
+        for digest, head, size in heads(writer.environment):
             found.records += 1
             found.record_bytes += size
-            format_ = _format(head)
+            format_ = _format(head) if digest_of(head) == digest else DAMAGED
             records, total = found.formats.get(format_, (0, 0))
             found.formats[format_] = (records + 1, total + size)
             progress(1)
@@ -115,6 +116,6 @@ def _count_records(writers: list[Writer], found: StoreStatistics, progress: Prog
 def _format(head: bytes) -> tuple[str, Shape]:
     """Returns encoding and shape as an unchecked header says them."""
     if head[:4] != MAGIC or len(head) < 8 + SHAPE.size:
-        return "damaged", (0, 0, 0)
+        return DAMAGED
     encoding, channels, _, height, width = SHAPE.unpack_from(head, 8)
     return ENCODINGS[encoding] if encoding < len(ENCODINGS) else "damaged", (channels, height, width)

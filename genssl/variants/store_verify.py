@@ -22,19 +22,21 @@ class Verification:
 
     Attributes:
         writers, records, links: how many were looked at.
+        uncounted: how many writers have no count of what was committed there, so that lost commits would not be seen.
         damage: one line for everything that is wrong, the writer's name first.
     """
 
     writers: int = 0
     records: int = 0
     links: int = 0
+    uncounted: int = 0
     damage: list[str] = field(default_factory=list)
 
 
 def verify(
     folder: Path, progress: Progress = lambda done: None, started: Callable[[int], None] = lambda total: None
 ) -> Verification:
-    """Reads a whole store and checks checksums, keys against digests, and lists of sources against records.
+    """Reads a whole store and checks checksums, keys against digests, lists of sources, and the number of records.
 
     Every writer's environment is read by a process of its own: LMDB trusts its trees, and one that is damaged badly
     enough kills the process that reads it.
@@ -57,6 +59,7 @@ def verify(
                 started(total)
             found.records += int(said.get("records", 0))
             found.links += int(said.get("links", 0))
+            found.uncounted += int(said.get("uncounted", False))
             progress(int(said.get("records", 0)))
             if "damage" in said:
                 found.damage.append(f"{name}: {said['damage']}")

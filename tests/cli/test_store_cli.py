@@ -67,6 +67,22 @@ def test_verify_says_clean_or_damaged_by_its_exit_code(genssl, store):
     assert last.startswith("variants: 1 damaged of 12 records and 12 links of 1 writer; ")
 
 
+def test_records_that_are_gone_altogether_are_missed_by_every_command(genssl, store):
+    (data,) = store.glob("writers/*/data.mdb")
+    data.unlink()
+    gone = "data.mdb is empty or gone: 12 records were committed here"
+    done = genssl("verify", "variants")
+    assert done.returncode == 1
+    assert gone in done.stdout
+    assert gone in genssl("stats", "variants").stdout
+    done = genssl("merge", "all", "variants")
+    assert done.returncode == 1
+    assert gone in done.stdout
+    done = genssl("export", "variants", "shards")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert gone in done.stderr
+
+
 def test_stats_tabulates_what_there_is(genssl, store):
     done = genssl("stats", "variants")
     assert (done.returncode, done.stderr) == (0, "")

@@ -115,6 +115,50 @@ def test_what_was_put_before_a_kill_is_there_and_more_can_follow(tmp_path):
     assert kept.get(bytes(16)[:-1] + b"\xff") is None or len(kept) > 255
 
 
+def in_fork(work) -> str:
+    """Runs `work` in a forked child and returns what it returns."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            answer = str(work())
+        except BaseException as error:
+            answer = f"{type(error).__name__}: {error}"
+        os.write(writing, answer.encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as file:
+        answer = file.read()
+    os.waitpid(child, 0)
+    return answer
+
+
+def test_a_forked_child_is_refused_and_the_parent_is_unharmed(tmp_path):
+    folder = tmp_path / "kept"
+    kept = open_embeddings(str(folder), NAME, 4)
+    kept.put([NAME], [torch.ones(4)])
+    (tmp_path / "alias").symlink_to(folder)
+    for use in (
+        lambda: kept.get(NAME),
+        lambda: kept.put([bytes(16)], [torch.ones(4)]),
+        lambda: len(kept),
+        lambda: open_embeddings(str(folder), NAME, 4),
+        lambda: DiskEmbeddings(tmp_path / "alias", NAME, 4),
+    ):
+        answer = in_fork(use)
+        assert answer.startswith(
+            f"GeneratorError: generator.embedding_cache: {folder} was opened in process {os.getpid()}"
+        )
+        assert "is used in its forked child" in answer
+        assert "start workers by forkserver or spawn and open it there" in answer
+    kept.put([bytes(16)], [torch.zeros(4)])
+    assert (len(kept), kept.get(NAME).tolist()) == (2, [1] * 4)
+    assert open_embeddings(str(tmp_path / "alias"), NAME, 4) is kept
+    kept = None
+    # Opened after the fork only, which is what the message advises.
+    assert in_fork(lambda: open_embeddings(str(folder), NAME, 4).get(NAME).tolist()) == "[1.0, 1.0, 1.0, 1.0]"
+
+
 def test_an_embedding_beyond_float16_is_refused():
     kept = rounded([torch.tensor([0.1, -3.0])])
     assert kept[0].tolist() == torch.tensor([0.1, -3.0]).half().float().tolist()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -17,7 +19,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genssl.data import folder as data_folder
 from genssl.data.base import StoredImage
 from genssl.errors import DataError
 from genssl.variants import store_import
@@ -478,8 +479,60 @@ def test_stems_that_are_not_clear_and_variants_that_lie_twice_are_refused(paper)
         import_all(paper)
 
 
-def test_a_variant_may_have_every_suffix_that_the_data_set_may_have():
-    assert store_import.SUFFIXES == data_folder.SUFFIXES
+@pytest.mark.parametrize(("number", "fits"), [(2**64 - 1, True), (2**64, False), (10**40, False)])
+def test_a_number_that_no_variant_can_have_is_refused_before_anything_is_written(paper, number, fits):
+    path = paper / "made" / "a" / f"n01_1_{number}.JPEG"
+    shutil.copy(paper / "made" / "a" / "n01_1_0.JPEG", path)
+    if fits:
+        assert import_all(paper).variants == 10
+        return
+    with pytest.raises(DataError, match=rf"a/n01_1_{number}.JPEG is numbered {number}; a number must be below 2\*\*64"):
+        import_all(paper, skip_unknown=True)
+    assert not (paper / "store").exists()
+
+
+def test_what_is_no_regular_file_is_ignored_as_in_a_data_set(paper):
+    for root, name in ((paper / "made", "n01_1_7.JPEG"), (paper / "data", "n01_7.JPEG")):
+        os.mkfifo(root / "a" / name)  # reading it would wait for ever
+        (root / "b" / name.replace("7", "8")).symlink_to("/dev/zero")
+    assert import_all(paper).variants == 9
+
+
+@pytest.mark.parametrize("root", ["made", "data"])
+def test_links_that_loop_are_refused_and_leave_nothing(paper, root):
+    (paper / root / "a" / "loop").symlink_to(paper / root)
+    with pytest.raises(DataError, match=rf"{root}/a/loop is a link to a folder above it; remove the link"):
+        import_all(paper)
+    (paper / root / "a" / "loop").unlink()
+    (paper / root / "a" / "self_0.JPEG").symlink_to("self_0.JPEG")
+    with pytest.raises(DataError, match=rf"{root}/a/self_0.JPEG cannot be read \(Too many levels of symbolic links\)"):
+        import_all(paper)
+    assert not (paper / "store").exists()
+
+
+def test_a_link_that_leads_nowhere_and_a_file_that_is_too_large_are_named_and_left_out(paper, monkeypatch):
+    dangling, large = paper / "made" / "a" / "n01_1_7.JPEG", paper / "made" / "b" / "n02_1_0.JPEG"
+    dangling.symlink_to(paper / "nowhere")
+    monkeypatch.setattr(store_import, "MAX_BYTES", 4096)
+    large.write_bytes(large.read_bytes() + bytes(4096))
+    done = import_all(paper)
+    assert done.variants == 8
+    assert [line.partition(": ")[0] for line in sorted(done.corrupt)] == [str(dangling), str(large)]
+    assert "the limit is 4,096" in sorted(done.corrupt)[1]
+
+
+def test_a_folder_that_cannot_be_read_is_refused_and_not_left_out(paper, monkeypatch):
+    scandir = os.scandir
+
+    def refused(path):  # root, who runs the tests here and there, may read everything
+        if Path(path) == paper / "made" / "b":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(DataError, match=r"made/b cannot be read \(Permission denied\); repair it or remove it"):
+        import_all(paper)
+    assert not (paper / "store").exists()
 
 
 def test_a_store_of_another_generator_is_not_imported_into(paper):
