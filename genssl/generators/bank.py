@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import decode
 from genssl.data.load import load_dataset
 from genssl.errors import GeneratorError
 from genssl.generators.bank_config import BankConfig
+from genssl.generators.safetensors_file import read_tensors, write_tensors
 
 FORMAT = "genssl-bank/1"
 BATCH = 64
@@ -151,10 +151,9 @@ def _batches(dataset: ImageDataset, preprocess: Callable[[UInt8Array], UInt8Arra
 
 def _read(path: Path, facts: dict[str, str], count: int) -> torch.Tensor:
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            embeddings: torch.Tensor = file.get_tensor("embeddings")
-    except (OSError, SafetensorError) as error:
+        tensors, metadata = read_tensors(path)
+        embeddings = tensors["embeddings"]
+    except (OSError, SafetensorError, KeyError) as error:
         raise GeneratorError(f"bank.embeddings: {path} cannot be read ({error}); delete it to make it anew") from None
     for fact, what in (("format", "format"), ("images", "set of images"), ("encoder", "encoder")):
         if metadata.get(fact) != facts[fact]:
@@ -169,7 +168,7 @@ def _read(path: Path, facts: dict[str, str], count: int) -> torch.Tensor:
 def _write(path: Path, embeddings: torch.Tensor, facts: dict[str, str]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file({"embeddings": embeddings.contiguous()}, partial, metadata=facts)
+        write_tensors(partial, {"embeddings": embeddings}, facts)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         raise GeneratorError(f"bank.embeddings: {path} cannot be written ({error}); give another file") from None

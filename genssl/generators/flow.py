@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from genssl.data.base import UInt8Array
 from genssl.errors import GeneratorError, RequestRefusedError
@@ -27,6 +26,7 @@ from genssl.generators.cost import count_tflops
 from genssl.generators.fingerprint import fingerprint_file, fingerprint_folder
 from genssl.generators.loading import load_network
 from genssl.generators.locate import find_trained, read_json
+from genssl.generators.safetensors_file import read_tensors
 from genssl.generators.sampling import decode, denoise, guidance_column, guide, row_noise, spread
 
 SAMPLER_VERSION = "flow/1"
@@ -284,7 +284,7 @@ def _load_network(folder: Path, facts: dict[str, Any]) -> UNet2DConditionModel:
     try:
         with torch.random.fork_rng(devices=[]):  # the first weights are overwritten; the global stream stays as it is
             network = build_network(facts)
-        network.load_state_dict(load_file(path))
+        network.load_state_dict(read_tensors(path)[0])
     except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise GeneratorError(
             f"{path}: does not fit {folder / 'config.json'} ({error}); the folder is incomplete, get it again"

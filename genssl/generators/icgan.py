@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from genssl.data.base import UInt8Array
@@ -29,6 +28,7 @@ from genssl.generators.fingerprint import fingerprint_folder
 from genssl.generators.icgan_features import ResNetFeatures
 from genssl.generators.icgan_networks import Architecture, GeneratorNetwork
 from genssl.generators.locate import find_trained, read_json
+from genssl.generators.safetensors_file import read_tensors
 
 SAMPLER_VERSION = "icgan/1"
 CLASS = "GensslICGAN"
@@ -200,7 +200,7 @@ def _load_network(folder: Path, facts: dict[str, Any], dtype: torch.dtype, devic
     except (ValueError, TypeError) as error:
         raise GeneratorError(f"{folder / 'config.json'}: architecture: {error}") from None
     try:
-        weights = load_file(folder / WEIGHTS)
+        weights = read_tensors(folder / WEIGHTS)[0]
     except (OSError, SafetensorError) as error:
         raise GeneratorError(f"{folder / WEIGHTS}: cannot be read as safetensors ({error})") from None
     with torch.device("meta"):

@@ -12,11 +12,11 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from genssl.errors import GeneratorError
+from genssl.generators import safetensors_file
 from genssl.generators.fingerprint import fingerprint_folder
 from genssl.generators.locate import find_network, read_json
 
@@ -47,7 +47,7 @@ def load_part(kind: Any, folder: Path, subfolder: str, **settings: Any) -> Any:
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Returns the tensors of a safetensors file on the CPU; raises GeneratorError if it is broken."""
     try:
-        return load_file(path)
+        return safetensors_file.read_tensors(path)[0]
     except (OSError, SafetensorError) as error:
         raise GeneratorError(f"{path}: cannot be read as safetensors ({error}); get it again") from None
 

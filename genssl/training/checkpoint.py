@@ -8,7 +8,6 @@ step; torch's default generators, which dropout draws from, are seeded anew in e
 from __future__ import annotations
 
 import os
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,11 @@ import torch
 from torch import nn
 
 from genssl.errors import UserError
-from genssl.training.files import write_atomically
+from genssl.training.saved_state import DamagedError, read_state, write_state
 from genssl.variants.ledger import Ledger
 
 LATEST, BEST, OLDER = "checkpoint.pt", "checkpoint-best.pt", "checkpoint-*.pt"
 FORMAT = "genssl-checkpoint/1"
-
-
-class DamagedError(Exception):
-    """A checkpoint file that cannot be read."""
 
 
 @dataclass
@@ -198,14 +193,8 @@ def restore_ledger(state: dict[str, Any], ledger: Ledger) -> None:
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())  # the name must not reach the disk before the content
-
     try:
-        write_atomically(path, write)
+        write_state(path, state)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise UserError(
             f"{path} cannot be written ({str(error).splitlines()[0]}); the checkpoint before it is whole. Make room, "
@@ -214,16 +203,7 @@ def _write(path: Path, state: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        # torch.load does not look at the checksums that torch.save writes: a flipped bit would be a changed weight.
-        with zipfile.ZipFile(path) as archive:
-            if (broken := archive.testzip()) is not None:
-                raise DamagedError(f"the checksum of {broken} is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except DamagedError:
-        raise
-    except Exception as error:  # whatever a half-written or foreign file makes zipfile, pickle and torch raise
-        raise DamagedError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+    state = read_state(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise DamagedError("it is no checkpoint of this version of genssl")
     return state
