@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,7 +21,8 @@ from genssl.training.saved_state import DamagedError, read_state, write_state
 from genssl.variants.ledger import Ledger
 
 LATEST, BEST, OLDER = "checkpoint.pt", "checkpoint-best.pt", "checkpoint-*.pt"
-FORMAT = "genssl-checkpoint/1"
+FORMAT = "genssl-checkpoint/2"
+OLDER_FORMATS = ("genssl-checkpoint/1",)  # of which the usage of variants is 12 bytes each, and stays so
 
 
 @dataclass
@@ -78,7 +80,7 @@ class Checkpoints:
             due: otherwise only that copy is written.
         """
         counts = ledger.state()
-        names, stood_in = counts.pop("usage_names"), counts.pop("usage_stood_in")
+        usage = counts.pop("usage")
         state = {
             "format": FORMAT,
             "identity": self._identity,
@@ -91,8 +93,7 @@ class Checkpoints:
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "ledger": counts,
-            # torch has no unsigned integers that it stores everywhere; the bits are the same.
-            "usage": [torch.from_numpy(names.view("int64")), torch.from_numpy(stood_in.view("int32"))],
+            "usage": _as_tensors(usage),
         }
         if due:
             if self._newest is not None and self._keep > 1 and self._newest != position.step:
@@ -188,8 +189,21 @@ def restore(
 
 def restore_ledger(state: dict[str, Any], ledger: Ledger) -> None:
     """Puts the counts back, before any source adds to them."""
-    names, stood_in = (part.numpy() for part in state["usage"])
-    ledger.restore(state["ledger"] | {"usage_names": names.view("uint64"), "usage_stood_in": stood_in.view("uint32")})
+    usage = state["usage"]
+    if isinstance(usage, dict):
+        usage = {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in usage.items()}
+    else:
+        names, stood_in = usage
+        usage = names.numpy().view("uint64"), stood_in.numpy().view("uint32")
+    ledger.restore(state["ledger"] | {"usage": usage})
+
+
+def _as_tensors(usage: Any) -> Any:
+    if isinstance(usage, dict):
+        return {name: torch.tensor(value) if isinstance(value, np.ndarray) else value for name, value in usage.items()}
+    # torch has no unsigned integers that it stores everywhere; the bits are the same.
+    names, stood_in = usage
+    return [torch.from_numpy(names.view("int64")), torch.from_numpy(stood_in.view("int32"))]
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:
@@ -204,6 +218,6 @@ def _write(path: Path, state: dict[str, Any]) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     state = read_state(path)
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") not in (FORMAT, *OLDER_FORMATS):
         raise DamagedError("it is no checkpoint of this version of genssl")
     return state

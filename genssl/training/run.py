@@ -41,6 +41,7 @@ from genssl.training.stopping import Stopped, StopSignals
 from genssl.training.update import Update
 from genssl.variants.assignments import Replay
 from genssl.variants.ledger import Ledger
+from genssl.variants.planned_usage import PlannedUsage
 from genssl.variants.store_manifest import StoreError
 from genssl.views.augmentations import Augmentations
 from genssl.views.compose import compose_views
@@ -90,7 +91,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
 
     with ExitStack() as stack:
         # ---- Stored variants: that they are all there is known before anything is written ----
-        ledger = Ledger()
+        ledger = Ledger(usage=plan.usage())
         opened = stack.enter_context(open_stored_first(recipe, splits.train, plan, ledger, device))
 
         # ---- Run directory, and the checkpoint to go on from ----
@@ -143,6 +144,8 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
         followed, assignments = follow_log(recipe, splits.train, plan, opened, out, position.step, ranks)
         if isinstance(followed, Replay):
             require_stored(recipe, splits.train, followed, opened)
+            if isinstance(ledger.usage, PlannedUsage):
+                ledger.usage.forgets = False  # a log may reuse what is of any epoch
         write = stack.enter_context(assignments).write if assignments else None
         depth = prefetch_depth(recipe, opened.remote if opened else None, ledger, ranks)
         if depth.note:
@@ -240,6 +243,8 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
             ranks.end_together("stopped")
             signals.follow()
         # What the ledger says ends here; the pictures below cost a few more calls.
+        if isinstance(ledger.usage, PlannedUsage):
+            ledger.usage.settle(splits.train.source_id)
         counted = ledger.summary()
         mode = how_online(ledger, progress, recipe.variants)
 
