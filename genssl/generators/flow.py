@@ -23,9 +23,9 @@ from genssl.generators.base import Alive, GeneratorSpec, Parameters
 from genssl.generators.conditioner import FILE, Conditioner
 from genssl.generators.configs import FlowConfig
 from genssl.generators.cost import count_tflops
-from genssl.generators.fingerprint import fingerprint_file, fingerprint_folder
+from genssl.generators.fingerprint import fingerprint_file, fingerprint_model, network_files
 from genssl.generators.loading import load_network
-from genssl.generators.locate import find_trained, read_json
+from genssl.generators.locate import OWN, find_trained, read_json
 from genssl.generators.safetensors_file import read_tensors
 from genssl.generators.sampling import decode, denoise, guidance_column, guide, row_noise, spread
 
@@ -62,10 +62,13 @@ class Flow:
         self._shape = latent_shape(facts)
         card = folder / "card.json"
         licence = read_json(card).get("licence") if card.exists() else None
+        files = [OWN, WEIGHTS, FILE, *(network_files(folder, VAE) if self._vae is not None else [])]
+        fingerprint = fingerprint_model(folder, files, SAMPLER_VERSION, config.dtype, keep_order=[OWN])
         self.spec = GeneratorSpec(
             name=config.name,
             model=config.model,
-            fingerprint=fingerprint_folder(folder, SAMPLER_VERSION, config.dtype),
+            fingerprint=fingerprint.digest,
+            former=fingerprint.former,
             embedding_dim=self._conditioner.embedding_dim,
             image_size=int(facts["image_size"]),
             licence=licence or "unknown (the folder has no card.json)",

@@ -103,11 +103,12 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
         state, notes = checkpoints.latest() if resume else (None, [])
         for note in notes:
             progress.note(note)
+        begun_with = [state["identity"]["generator"]] if state and state["identity"].get("generator") else []
         if ranks.first:
             write_atomically(out / "recipe.yaml", lambda path: path.write_text(to_yaml(recipe)))
 
         # ---- Variants: the server loads its model while the trainer prepares ----
-        server = stack.enter_context(start_shared_server(recipe, out, ranks))
+        server = stack.enter_context(start_shared_server(recipe, out, ranks, begun_with))
         if device.type == "cpu":
             shared_with = server_threads(recipe) if server else 0
             set_threads(recipe.train.threads, shared_with=shared_with, among=ranks.local_size)
@@ -138,7 +139,9 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
         save = partial(checkpoints.save, position, ledger=ledger, **saved)
 
         # ---- Variants and logs ----
-        opened = opened or stack.enter_context(open_source(recipe, splits.train, ledger, device, server, out))
+        opened = opened or stack.enter_context(
+            open_source(recipe, splits.train, ledger, device, server, out, begun_with)
+        )
         source = opened.source if opened else None
         checkpoints.identify(state, generator=opened.provenance["fingerprint"] if opened else "")
         followed, assignments = follow_log(recipe, splits.train, plan, opened, out, position.step, ranks)

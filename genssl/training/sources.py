@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,14 @@ from genssl.serving.remote import RemoteSource
 from genssl.serving.token_file import read_token_file
 from genssl.training.cost_plan import views_per_pair
 from genssl.training.generated_variants import load_engine
-from genssl.training.stores import lay_under, open_stored, refuse_foreign, require_planned, store_provenance
+from genssl.training.stores import (
+    known_fingerprints,
+    lay_under,
+    open_stored,
+    refuse_foreign,
+    require_planned,
+    store_provenance,
+)
 from genssl.variants.assignments import Replay
 from genssl.variants.budget import Budget
 from genssl.variants.in_process import InProcessSource
@@ -56,28 +63,27 @@ class OpenSource:
 
 
 @contextmanager
-def start_server(recipe: Recipe, log_path: Path) -> Iterator[EmbeddedServer | None]:
-    """Starts the embedded server if the recipe wants one; it loads while the caller prepares the training."""
+def start_server(recipe: Recipe, log_path: Path, known: Sequence[str] = ()) -> Iterator[EmbeddedServer | None]:
+    """Starts the embedded server if the recipe wants one; it loads while the caller prepares the training.
+
+    Of `known` fingerprints, in hexadecimal, and those of the recipe's store its generator may take its former one.
+    """
     if not recipe.uses_variants() or recipe.variants.source != "online" or recipe.variants.server != "embedded":
         yield None
         return
-    with EmbeddedServer(server_file(recipe, server_threads(recipe)), log_path) as server:
+    with EmbeddedServer(server_file(recipe, server_threads(recipe), known), log_path) as server:
         yield server
 
 
-def server_file(recipe: Recipe, threads: int | Literal["auto"]) -> ServerFile:
-    """Returns what an embedded server serves.
-
-    Args:
-        recipe: has the generator.
-        threads: that the server computes with on a CPU.
-    """
+def server_file(recipe: Recipe, threads: int | Literal["auto"], known: Sequence[str] = ()) -> ServerFile:
+    """Returns what an embedded server serves, with so many threads on a CPU; `known` as `start_server` takes it."""
     assert recipe.generator is not None
     return ServerFile(
         device=recipe.train.device,
         threads=threads,
         buckets=recipe.variants.buckets,
         batching=recipe.variants.batching,
+        known_fingerprints=sorted({*known, *known_fingerprints(recipe)}),
         generators=[recipe.generator],
     )
 
@@ -101,6 +107,7 @@ def open_source(
     device: torch.device,
     server: EmbeddedServer | None,
     folder: Path | None = None,
+    known: Sequence[str] = (),
 ) -> Iterator[OpenSource | None]:
     """Yields the recipe's variant source, or None if no view of it is a variant.
 
@@ -111,6 +118,7 @@ def open_source(
         device: of in-process generation.
         server: the run's own, if it has one.
         folder: for what `late: reuse` keeps on disk while the source is open; None if no step is to be taken.
+        known: fingerprints in hexadecimal, besides those of the recipe's store; see `open_generator`.
 
     Raises:
         ServerUnavailableError, RequestRefusedError, GeneratorError, StoreError: if there are no variants to be had.
@@ -132,7 +140,7 @@ def open_source(
         if variants.source == "online":
             opened = open_remote(recipe, dataset, ledger, server, _open_pool(recipe, folder))
         else:
-            opened = open_in_process(recipe, dataset, ledger, device)
+            opened = open_in_process(recipe, dataset, ledger, device, known)
             opened.provenance["source"] = variants.source
         stack.callback(lambda: opened.source.close())  # by then it may have a store under it
         if variants.store is not None:
@@ -197,13 +205,15 @@ def add_store(
     return stored
 
 
-def open_in_process(recipe: Recipe, dataset: ImageDataset, ledger: Ledger, device: torch.device) -> OpenSource:
-    """Loads the recipe's generator into this process.
+def open_in_process(
+    recipe: Recipe, dataset: ImageDataset, ledger: Ledger, device: torch.device, known: Sequence[str] = ()
+) -> OpenSource:
+    """Loads the recipe's generator into this process; `known` as `load_engine` takes it.
 
     Raises:
         GeneratorError: if it cannot be had.
     """
-    engine = load_engine(recipe, device)
+    engine = load_engine(recipe, device, known)
     spec = engine.generator.spec
     facts = GeneratorFacts(spec.name, spec.model, spec.licence, spec.fingerprint, dict(spec.defaults), spec.tflops)
     return OpenSource(InProcessSource(engine, dataset, ledger), {"source": "in_process", **_identity(facts)}, facts)
