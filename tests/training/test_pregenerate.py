@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
-from genssl.generators.fingerprint import Fingerprint, fingerprint_folder
+from genssl.generators.fingerprint import fingerprint_folder
 from genssl.generators.locate import BUILTIN
 from genssl.training.pregenerate import Pregenerated, Shard, parse_shard, pregenerate
 from genssl.training.progress import Progress
@@ -171,6 +171,8 @@ def test_a_note_beside_a_model_makes_no_other_model_of_it(tmp_path):
 
 
 def by_every_file(folder, files, *facts, keep_order=()):
+    from genssl.generators.fingerprint import Fingerprint
+
     digest = fingerprint_folder(folder, *facts)
     return Fingerprint(digest, lambda: digest)
 
