@@ -60,10 +60,8 @@ def _keep_embeddings(generator: Generator, conditioner: Generator, folder: str) 
     """Lays a folder under the embeddings of `generator`, which embeds by `conditioner`."""
     # A plug-in that does not name its conditioner shares embeddings with nobody else.
     if hasattr(conditioner, "conditioner_fingerprint"):
-        name, former = (
-            conditioner.conditioner_fingerprint(),
-            getattr(conditioner, "former_conditioner_fingerprint", None),
-        )
+        name = conditioner.conditioner_fingerprint()
+        former = getattr(conditioner, "former_conditioner_fingerprint", None)
     else:
         name, former = conditioner.spec.fingerprint, conditioner.spec.former
     kept = kept_conditioner(folder)

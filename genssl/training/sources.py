@@ -66,7 +66,7 @@ class OpenSource:
 def start_server(recipe: Recipe, log_path: Path, known: Sequence[str] = ()) -> Iterator[EmbeddedServer | None]:
     """Starts the embedded server if the recipe wants one; it loads while the caller prepares the training.
 
-    Of `known` fingerprints, in hexadecimal, and those of the recipe's store its generator may take its former one.
+    Its generator gets the fingerprints `known`, besides those of the recipe's store; see `open_generator`.
     """
     if not recipe.uses_variants() or recipe.variants.source != "online" or recipe.variants.server != "embedded":
         yield None
@@ -76,7 +76,7 @@ def start_server(recipe: Recipe, log_path: Path, known: Sequence[str] = ()) -> I
 
 
 def server_file(recipe: Recipe, threads: int | Literal["auto"], known: Sequence[str] = ()) -> ServerFile:
-    """Returns what an embedded server serves, with so many threads on a CPU; `known` as `start_server` takes it."""
+    """Returns what an embedded server serves, with so many CPU threads; `known` as `start_server` takes it."""
     assert recipe.generator is not None
     return ServerFile(
         device=recipe.train.device,
@@ -208,11 +208,7 @@ def add_store(
 def open_in_process(
     recipe: Recipe, dataset: ImageDataset, ledger: Ledger, device: torch.device, known: Sequence[str] = ()
 ) -> OpenSource:
-    """Loads the recipe's generator into this process; `known` as `load_engine` takes it.
-
-    Raises:
-        GeneratorError: if it cannot be had.
-    """
+    """Loads the generator into this process, as `load_engine` does; raises GeneratorError if it cannot be had."""
     engine = load_engine(recipe, device, known)
     spec = engine.generator.spec
     facts = GeneratorFacts(spec.name, spec.model, spec.licence, spec.fingerprint, dict(spec.defaults), spec.tflops)
