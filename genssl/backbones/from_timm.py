@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from genssl.backbones.configs import TimmConfig
 from genssl.errors import ConfigError
+from genssl.generators.safetensors_file import read_tensors
 
 
 def build_timm(config: TimmConfig) -> nn.Module:
@@ -56,7 +56,7 @@ def load_weights(model: nn.Module, path: Path, classifier: tuple[str, ...]) -> N
         ConfigError: if the file cannot be read or does not fit the model.
     """
     try:
-        weights = load_file(path)
+        weights, _ = read_tensors(path)
     except (OSError, SafetensorError) as error:
         raise ConfigError([f"backbone.weights: {path} cannot be read as a safetensors file ({error})"]) from None
     weights = {key: value for key, value in weights.items() if not key.startswith(classifier)}

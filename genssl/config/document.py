@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from genssl.config.yaml_nodes import MAX_CHARACTERS, MAX_DEPTH, LimitError, compose
 from genssl.errors import ConfigError, suggest
 
 KeyPath = tuple[str | int, ...]
 
 TAGS = "tag:yaml.org,2002:"
+SMALLEST, LARGEST = -(2**63), 2**64 - 1  # what others take: libraries, the wire, JSON readers
+MAX_DIGITS = 66  # of LARGEST as binary, its prefix included; Python itself takes time for very long ones
 WRITTEN_AS = "an override is written key.path=value, such as train.epochs=5"
 
 
@@ -45,11 +47,13 @@ def read_document(path: str | Path) -> Document:
     """Reads a YAML file.
 
     Raises:
-        ConfigError: if the file is missing, not YAML, not a mapping, or has a key twice.
+        ConfigError: if the file is missing, not YAML, not a mapping, has a key twice, or goes over a limit of
+            `genssl.config.yaml_nodes`.
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1)
     except FileNotFoundError:
         raise ConfigError([_missing(path)]) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -60,7 +64,10 @@ def read_document(path: str | Path) -> Document:
 def parse_document(text: str, name: str) -> Document:
     """Parses YAML text; `name` stands for the file in messages. Raises ConfigError as `read_document` does."""
     try:
-        node = YAML(typ="safe", pure=True).compose(text)
+        node = compose(text)
+    except LimitError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError([f"{name}:{line}: {error.problem}"]) from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError([f"{name}:{line}: not valid YAML: {error.problem or error.context}"]) from None
@@ -88,7 +95,9 @@ def apply_override(document: Document, override: str) -> None:
     if not equals:
         raise ConfigError([f"{where}: {WRITTEN_AS}"])
     try:
-        node = YAML(typ="safe", pure=True).compose(value_text)
+        node = compose(value_text)
+    except LimitError as error:
+        raise ConfigError([f"{where[:60]}: {error.problem}"]) from None
     except YAMLError as error:
         raise ConfigError([f"{where}: the value is not valid YAML: {_first_line(error)}"]) from None
 
@@ -118,7 +127,7 @@ def _replace(
     document: Document, path_text: str, where: str, read: Callable[[KeyPath], tuple[Any, dict[KeyPath, str]]]
 ) -> None:
     parts = path_text.strip().split(".")
-    if not all(parts):
+    if not all(parts) or len(parts) > MAX_DEPTH:
         raise ConfigError([f"{where}: {WRITTEN_AS}"])
     parent: Any = document.data
     path: KeyPath = ()
@@ -234,7 +243,7 @@ class _Reader:
                 case "bool" if plain in ("true", "false"):
                     return plain == "true"
                 case "int":
-                    return int(plain, 0 if plain.lstrip("+-")[:2] in ("0x", "0o", "0b") else 10)
+                    return self._integer(node, plain, path)
                 case "float":
                     return float(plain.replace(".inf", "inf").replace(".nan", "nan"))
                 case "null" | "bool" as kind:
@@ -244,6 +253,15 @@ class _Reader:
         except ValueError:
             shown = text if len(text) <= 40 else f"{text[:40]}..."
             self._refuse(node, path, f"{shown!r} cannot be read as the YAML type {str(node.tag).removeprefix(TAGS)}")
+
+    def _integer(self, node: Node, plain: str, path: KeyPath) -> int:
+        digits = plain.lstrip("+-")
+        number = int(plain, 0 if digits[:2] in ("0x", "0o", "0b") else 10) if len(digits) <= MAX_DIGITS else LARGEST + 1
+        if SMALLEST <= number <= LARGEST:
+            return number
+        shown = plain if len(plain) <= 40 else f"{plain[:20]}... of {len(plain)} characters"
+        said = "is too large; those from -2**63 to 2**64 - 1 are read (quote what is text)"
+        return self._refuse(node, path, f"the integer {shown} {said}")
 
     def _refuse_tag(self, node: Node, path: KeyPath) -> NoReturn:
         self._refuse(node, path, f"the tag {node.tag!r} is not allowed; only plain values are")

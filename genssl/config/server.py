@@ -137,6 +137,10 @@ class ServerFile(Section):
     memory_cache_bytes: int = Field(256 * 2**20, ge=0, description="finished variants kept in memory")
     store: StoreConfig | None = None
     embedding_cache: int = Field(100_000, ge=0, description="source embeddings kept in memory")
+    known_fingerprints: list[Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]] = Field(
+        default_factory=list,
+        description="of the clients' stored variants: a generator whose former fingerprint is among them goes by it",
+    )
     drain_seconds: float = Field(
         10.0, ge=0, description="after SIGTERM, how long requests under way may take to finish"
     )

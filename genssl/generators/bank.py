@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import decode
 from genssl.data.load import load_dataset
 from genssl.errors import GeneratorError
 from genssl.generators.bank_config import BankConfig
+from genssl.generators.safetensors_file import read_tensors, write_tensors
 
 FORMAT = "genssl-bank/1"
 BATCH = 64
@@ -97,6 +97,7 @@ def open_bank(
     embed: Callable[[torch.Tensor], torch.Tensor],
     encoder: bytes,
     device: torch.device,
+    former: Callable[[], bytes] | None = None,
 ) -> Bank:
     """Embeds a bank's images, or reads the embeddings that an earlier call kept.
 
@@ -106,6 +107,7 @@ def open_bank(
         embed: uint8 [B, 3, S, S] to float32 [B, D].
         encoder: 16 bytes that name the encoder with its preprocessing.
         device: where neighbours are searched.
+        former: returns another name of the same encoder, which kept embeddings may go by.
 
     Raises:
         GeneratorError: if the file is of other images or another encoder, broken, or cannot be written.
@@ -118,7 +120,7 @@ def open_bank(
     facts = {"format": FORMAT, "images": digest.hex(), "encoder": encoder.hex()}
     path = config.embeddings
     if path is not None and path.exists():
-        return Bank(dataset, digest, _read(path, facts, len(dataset)), device)
+        return Bank(dataset, digest, _read(path, facts, len(dataset), former), device)
     if path is not None and not path.parent.is_dir():
         raise GeneratorError(f"bank.embeddings: the folder {path.parent} does not exist; make it, or give another file")
     embeddings = torch.cat([embed(batch).float().cpu() for batch in _batches(dataset, preprocess)])
@@ -149,15 +151,16 @@ def _batches(dataset: ImageDataset, preprocess: Callable[[UInt8Array], UInt8Arra
             yield torch.from_numpy(np.stack(images))
 
 
-def _read(path: Path, facts: dict[str, str], count: int) -> torch.Tensor:
+def _read(path: Path, facts: dict[str, str], count: int, former: Callable[[], bytes] | None) -> torch.Tensor:
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            embeddings: torch.Tensor = file.get_tensor("embeddings")
-    except (OSError, SafetensorError) as error:
+        tensors, metadata = read_tensors(path)
+        embeddings = tensors["embeddings"]
+    except (OSError, SafetensorError, KeyError) as error:
         raise GeneratorError(f"bank.embeddings: {path} cannot be read ({error}); delete it to make it anew") from None
     for fact, what in (("format", "format"), ("images", "set of images"), ("encoder", "encoder")):
-        if metadata.get(fact) != facts[fact]:
+        if metadata.get(fact) == facts[fact]:
+            continue
+        if fact != "encoder" or former is None or metadata.get(fact) != former().hex():
             raise GeneratorError(
                 f"bank.embeddings: {path} is of another {what}; delete it to make it anew, or give another file"
             )
@@ -169,7 +172,7 @@ def _read(path: Path, facts: dict[str, str], count: int) -> torch.Tensor:
 def _write(path: Path, embeddings: torch.Tensor, facts: dict[str, str]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file({"embeddings": embeddings.contiguous()}, partial, metadata=facts)
+        write_tensors(partial, {"embeddings": embeddings}, facts)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         raise GeneratorError(f"bank.embeddings: {path} cannot be written ({error}); give another file") from None

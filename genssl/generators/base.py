@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 
@@ -31,6 +31,7 @@ class GeneratorSpec:
         licence: of the weights, as an SPDX id or a short name.
         defaults: the parameters used where a request names none; their keys are all the parameters that there are.
         settings: what else was fixed when it was loaded, such as dtype and revision, as text by config field.
+        former: returns the fingerprint by an older rule, which stored variants may go by; None if there was no other.
         tflops: TFLOP of a variant at the default parameters, conditioner left out (1e12 FLOP, a multiply-add being
             two); None if it is not known.
     """
@@ -44,6 +45,17 @@ class GeneratorSpec:
     defaults: Parameters
     settings: dict[str, str]
     tflops: float | None = None
+    former: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
+
+    def derived(self, name: Callable[[bytes], bytes], **changes: Any) -> GeneratorSpec:
+        """Returns a spec whose fingerprint, and former one, `name` makes of this one's."""
+        former = self.former
+        return replace(
+            self,
+            fingerprint=name(self.fingerprint),
+            former=None if former is None else lambda: name(former()),
+            **changes,
+        )
 
 
 class Generator(Protocol):

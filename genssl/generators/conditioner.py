@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
 from torch import nn
 
 from genssl.config.base import ComponentConfig
 from genssl.data.base import UInt8Array
 from genssl.data.decode import resize_and_crop
 from genssl.errors import GeneratorError, UserError
+from genssl.generators.safetensors_file import read_tensors, write_tensors
 from genssl.registry import BACKBONES
 from genssl.runtime import seeded_initialisation
 
@@ -96,22 +96,8 @@ def save_encoder(path: Path, backbone: nn.Module, config: ComponentConfig, image
         config: what the backbone was built from.
         image_size: side of the images that it was trained on.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
     metadata = {"backbone": config.model_dump_json(), "image_size": str(image_size), "format": FORMAT}
-    path.write_bytes(_in_order(save(tensors, metadata)))
-
-
-def _in_order(file: bytes) -> bytes:
-    """Returns a safetensors file with its metadata sorted: the library writes them in random order.
-
-    Equal weights then are equal bytes, and generators of equal files have equal fingerprints.
-    """
-    end = 8 + int.from_bytes(file[:8], "little")
-    header = json.loads(file[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format aligns the tensors
-    return len(text).to_bytes(8, "little") + text + file[end:]
+    write_tensors(path, backbone.state_dict(), metadata)
 
 
 def has_own_encoder(folder: Path) -> bool:
@@ -141,12 +127,10 @@ def load_encoder(path: Path) -> tuple[nn.Module, ComponentConfig, int | None]:
         The backbone on the CPU, its config, and its image size if the file says it.
 
     Raises:
-        GeneratorError: if it is missing, broken, or of another format.
+        GeneratorError: if it is missing, damaged, or of another format.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        tensors, metadata = read_tensors(path)
     except (OSError, SafetensorError) as error:
         raise GeneratorError(f"{path}: cannot be read as safetensors ({error}); get the folder again") from None
     if metadata.get("format") != FORMAT:

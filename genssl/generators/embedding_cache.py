@@ -116,6 +116,14 @@ def open_embeddings(folder: str, conditioner: bytes, width: int) -> DiskEmbeddin
         return held
 
 
+def kept_conditioner(folder: str) -> bytes | None:
+    """Returns the 16 bytes that name the conditioner of a folder's embeddings; None if it has none that can be read."""
+    try:
+        return bytes.fromhex(json.loads((Path(folder) / MANIFEST).read_text())["conditioner"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def rounded(embeddings: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     """Returns embeddings float32 [D] as they come back from disk, so that fresh and kept ones are equal.
 

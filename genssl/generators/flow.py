@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from genssl.data.base import UInt8Array
 from genssl.errors import GeneratorError, RequestRefusedError
@@ -24,9 +23,10 @@ from genssl.generators.base import Alive, GeneratorSpec, Parameters
 from genssl.generators.conditioner import FILE, Conditioner
 from genssl.generators.configs import FlowConfig
 from genssl.generators.cost import count_tflops
-from genssl.generators.fingerprint import fingerprint_file, fingerprint_folder
+from genssl.generators.fingerprint import fingerprint_file, fingerprint_model, network_files
 from genssl.generators.loading import load_network
-from genssl.generators.locate import find_trained, read_json
+from genssl.generators.locate import OWN, find_trained, read_json
+from genssl.generators.safetensors_file import read_tensors
 from genssl.generators.sampling import decode, denoise, guidance_column, guide, row_noise, spread
 
 SAMPLER_VERSION = "flow/1"
@@ -62,10 +62,13 @@ class Flow:
         self._shape = latent_shape(facts)
         card = folder / "card.json"
         licence = read_json(card).get("licence") if card.exists() else None
+        files = [OWN, WEIGHTS, FILE, *(network_files(folder, VAE) if self._vae is not None else [])]
+        fingerprint = fingerprint_model(folder, files, SAMPLER_VERSION, config.dtype, keep_order=[OWN])
         self.spec = GeneratorSpec(
             name=config.name,
             model=config.model,
-            fingerprint=fingerprint_folder(folder, SAMPLER_VERSION, config.dtype),
+            fingerprint=fingerprint.digest,
+            former=fingerprint.former,
             embedding_dim=self._conditioner.embedding_dim,
             image_size=int(facts["image_size"]),
             licence=licence or "unknown (the folder has no card.json)",
@@ -284,7 +287,7 @@ def _load_network(folder: Path, facts: dict[str, Any]) -> UNet2DConditionModel:
     try:
         with torch.random.fork_rng(devices=[]):  # the first weights are overwritten; the global stream stays as it is
             network = build_network(facts)
-        network.load_state_dict(load_file(path))
+        network.load_state_dict(read_tensors(path)[0])
     except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise GeneratorError(
             f"{path}: does not fit {folder / 'config.json'} ({error}); the folder is incomplete, get it again"

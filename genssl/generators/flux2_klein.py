@@ -19,9 +19,9 @@ from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Parameters
 from genssl.generators.diffusers_configs import Flux2KleinConfig
-from genssl.generators.fingerprint import fingerprint_folder
+from genssl.generators.fingerprint import fingerprint_model
 from genssl.generators.guided import GuidedDiffusion
-from genssl.generators.loading import licence_of, load_network, load_part
+from genssl.generators.loading import licence_of, load_network, load_part, pipeline_files
 from genssl.generators.locate import DIFFUSERS, find_model, read_json
 
 SAMPLER_VERSION = "flux2_klein/1"
@@ -106,9 +106,11 @@ class Flux2Klein(GuidedDiffusion):
             tensor.view(1, -1, 1, 1).to(device, dtype) for tensor in (self._vae.bn.running_mean, variance.sqrt())
         )
         facts = (config.dtype, f"prompt={config.prompt_tokens},{config.prompt}", f"reference={config.reference_size}")
+        files = pipeline_files(folder, ["transformer", "vae", "text_encoder"], ["scheduler", "tokenizer"])
+        files.append("text_encoder/generation_config.json")
         self._describe(
             config,
-            fingerprint=fingerprint_folder(folder, SAMPLER_VERSION, *facts),
+            fingerprint=fingerprint_model(folder, files, SAMPLER_VERSION, *facts),
             embedding_dim=channels * self._reference_side**2,
             native_size=NATIVE_SIZE,
             licence=licence_of(folder, "see the model's page (FLUX.2 klein 4B: Apache-2.0)"),

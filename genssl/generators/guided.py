@@ -18,6 +18,7 @@ from genssl.generators.base import Alive, GeneratorSpec, Parameters
 from genssl.generators.cost import count_tflops_of
 from genssl.generators.ddim import DDIM
 from genssl.generators.diffusers_configs import DiffusersConfig
+from genssl.generators.fingerprint import Fingerprint
 from genssl.generators.loading import quiet_libraries
 from genssl.generators.locate import read_json
 from genssl.generators.sampling import check_bounds, decode, denoise, guidance_column, guide, row_noise, spread
@@ -75,7 +76,7 @@ class GuidedDiffusion(ABC):
         self,
         config: Any,
         *,
-        fingerprint: bytes,
+        fingerprint: Fingerprint,
         embedding_dim: int,
         native_size: int,
         licence: str,
@@ -87,7 +88,8 @@ class GuidedDiffusion(ABC):
         self.spec = GeneratorSpec(
             name=config.name,
             model=config.model,
-            fingerprint=fingerprint,
+            fingerprint=fingerprint.digest,
+            former=fingerprint.former,
             embedding_dim=embedding_dim,
             image_size=config.output_size or image_size,
             licence=licence,

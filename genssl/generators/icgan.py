@@ -16,19 +16,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from genssl.data.base import UInt8Array
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Alive, GeneratorSpec, Parameters
-from genssl.generators.conditioner import Conditioner
+from genssl.generators.conditioner import FILE, Conditioner
 from genssl.generators.configs import ICGANConfig
 from genssl.generators.cost import count_tflops
-from genssl.generators.fingerprint import fingerprint_folder
+from genssl.generators.fingerprint import fingerprint_model
+from genssl.generators.icgan_features import FILE as FEATURES
 from genssl.generators.icgan_features import ResNetFeatures
 from genssl.generators.icgan_networks import Architecture, GeneratorNetwork
-from genssl.generators.locate import find_trained, read_json
+from genssl.generators.locate import OWN, find_trained, read_json
+from genssl.generators.safetensors_file import read_tensors
 
 SAMPLER_VERSION = "icgan/1"
 CLASS = "GensslICGAN"
@@ -66,12 +67,14 @@ class ICGAN:
             defaults["class_id"] = config.class_id or 0
         elif config.class_id is not None:
             raise GeneratorError(f"generator.class_id: {config.model} is not class-conditional; leave it out")
+        encoder = FILE if isinstance(self._conditioner, Conditioner) else FEATURES
+        settings = (config.dtype, f"preprocess={preprocess}", f"output_size={self._output_size}")
+        fingerprint = fingerprint_model(folder, [OWN, WEIGHTS, encoder], SAMPLER_VERSION, *settings, keep_order=[OWN])
         self.spec = GeneratorSpec(
             name=config.name,
             model=config.model,
-            fingerprint=fingerprint_folder(
-                folder, SAMPLER_VERSION, config.dtype, f"preprocess={preprocess}", f"output_size={self._output_size}"
-            ),
+            fingerprint=fingerprint.digest,
+            former=fingerprint.former,
             embedding_dim=self._conditioner.embedding_dim,
             image_size=self._output_size,
             licence=licence or "unknown: the folder has no card.json",
@@ -200,7 +203,7 @@ def _load_network(folder: Path, facts: dict[str, Any], dtype: torch.dtype, devic
     except (ValueError, TypeError) as error:
         raise GeneratorError(f"{folder / 'config.json'}: architecture: {error}") from None
     try:
-        weights = load_file(folder / WEIGHTS)
+        weights = read_tensors(folder / WEIGHTS)[0]
     except (OSError, SafetensorError) as error:
         raise GeneratorError(f"{folder / WEIGHTS}: cannot be read as safetensors ({error})") from None
     with torch.device("meta"):

@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from genssl import __version__
 from genssl.errors import UserError
@@ -18,6 +17,7 @@ from genssl.generators.icgan_features import FILE as FEATURES
 from genssl.generators.icgan_features import Preprocess
 from genssl.generators.icgan_networks import Architecture
 from genssl.generators.icgan_official import convert_features, convert_generator, read_tensors
+from genssl.generators.safetensors_file import write_tensors
 
 LICENCE = "CC-BY-NC-4.0"
 
@@ -52,8 +52,8 @@ def convert_weights(checkpoint: Path, features: Path, folder: Path, preprocess: 
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be created ({error.strerror})") from None
     try:
-        save_file(weights, partial / WEIGHTS)
-        save_file(trunk, partial / FEATURES)
+        write_tensors(partial / WEIGHTS, weights)
+        write_tensors(partial / FEATURES, trunk)
         facts = {
             "_class_name": CLASS,
             "format": FORMAT,

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from genssl.backbones.configs import ResNet50Config
 from genssl.backbones.resnet import build_resnet
 from genssl.errors import GeneratorError
+from genssl.generators import safetensors_file
 from genssl.generators.icgan_networks import Architecture, GeneratorNetwork
 
 SPECTRAL_EPS = 1e-6
@@ -51,7 +51,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return safetensors_file.read_tensors(path)[0]
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise GeneratorError(

@@ -13,9 +13,17 @@ from diffusers import UNet2DConditionModel
 from genssl.data.base import UInt8Array
 from genssl.generators.base import Parameters
 from genssl.generators.diffusers_configs import ImageVariationConfig
-from genssl.generators.fingerprint import fingerprint_folder
+from genssl.generators.fingerprint import fingerprint_model
 from genssl.generators.guided import Deterministic, GuidedDiffusion
-from genssl.generators.loading import check_width, image_encoder, licence_of, load_network, load_vae, normalise
+from genssl.generators.loading import (
+    check_width,
+    image_encoder,
+    licence_of,
+    load_network,
+    load_vae,
+    normalise,
+    pipeline_files,
+)
 from genssl.generators.locate import find_model
 
 SAMPLER_VERSION = "image_variation/1"
@@ -52,9 +60,10 @@ class ImageVariation(GuidedDiffusion):
             latents=(int(self._unet.config["in_channels"]), scale),
         )
         facts = (config.dtype, f"spacing={config.timestep_spacing}", f"preprocess={config.preprocess}")
+        files = pipeline_files(folder, ["image_encoder", "unet", "vae"], ["feature_extractor", "scheduler"])
         self._describe(
             config,
-            fingerprint=fingerprint_folder(folder, SAMPLER_VERSION, *facts),
+            fingerprint=fingerprint_model(folder, files, SAMPLER_VERSION, *facts),
             embedding_dim=width,
             native_size=int(self._unet.config["sample_size"]) * scale,
             licence=licence_of(folder, "see the model's page (SD image variations: CreativeML OpenRAIL-M)"),

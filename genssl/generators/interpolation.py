@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -41,12 +40,11 @@ class Interpolated:
     def __init__(self, generator: Generator, config: InterpolationConfig, device: torch.device) -> None:
         self._inner = generator
         spec = generator.spec
-        self._bank = open_bank(config, generator.preprocess, generator.embed, spec.fingerprint, device)
+        self._bank = open_bank(config, generator.preprocess, generator.embed, spec.fingerprint, device, spec.former)
         low = config.amount if isinstance(config.amount, float) else config.amount[0]
-        facts = VERSION.encode() + spec.fingerprint + self._bank.digest
-        self.spec = replace(
-            spec,
-            fingerprint=hashlib.blake2b(facts, digest_size=16).digest(),
+        bank = self._bank.digest
+        self.spec = spec.derived(
+            lambda name: hashlib.blake2b(VERSION.encode() + name + bank, digest_size=16).digest(),
             defaults=spec.defaults | {AMOUNT: low, NEIGHBOURS: config.neighbours},
         )
         if hasattr(generator, "embed_with_foreground"):

@@ -17,9 +17,17 @@ from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Parameters
 from genssl.generators.diffusers_configs import IPAdapterConfig
 from genssl.generators.few_step import LCM, TCD
-from genssl.generators.fingerprint import fingerprint_file, fingerprint_folder
+from genssl.generators.fingerprint import Fact, fingerprint_file, fingerprint_model, network_files
 from genssl.generators.guided import Deterministic, GuidedDiffusion, Sampler
-from genssl.generators.loading import licence_of, load_network, load_vae, normalise, quiet_libraries, read_tensors
+from genssl.generators.loading import (
+    licence_of,
+    load_network,
+    load_vae,
+    normalise,
+    pipeline_files,
+    quiet_libraries,
+    read_tensors,
+)
 from genssl.generators.locate import DIFFUSERS, find_file, find_model, find_part, read_json
 from genssl.generators.lora import fuse_lora
 from genssl.generators.text import embed_prompt_and_empty
@@ -83,18 +91,21 @@ class IPAdapter(GuidedDiffusion):
         # Without an image, the base adapter sees a zero embedding, the plus adapter the embedding of a zero image.
         self._blank = self._encode(blank) if self._tokens else torch.zeros((1, *self._shape), device=device)
         self._check_adapter(adapter, dtype)
-        facts = [
+        second = ["_2"] if self._xl else []
+        texts, tokenizers = ([part + end for end in ["", *second]] for part in ("text_encoder", "tokenizer"))
+        files = pipeline_files(folder, ["unet", "vae", *texts], ["scheduler", *tokenizers])
+        facts: list[Fact] = [
             SAMPLER_VERSION,
             config.dtype,
             f"sampler={config.sampler},{config.gamma}",
             f"prompt={config.prompt}",
             f"adapter={fingerprint_file(adapter).hex()}",
-            f"encoder={fingerprint_folder(encoder).hex()}",
+            ("encoder=", fingerprint_model(encoder, network_files(encoder))),
             f"lora={fingerprint_file(lora).hex()},{config.lora_scale}" if lora else "lora=none",
         ]
         self._describe(
             config,
-            fingerprint=fingerprint_folder(folder, *facts),
+            fingerprint=fingerprint_model(folder, files, *facts),
             embedding_dim=self._shape[0] * self._shape[1],
             native_size=int(self._unet.config["sample_size"]) * scale,
             licence=licence_of(folder, "see the models' pages (IP-Adapter: Apache-2.0; SD 1.5 and SDXL: OpenRAIL)"),

@@ -14,9 +14,9 @@ from diffusers import UNet2DConditionModel, VQModel
 from genssl.errors import GeneratorError
 from genssl.generators.base import Parameters
 from genssl.generators.diffusers_configs import KandinskyConfig
-from genssl.generators.fingerprint import fingerprint_folder
+from genssl.generators.fingerprint import fingerprint_model, network_files
 from genssl.generators.guided import Deterministic, GuidedDiffusion
-from genssl.generators.loading import image_encoder, licence_of, load_network, normalise
+from genssl.generators.loading import image_encoder, licence_of, load_network, normalise, pipeline_files
 from genssl.generators.locate import find_model
 
 SAMPLER_VERSION = "kandinsky/1"
@@ -61,10 +61,15 @@ class Kandinsky(GuidedDiffusion):
             self._blank = self._image_encoder(blank).image_embeds
         width = int(self._image_encoder.config.projection_dim)
         _check_width(folder, self._unet, width)
-        parts = [fingerprint_folder(prior / part).hex() for part in PRIOR_PARTS]
+        encoder, processor = (prior / part for part in PRIOR_PARTS)
+        parts = [
+            ("", fingerprint_model(encoder, network_files(encoder))),
+            ("", fingerprint_model(processor, ["preprocessor_config.json"])),
+        ]
+        files = pipeline_files(folder, ["unet", "movq"], ["scheduler"])
         self._describe(
             config,
-            fingerprint=fingerprint_folder(folder, SAMPLER_VERSION, config.dtype, *parts),
+            fingerprint=fingerprint_model(folder, files, SAMPLER_VERSION, config.dtype, *parts),
             embedding_dim=width,
             native_size=int(self._unet.config["sample_size"]) * scale,
             licence=licence_of(folder, "see the model's page (Kandinsky 2.2: Apache-2.0)"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from genssl.errors import GeneratorError
-from genssl.generators.fingerprint import fingerprint_folder
-from genssl.generators.locate import find_network, read_json
+from genssl.generators import safetensors_file
+from genssl.generators.fingerprint import Fact, fingerprint_model, network_files, tokenizer_files
+from genssl.generators.locate import DIFFUSERS, find_network, read_json
 
 
 def load_network(kind: Any, folder: Path, subfolder: str, dtype: torch.dtype, device: torch.device) -> Any:
@@ -47,7 +47,7 @@ def load_part(kind: Any, folder: Path, subfolder: str, **settings: Any) -> Any:
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Returns the tensors of a safetensors file on the CPU; raises GeneratorError if it is broken."""
     try:
-        return load_file(path)
+        return safetensors_file.read_tensors(path)[0]
     except (OSError, SafetensorError) as error:
         raise GeneratorError(f"{path}: cannot be read as safetensors ({error}); get it again") from None
 
@@ -58,7 +58,7 @@ def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     return load_network(AutoencoderTiny if tiny else AutoencoderKL, folder, "vae", dtype, device)
 
 
-def load_decoder(folder: Path, tiny: str | None, dtype: torch.dtype, device: torch.device) -> tuple[Any, list[str]]:
+def load_decoder(folder: Path, tiny: str | None, dtype: torch.dtype, device: torch.device) -> tuple[Any, list[Fact]]:
     """Loads what decodes latents: the folder's own autoencoder, or a tiny one of a folder or hub id in its place.
 
     Returns:
@@ -79,7 +79,7 @@ def load_decoder(folder: Path, tiny: str | None, dtype: torch.dtype, device: tor
             f"generator.tiny_vae: {tiny} has {found[0]} latent channels and {found[1]} levels, and the model's "
             f"decoder {wanted[0]} and {wanted[1]}; take one that was made for it"
         )
-    return vae, [f"tiny_vae={fingerprint_folder(part).hex()}"]
+    return vae, [("tiny_vae=", fingerprint_model(part, network_files(part)))]
 
 
 def image_encoder(
@@ -126,6 +126,23 @@ def empty_prompt(folder: Path, dtype: torch.dtype, device: torch.device) -> torc
     with torch.inference_mode():
         hidden_states: torch.Tensor = encoder(tokens.input_ids.to(device))[0]
     return hidden_states
+
+
+def pipeline_files(folder: Path, networks: Sequence[str], others: Sequence[str] = ()) -> list[str]:
+    """Returns what is loaded of a diffusers pipeline's folder, relative to it.
+
+    Args:
+        folder: of the pipeline.
+        networks: the sub-folders with a config and weights.
+        others: schedulers, tokenizers and image processors.
+    """
+    files = [DIFFUSERS]
+    for part in networks:
+        files += network_files(folder, part)
+    for part in others:
+        files += tokenizer_files(part) if part.startswith("tokenizer") else []
+        files += [f"{part}/scheduler_config.json", f"{part}/preprocessor_config.json"]
+    return files
 
 
 def check_width(folder: Path, what: str, width: int, where: str, unet: Any) -> None:

@@ -158,7 +158,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise GeneratorError(
             f"{path}: cannot be read ({error}); the model folder is incomplete, get it again"
         ) from None

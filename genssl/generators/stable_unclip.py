@@ -23,8 +23,15 @@ from genssl.generators.base import Alive, GeneratorSpec, Parameters
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.generators.cost import count_tflops
 from genssl.generators.ddim import DDIM, DDIMStep
-from genssl.generators.fingerprint import fingerprint_folder
-from genssl.generators.loading import empty_prompt, licence_of, load_decoder, load_network, load_part
+from genssl.generators.fingerprint import fingerprint_model
+from genssl.generators.loading import (
+    empty_prompt,
+    licence_of,
+    load_decoder,
+    load_network,
+    load_part,
+    pipeline_files,
+)
 from genssl.generators.locate import find_model, read_json
 from genssl.generators.sampling import check_bounds, decode, denoise, guidance_column, guide, row_noise, spread
 from genssl.generators.unclip_encoder import CLIPEncoder, open_image_encoder
@@ -83,17 +90,20 @@ class StableUnCLIP:
         self._scale = 2 ** (len(self._vae.config["block_out_channels"]) - 1)
         native = int(self._unet.config["sample_size"]) * self._scale
         self._native_size = config.image_size or native
+        fingerprint = fingerprint_model(
+            folder,
+            [*self._encoder.files(), *_files(folder, config.tiny_vae)],
+            SAMPLER_VERSION,
+            config.dtype,
+            f"zero_snr={config.zero_terminal_snr}",
+            *decoder,
+            *(["compiled"] if config.compile else []),
+        )
         self.spec = GeneratorSpec(
             name=config.name,
             model=config.model,
-            fingerprint=fingerprint_folder(
-                folder,
-                SAMPLER_VERSION,
-                config.dtype,
-                f"zero_snr={config.zero_terminal_snr}",
-                *decoder,
-                *(["compiled"] if config.compile else []),
-            ),
+            fingerprint=fingerprint.digest,
+            former=fingerprint.former,
             embedding_dim=width,
             image_size=config.output_size or self._native_size,
             licence=licence_of(folder, "see the model's page (Stable Diffusion 2.1: CreativeML OpenRAIL++-M)"),
@@ -127,7 +137,11 @@ class StableUnCLIP:
 
     def conditioner_fingerprint(self) -> bytes:
         """Returns 16 bytes that name the image encoder and its preprocessing alone."""
-        return self._encoder.fingerprint()
+        return self._encoder.fingerprint().digest
+
+    def former_conditioner_fingerprint(self) -> bytes:
+        """Returns the 16 bytes that the image encoder had when every file of its folder counted."""
+        return self._encoder.fingerprint().former()
 
     def release_conditioner(self) -> None:
         """Frees the image encoder's memory; it is loaded again when it is needed."""
@@ -276,3 +290,12 @@ def _ddim_scheduler(folder: Path, zero_terminal_snr: bool) -> DDIMScheduler:
             "set generator.zero_terminal_snr: false"
         )
     return DDIMScheduler.from_config(config)
+
+
+def _files(folder: Path, tiny_vae: str | None) -> list[str]:
+    """Returns what is loaded of a model's folder besides the image encoder; of a replaced autoencoder the config."""
+    networks = ["unet", "image_normalizer", "text_encoder"]
+    others = ["image_noising_scheduler", "scheduler", "tokenizer"]
+    if tiny_vae is None:
+        return pipeline_files(folder, [*networks, "vae"], others)
+    return [*pipeline_files(folder, networks, others), "vae/config.json"]

@@ -16,7 +16,7 @@ from transformers import CLIPVisionConfig
 from genssl.data.base import UInt8Array
 from genssl.data.decode import resize_and_crop
 from genssl.generators.conditioner import CLIP, FILE, Conditioner, has_own_encoder
-from genssl.generators.fingerprint import fingerprint_file, fingerprint_folder
+from genssl.generators.fingerprint import Fingerprint, fingerprint_file, fingerprint_model, network_files
 from genssl.generators.foreground import foreground_ratio
 from genssl.generators.loading import image_encoder, load_part, normalise, preprocessor
 
@@ -40,8 +40,12 @@ class ImageEncoder(Protocol):
         """Embeds uint8 [B, 3, S, S] (0..255); returns float32 [B, D] on the CPU."""
         ...
 
-    def fingerprint(self) -> bytes:
-        """Returns 16 bytes that name the encoder and its preprocessing."""
+    def fingerprint(self) -> Fingerprint:
+        """Returns what names the encoder and its preprocessing."""
+        ...
+
+    def files(self) -> list[str]:
+        """Returns what is loaded of the model's folder, relative to it."""
         ...
 
     def release(self) -> None:
@@ -92,10 +96,15 @@ class CLIPEncoder:
         foreground = foreground_ratio(output.last_hidden_state[:, 1:])  # without the class token
         return torch.cat([output.image_embeds.float().cpu(), foreground[:, None]], dim=1)
 
-    def fingerprint(self) -> bytes:
+    def fingerprint(self) -> Fingerprint:
         """See `ImageEncoder`."""
         facts = (CLIP_VERSION, str(self._dtype), json.dumps(self._preprocessing, sort_keys=True))
-        return fingerprint_folder(self._folder / CLIP, *facts)
+        folder = self._folder / CLIP
+        return fingerprint_model(folder, network_files(folder), *facts)
+
+    def files(self) -> list[str]:
+        """See `ImageEncoder`."""
+        return [*network_files(self._folder, CLIP), "feature_extractor/preprocessor_config.json"]
 
     def release(self) -> None:
         """See `ImageEncoder`."""
@@ -130,9 +139,14 @@ class SelfSupervisedEncoder:
             self._conditioner = Conditioner.load(self._folder, self._device)
         return self._conditioner.embed(images)
 
-    def fingerprint(self) -> bytes:
+    def fingerprint(self) -> Fingerprint:
         """See `ImageEncoder`; a flow of the same encoder has the same."""
-        return fingerprint_file(self._folder / FILE)
+        digest = fingerprint_file(self._folder / FILE)
+        return Fingerprint(digest, lambda: digest)
+
+    def files(self) -> list[str]:
+        """See `ImageEncoder`."""
+        return [FILE]
 
     def release(self) -> None:
         """See `ImageEncoder`."""

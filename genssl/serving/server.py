@@ -41,6 +41,7 @@ from genssl.serving.write_through import WriteThrough
 from genssl.variants.engine import VariantEngine
 from genssl.variants.memory import MemoryCache
 from genssl.variants.store import VariantStore
+from genssl.variants.store_manifest import read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -190,9 +191,14 @@ class _Loader:
         """
         self._service.hosted = {generator_id(config): await self._host(config) for config in self._file.generators}
 
+    def _known(self) -> set[str]:
+        """Returns the fingerprints of the variants that there are already, here and at the clients."""
+        stored = read_manifest(self._file.store.path).generators if self._file.store is not None else ()
+        return {*self._file.known_fingerprints, *stored}
+
     async def _host(self, config: ComponentConfig) -> Hosted:
         loop, name = asyncio.get_running_loop(), generator_id(config)
-        generator = await loop.run_in_executor(self._device_thread, open_generator, config, self._device)
+        generator = await loop.run_in_executor(self._device_thread, open_generator, config, self._device, self._known())
         engine = VariantEngine(generator, self._file.buckets, deterministic=self._file.batching == "deterministic")
         batcher = Batcher(
             engine,

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 
 from genssl.config.document import read_document
 from genssl.config.dump import to_yaml
@@ -20,6 +20,7 @@ from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.config.study import STORE_OF_STUDY, LoadedArm, LoadedStudy
 from genssl.errors import ConfigError, UserError
+from genssl.generators.safetensors_file import read_tensors
 from genssl.studies.paper import look_up
 from genssl.studies.report import write_report
 from genssl.studies.stores import StudyStores
@@ -165,7 +166,11 @@ def _once(
 def _digest(folder: Path) -> str:
     """Returns a digest of a run's weights; the file's own bytes also depend on the order of its metadata."""
     data = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(load_file(folder / ENCODER).items()):
+    try:
+        tensors, _ = read_tensors(folder / ENCODER)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder / ENCODER}: cannot be read ({error}); remove {folder} to run it again") from None
+    for name, tensor in sorted(tensors.items()):
         data.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         data.update(tensor.numpy().tobytes())
     return data.hexdigest()

@@ -8,24 +8,21 @@ step; torch's default generators, which dropout draws from, are seeded anew in e
 from __future__ import annotations
 
 import os
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from genssl.errors import UserError
-from genssl.training.files import write_atomically
+from genssl.training.saved_state import DamagedError, read_state, write_state
 from genssl.variants.ledger import Ledger
 
 LATEST, BEST, OLDER = "checkpoint.pt", "checkpoint-best.pt", "checkpoint-*.pt"
-FORMAT = "genssl-checkpoint/1"
-
-
-class DamagedError(Exception):
-    """A checkpoint file that cannot be read."""
+FORMAT = "genssl-checkpoint/2"
+OLDER_FORMATS = ("genssl-checkpoint/1",)  # of which the usage of variants is 12 bytes each, and stays so
 
 
 @dataclass
@@ -83,7 +80,7 @@ class Checkpoints:
             due: otherwise only that copy is written.
         """
         counts = ledger.state()
-        names, stood_in = counts.pop("usage_names"), counts.pop("usage_stood_in")
+        usage = counts.pop("usage")
         state = {
             "format": FORMAT,
             "identity": self._identity,
@@ -96,8 +93,7 @@ class Checkpoints:
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "ledger": counts,
-            # torch has no unsigned integers that it stores everywhere; the bits are the same.
-            "usage": [torch.from_numpy(names.view("int64")), torch.from_numpy(stood_in.view("int32"))],
+            "usage": _as_tensors(usage),
         }
         if due:
             if self._newest is not None and self._keep > 1 and self._newest != position.step:
@@ -193,19 +189,26 @@ def restore(
 
 def restore_ledger(state: dict[str, Any], ledger: Ledger) -> None:
     """Puts the counts back, before any source adds to them."""
-    names, stood_in = (part.numpy() for part in state["usage"])
-    ledger.restore(state["ledger"] | {"usage_names": names.view("uint64"), "usage_stood_in": stood_in.view("uint32")})
+    usage = state["usage"]
+    if isinstance(usage, dict):
+        usage = {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in usage.items()}
+    else:
+        names, stood_in = usage
+        usage = names.numpy().view("uint64"), stood_in.numpy().view("uint32")
+    ledger.restore(state["ledger"] | {"usage": usage})
+
+
+def _as_tensors(usage: Any) -> Any:
+    if isinstance(usage, dict):
+        return {name: torch.tensor(value) if isinstance(value, np.ndarray) else value for name, value in usage.items()}
+    # torch has no unsigned integers that it stores everywhere; the bits are the same.
+    names, stood_in = usage
+    return [torch.from_numpy(names.view("int64")), torch.from_numpy(stood_in.view("int32"))]
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())  # the name must not reach the disk before the content
-
     try:
-        write_atomically(path, write)
+        write_state(path, state)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise UserError(
             f"{path} cannot be written ({str(error).splitlines()[0]}); the checkpoint before it is whole. Make room, "
@@ -214,16 +217,7 @@ def _write(path: Path, state: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        # torch.load does not look at the checksums that torch.save writes: a flipped bit would be a changed weight.
-        with zipfile.ZipFile(path) as archive:
-            if (broken := archive.testzip()) is not None:
-                raise DamagedError(f"the checksum of {broken} is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except DamagedError:
-        raise
-    except Exception as error:  # whatever a half-written or foreign file makes zipfile, pickle and torch raise
-        raise DamagedError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    state = read_state(path)
+    if not isinstance(state, dict) or state.get("format") not in (FORMAT, *OLDER_FORMATS):
         raise DamagedError("it is no checkpoint of this version of genssl")
     return state

@@ -123,7 +123,7 @@ def enter(
         slots = plan.slots(step)
         origins, indices = plan.relabelled(step, delivery)
     for row, origin, index in zip(step_plan.rows[slots], origins, indices, strict=True):
-        ledger.deliver(dataset.source_id(int(row)), index, origin)
+        ledger.deliver(dataset.source_id(int(row)), index, origin, int(row))
     if write is not None:
         write(step, origins, indices)
 

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 import torchvision
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import nn
 
 from genssl.backbones.configs import TimmConfig
@@ -26,6 +25,7 @@ from genssl.data.load import load_dataset
 from genssl.errors import suggest
 from genssl.generators.conditioner import FILE, FORMAT
 from genssl.generators.conditioner import load_encoder as load_own
+from genssl.generators.safetensors_file import read_tensors
 from genssl.runtime import seeded_initialisation
 from genssl.training.foreign_checkpoints import EncoderError, foreign_backbone, read_checkpoint
 from genssl.training.generator_encoders import is_generator, load_conditioner
@@ -178,7 +178,10 @@ def _is_own(path: Path) -> bool:
 
 
 def _from_foreign_file(path: Path, backbone: ComponentConfig | None, normalize: Normalization | None) -> Loaded:
-    tensors = load_file(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+    try:
+        tensors = read_tensors(path)[0] if path.suffix == ".safetensors" else read_checkpoint(path)
+    except (OSError, SafetensorError) as error:
+        raise EncoderError(f"{path}: cannot be read as safetensors ({error}); get the file again") from None
     found = foreign_backbone(path, tensors, backbone)
     source = {
         "kind": "checkpoint",

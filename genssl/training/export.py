@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeGuard
 
 import torch
 import torchvision
-from safetensors.torch import load, save
 from torch import nn
 
 from genssl.backbones.configs import ResNetConfig, TimmConfig, ViTConfig
@@ -18,6 +17,7 @@ from genssl.config.base import ComponentConfig
 from genssl.errors import UserError
 from genssl.generators.conditioner import FORMAT
 from genssl.generators.conditioner import load_encoder as load_own
+from genssl.generators.safetensors_file import read_tensors, write_tensors
 from genssl.registry import BACKBONES
 from genssl.runtime import seeded_initialisation, stream
 from genssl.training.encoders import LoadedEncoder
@@ -131,12 +131,12 @@ def _state_dict(encoder: LoadedEncoder, build: Callable[[], nn.Module], usage: s
 
     def write(path: Path, suffix: str) -> None:
         if suffix == ".safetensors":
-            path.write_bytes(save(_weights(encoder)))
+            write_tensors(path, _weights(encoder))
         else:
             torch.save(_weights(encoder), path)
 
     def read(path: Path, suffix: str) -> Read:
-        tensors = load(path.read_bytes()) if suffix == ".safetensors" else torch.load(path, weights_only=True)
+        tensors = read_tensors(path)[0] if suffix == ".safetensors" else torch.load(path, weights_only=True)
         with seeded_initialisation("export"):
             network = build().eval()
         network.load_state_dict(tensors)
@@ -203,7 +203,7 @@ def _safetensors(encoder: LoadedEncoder, config: ComponentConfig) -> _Format:
         metadata["image_size"] = str(encoder.image_size)
 
     def write(path: Path, suffix: str) -> None:
-        path.write_bytes(save(_weights(encoder), metadata))
+        write_tensors(path, _weights(encoder), metadata)
 
     def read(path: Path, suffix: str) -> Read:
         return load_own(path)[0].eval()

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
 from torch import nn
 
 from genssl.config.recipe import Recipe
 from genssl.generators.conditioner import FORMAT
+from genssl.generators.safetensors_file import write_tensors
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -34,6 +34,5 @@ def write_json(path: Path, content: Any) -> None:
 
 def save_encoder(path: Path, backbone: nn.Module, recipe: Recipe) -> None:
     """Writes the backbone's weights with the config that rebuilds it in the metadata."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
     metadata = {"backbone": recipe.backbone.model_dump_json(), "recipe": recipe.name, "format": FORMAT}
-    write_atomically(path, lambda partial: partial.write_bytes(save(tensors, metadata)))
+    write_atomically(path, lambda partial: write_tensors(partial, backbone.state_dict(), metadata))

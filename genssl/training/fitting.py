@@ -22,8 +22,8 @@ from genssl.config.generator_recipe import GeneratorRecipe
 from genssl.errors import UserError
 from genssl.training.cross_rank_norm import synchronise_batch_norm
 from genssl.training.distributed import ALONE, Ranks
-from genssl.training.files import write_atomically
 from genssl.training.rows import Batches, Images
+from genssl.training.saved_state import DamagedError, read_state, write_state
 from genssl.training.update import DTYPES
 from genssl.training.watching import Publish, Watch
 
@@ -51,11 +51,18 @@ class Checkpoints:
         self._folder, self._every, self._saved, self._ranks = folder, every_seconds, time.monotonic(), ranks
 
     def load(self, stage: str) -> dict[str, Any] | None:
-        """Returns the state that a killed process saved last; None if it saved none."""
+        """Returns the state that a killed process saved last; None if it saved none.
+
+        Raises:
+            UserError: if the file is damaged.
+        """
         path = self._path(stage)
         own: dict[str, Any] | None = None
         if self._ranks.first and path.is_file():
-            own = torch.load(path, map_location="cpu", weights_only=True)
+            try:
+                own = read_state(path)
+            except DamagedError as error:
+                raise UserError(f"{path} is damaged ({error}); remove it to begin the stage {stage!r} again") from None
         state: dict[str, Any] | None = self._ranks.gather(own)[0]
         return state
 
@@ -66,7 +73,7 @@ class Checkpoints:
     def save(self, stage: str, state: dict[str, Any]) -> None:
         """Writes tensors and plain values, whole or not at all."""
         if self._ranks.first:
-            write_atomically(self._path(stage), lambda partial: torch.save(state, partial))
+            write_state(self._path(stage), state)
             self._saved = time.monotonic()
 
     def _path(self, stage: str) -> Path:

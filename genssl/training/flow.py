@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import save
 
 from genssl.config.flow_recipe import FlowRecipe
 from genssl.data.base import ImageDataset
@@ -31,6 +30,7 @@ from genssl.generators.flow import (
 )
 from genssl.generators.loading import quiet_libraries
 from genssl.generators.locate import find_trained
+from genssl.generators.safetensors_file import write_tensors
 from genssl.runtime import seeded_initialisation
 from genssl.training.autoencoder import (
     Latents,
@@ -126,8 +126,7 @@ def _write(
     folder: Path, facts: dict[str, Any], network: torch.nn.Module, autoencoder: AutoencoderKL | None
 ) -> FlowConfig:
     """Writes all of a flow but its encoder into an existing folder."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    (folder / WEIGHTS).write_bytes(save(tensors))
+    write_tensors(folder / WEIGHTS, network.state_dict())
     if autoencoder is not None:
         with quiet_libraries():
             autoencoder.save_pretrained(folder / VAE, safe_serialization=True)

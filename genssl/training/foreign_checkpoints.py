@@ -39,6 +39,7 @@ from genssl.config.base import ComponentConfig
 from genssl.errors import UserError
 from genssl.registry import BACKBONES
 from genssl.runtime import seeded_initialisation
+from genssl.training.saved_state import DamagedError, check_digest
 
 Tensors = dict[str, torch.Tensor]
 
@@ -85,7 +86,10 @@ def read_checkpoint(path: Path) -> Tensors:
     try:
         with warnings.catch_warnings():  # about protocols of pickle, beside the error that follows
             warnings.simplefilter("ignore", UserWarning)
+            check_digest(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except DamagedError as error:
+        raise EncoderError(f"{path}: is damaged ({error}); get it again, or take another checkpoint") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
         if named := re.search(r"GLOBAL (\S+)", str(error)):
             raise EncoderError(

@@ -11,16 +11,23 @@ from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import resize_and_crop
 from genssl.generators.opening import open_generator
+from genssl.training.stores import known_fingerprints
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
 from genssl.variants.source import VariantRequest
 
 
-def load_engine(recipe: Recipe, device: torch.device) -> VariantEngine:
-    """Loads the recipe's generator into this process; raises GeneratorError if it cannot be had."""
+def load_engine(recipe: Recipe, device: torch.device, known: Sequence[str] = ()) -> VariantEngine:
+    """Loads the recipe's generator into this process; raises GeneratorError if it cannot be had.
+
+    Args:
+        recipe: has the generator.
+        device: where it runs.
+        known: fingerprints in hexadecimal, besides those of the recipe's store; see `open_generator`.
+    """
     assert recipe.generator is not None, "there is a generator where there are variants"
-    generator = open_generator(recipe.generator, device)
+    generator = open_generator(recipe.generator, device, {*known, *known_fingerprints(recipe)})
     return VariantEngine(generator, recipe.variants.buckets, deterministic=recipe.variants.batching == "deterministic")
 
 

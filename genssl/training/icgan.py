@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import nn
 
 from genssl.config.icgan_recipe import ICGANRecipe
@@ -26,6 +25,7 @@ from genssl.generators.conditioner import FILE
 from genssl.generators.configs import ICGANConfig
 from genssl.generators.icgan import CLASS, FORMAT, WEIGHTS
 from genssl.generators.icgan_networks import Architecture, GeneratorNetwork
+from genssl.generators.safetensors_file import write_tensors
 from genssl.runtime import seeded_initialisation
 from genssl.training.conditioner import (
     conditioner_batches,
@@ -73,8 +73,7 @@ def train_and_save(recipe: ICGANRecipe, train: ImageDataset, loop: Loop, folder:
 
 
 def _write(folder: Path, network: GeneratorNetwork) -> ICGANConfig:
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    (folder / WEIGHTS).write_bytes(save(tensors))
+    write_tensors(folder / WEIGHTS, network.state_dict())
     facts = {"_class_name": CLASS, "format": FORMAT, "architecture": network.architecture.to_json()}
     (folder / "config.json").write_text(json.dumps(facts, indent=2) + "\n")
     return ICGANConfig(model=str(folder))

@@ -28,7 +28,7 @@ from genssl.runtime import pick_device, set_threads, usable_cores
 from genssl.serving.embedded import EmbeddedServer
 from genssl.training.sources import OpenSource, add_store, open_in_process, open_remote, server_file, server_threads
 from genssl.training.splits import load_splits
-from genssl.training.stores import refuse_foreign
+from genssl.training.stores import known_fingerprints, refuse_foreign
 from genssl.variants.ledger import Ledger
 from genssl.variants.source import VariantRequest
 from genssl.variants.store_facts import StoredNames
@@ -155,7 +155,7 @@ def pregenerate(
         report.note(f"{len(dataset.skipped)} corrupt images are left out, such as {dataset.skipped[0]}")
     ledger = Ledger()
     with ExitStack() as stack:
-        opened = _open(recipe, dataset, ledger, device, rows, stack)
+        opened = _open(recipe, dataset, ledger, device, rows, stack, known_fingerprints(recipe, folder))
         stack.callback(lambda: opened.source.close())  # by then it has the store under it
         source = add_store(opened, recipe, dataset, folder, strict=True, encoding=encoding, variants=variants)
         source_ids = _source_ids(dataset, shard.rows(len(dataset)))
@@ -186,11 +186,17 @@ def _on_own_device(recipe: Recipe) -> Recipe:
 
 
 def _open(
-    recipe: Recipe, dataset: ImageDataset, ledger: Ledger, device: torch.device, rows: int, stack: ExitStack
+    recipe: Recipe,
+    dataset: ImageDataset,
+    ledger: Ledger,
+    device: torch.device,
+    rows: int,
+    stack: ExitStack,
+    known: Sequence[str],
 ) -> OpenSource:
-    """Opens what makes the variants; a server of its own is left to `stack`."""
+    """Opens what makes the variants, for a store that knows some; a server of its own is left to `stack`."""
     if recipe.variants.source != "online":
-        return open_in_process(recipe, dataset, ledger, device)
+        return open_in_process(recipe, dataset, ledger, device, known)
     server = None
     if recipe.variants.server == "embedded":
         # Nothing trains beside it, so it may have the whole machine, unless its bits depend on the number of threads.
@@ -198,7 +204,7 @@ def _open(
             server_threads(recipe) if recipe.variants.batching == "deterministic" else "auto"
         )
         log = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="genssl-"))) / "server.log"
-        server = stack.enter_context(EmbeddedServer(server_file(recipe, threads), log))
+        server = stack.enter_context(EmbeddedServer(server_file(recipe, threads, known), log))
     changed = recipe.variants.model_copy(update={"late": "block", "rows_per_request": rows})
     patient = recipe.model_copy(update={"variants": changed})
     return open_remote(patient, dataset, ledger, server, client_id="genssl pregenerate", priority="bulk")

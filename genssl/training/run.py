@@ -41,6 +41,7 @@ from genssl.training.stopping import Stopped, StopSignals
 from genssl.training.update import Update
 from genssl.variants.assignments import Replay
 from genssl.variants.ledger import Ledger
+from genssl.variants.planned_usage import PlannedUsage
 from genssl.variants.store_manifest import StoreError
 from genssl.views.augmentations import Augmentations
 from genssl.views.compose import compose_views
@@ -90,7 +91,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
 
     with ExitStack() as stack:
         # ---- Stored variants: that they are all there is known before anything is written ----
-        ledger = Ledger()
+        ledger = Ledger(usage=plan.usage())
         opened = stack.enter_context(open_stored_first(recipe, splits.train, plan, ledger, device))
 
         # ---- Run directory, and the checkpoint to go on from ----
@@ -103,11 +104,12 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
         require_same_step(ranks, out, 0 if state is None else state["step"])
         for note in notes:
             progress.note(note)
+        begun_with = [state["identity"]["generator"]] if state and state["identity"].get("generator") else []
         if ranks.first:
             write_atomically(out / "recipe.yaml", lambda path: path.write_text(to_yaml(recipe)))
 
         # ---- Variants: the server loads its model while the trainer prepares ----
-        server = stack.enter_context(start_shared_server(recipe, out, ranks))
+        server = stack.enter_context(start_shared_server(recipe, out, ranks, begun_with))
         if device.type == "cpu":
             shared_with = server_threads(recipe) if server else 0
             set_threads(recipe.train.threads, shared_with=shared_with, among=ranks.local_size)
@@ -138,12 +140,16 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
         save = partial(checkpoints.save, position, ledger=ledger, **saved)
 
         # ---- Variants and logs ----
-        opened = opened or stack.enter_context(open_source(recipe, splits.train, ledger, device, server, out))
+        opened = opened or stack.enter_context(
+            open_source(recipe, splits.train, ledger, device, server, out, begun_with)
+        )
         source = opened.source if opened else None
         checkpoints.identify(state, generator=opened.provenance["fingerprint"] if opened else "")
         followed, assignments = follow_log(recipe, splits.train, plan, opened, out, position.step, ranks)
         if isinstance(followed, Replay):
             require_stored(recipe, splits.train, followed, opened)
+            if isinstance(ledger.usage, PlannedUsage):
+                ledger.usage.forgets = False  # a log may reuse what is of any epoch
         write = stack.enter_context(assignments).write if assignments else None
         depth = prefetch_depth(recipe, opened.remote if opened else None, ledger, ranks)
         if depth.note:
@@ -241,6 +247,8 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
             ranks.end_together("stopped")
             signals.follow()
         # What the ledger says ends here; the pictures below cost a few more calls.
+        if isinstance(ledger.usage, PlannedUsage):
+            ledger.usage.settle(splits.train.source_id)
         counted = ledger.summary()
         mode = how_online(ledger, progress, recipe.variants)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,12 +49,21 @@ class JoinedServer(EmbeddedServer):
 
 
 @contextmanager
-def start_shared_server(recipe: Recipe, out: Path, ranks: Ranks) -> Iterator[EmbeddedServer | None]:
-    """Starts the embedded server if the recipe wants one and this rank is the first of its machine; else finds it."""
+def start_shared_server(
+    recipe: Recipe, out: Path, ranks: Ranks, known: Sequence[str] = ()
+) -> Iterator[EmbeddedServer | None]:
+    """Starts the embedded server if the recipe wants one and this rank is the first of its machine; else finds it.
+
+    Args:
+        recipe: of the run.
+        out: the run directory, which gets the server's log.
+        ranks: of the run.
+        known: see `start_server`.
+    """
     name = f"server/{ranks.node}"
     log_path = out / ("server.log" if ranks.node == 0 else f"server-{ranks.node}.log")
     if ranks.size == 1 or ranks.local == 0:
-        with start_server(recipe, log_path) as server:
+        with start_server(recipe, log_path, known) as server:
             ranks.tell(name, f"{server.pid} {server.address}" if server is not None else "none")
             yield server
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,14 @@ from genssl.serving.remote import RemoteSource
 from genssl.serving.token_file import read_token_file
 from genssl.training.cost_plan import views_per_pair
 from genssl.training.generated_variants import load_engine
-from genssl.training.stores import lay_under, open_stored, refuse_foreign, require_planned, store_provenance
+from genssl.training.stores import (
+    known_fingerprints,
+    lay_under,
+    open_stored,
+    refuse_foreign,
+    require_planned,
+    store_provenance,
+)
 from genssl.variants.assignments import Replay
 from genssl.variants.budget import Budget
 from genssl.variants.in_process import InProcessSource
@@ -57,21 +64,25 @@ class OpenSource:
 
 
 @contextmanager
-def start_server(recipe: Recipe, log_path: Path) -> Iterator[EmbeddedServer | None]:
-    """Starts the embedded server if the recipe wants one; it loads while the caller prepares the training."""
+def start_server(recipe: Recipe, log_path: Path, known: Sequence[str] = ()) -> Iterator[EmbeddedServer | None]:
+    """Starts the embedded server if the recipe wants one; it loads while the caller prepares the training.
+
+    Its generator gets the fingerprints `known`, besides those of the recipe's store; see `open_generator`.
+    """
     if not recipe.uses_variants() or recipe.variants.source != "online" or recipe.variants.server != "embedded":
         yield None
         return
-    with EmbeddedServer(server_file(recipe, server_threads(recipe)), log_path) as server:
+    with EmbeddedServer(server_file(recipe, server_threads(recipe), known), log_path) as server:
         yield server
 
 
-def server_file(recipe: Recipe, threads: int | Literal["auto"]) -> ServerFile:
+def server_file(recipe: Recipe, threads: int | Literal["auto"], known: Sequence[str] = ()) -> ServerFile:
     """Returns what an embedded server serves: every picture that the data sets' own reader takes.
 
     Args:
         recipe: has the generator.
         threads: that the server computes with on a CPU.
+        known: as `start_server` takes it.
     """
     assert recipe.generator is not None
     return ServerFile(
@@ -82,6 +93,7 @@ def server_file(recipe: Recipe, threads: int | Literal["auto"]) -> ServerFile:
         limits=LimitsConfig(
             max_image_bytes=MAX_BYTES, max_image_pixels=MAX_PIXELS, max_message_bytes=MAX_BYTES + MESSAGE_ROOM
         ),
+        known_fingerprints=sorted({*known, *known_fingerprints(recipe)}),
         generators=[recipe.generator],
     )
 
@@ -105,6 +117,7 @@ def open_source(
     device: torch.device,
     server: EmbeddedServer | None,
     folder: Path | None = None,
+    known: Sequence[str] = (),
 ) -> Iterator[OpenSource | None]:
     """Yields the recipe's variant source, or None if no view of it is a variant.
 
@@ -115,6 +128,7 @@ def open_source(
         device: of in-process generation.
         server: the run's own, if it has one.
         folder: for what `late: reuse` keeps on disk while the source is open; None if no step is to be taken.
+        known: fingerprints in hexadecimal, besides those of the recipe's store; see `open_generator`.
 
     Raises:
         ServerUnavailableError, RequestRefusedError, GeneratorError, StoreError: if there are no variants to be had.
@@ -136,7 +150,7 @@ def open_source(
         if variants.source == "online":
             opened = open_remote(recipe, dataset, ledger, server, _open_pool(recipe, folder))
         else:
-            opened = open_in_process(recipe, dataset, ledger, device)
+            opened = open_in_process(recipe, dataset, ledger, device, known)
             opened.provenance["source"] = variants.source
         stack.callback(lambda: opened.source.close())  # by then it may have a store under it
         if variants.store is not None:
@@ -201,13 +215,11 @@ def add_store(
     return stored
 
 
-def open_in_process(recipe: Recipe, dataset: ImageDataset, ledger: Ledger, device: torch.device) -> OpenSource:
-    """Loads the recipe's generator into this process.
-
-    Raises:
-        GeneratorError: if it cannot be had.
-    """
-    engine = load_engine(recipe, device)
+def open_in_process(
+    recipe: Recipe, dataset: ImageDataset, ledger: Ledger, device: torch.device, known: Sequence[str] = ()
+) -> OpenSource:
+    """Loads the generator into this process, as `load_engine` does; raises GeneratorError if it cannot be had."""
+    engine = load_engine(recipe, device, known)
     spec = engine.generator.spec
     facts = GeneratorFacts(spec.name, spec.model, spec.licence, spec.fingerprint, dict(spec.defaults), spec.tflops)
     return OpenSource(InProcessSource(engine, dataset, ledger), {"source": "in_process", **_identity(facts)}, facts)

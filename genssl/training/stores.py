@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,6 +104,25 @@ def open_stored(recipe: Recipe, dataset: ImageDataset, load: Callable[[], Genera
     facts = find_generator(read_manifest(variants.store), generator_block(recipe)) or load()
     store = VariantStore(variants.store, readonly=True, fingerprint=facts.fingerprint)
     return StoredSource(store, facts, dataset, missing="real" if variants.missing == "real" else "fail")
+
+
+def known_fingerprints(recipe: Recipe, store: Path | None = None) -> list[str]:
+    """Returns the fingerprints, in hexadecimal, of the variants that a recipe's generator is used beside.
+
+    Args:
+        recipe: may name a store, and a log to be replayed.
+        store: another store than the recipe's.
+    """
+    found: list[str] = []
+    folder = store or recipe.variants.store
+    if folder is not None and folder.exists():
+        with suppress(StoreError):  # who opens it says what is wrong
+            manifest = read_manifest(folder)
+            found += [*manifest.generators, manifest.pinned or ""]
+    if recipe.variants.replay is not None:
+        with suppress(OSError, ValueError, KeyError, TypeError), recipe.variants.replay.open() as log:
+            found.append(str(json.loads(log.readline())["fingerprint"]))
+    return [name for name in found if re.fullmatch(r"[0-9a-f]{32}", name)]
 
 
 def store_provenance(source: StoredSource) -> dict[str, Any]:

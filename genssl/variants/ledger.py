@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from genssl.variants.planned_usage import PlannedUsage
 from genssl.variants.usage import VariantUsage
 
 Origin = Literal["generated", "store", "reused", "real"]
@@ -20,7 +21,8 @@ class Ledger:
 
     Attributes:
         origins: views delivered in place of variants, by origin.
-        usage: which variants were used, and how often each stood in for one that was late.
+        usage: which variants were used, and how often each stood in for one that was late. That of a plan wants the
+            row of every delivery.
         stall_seconds: time the training waited for variants.
         generator_seconds: device time that the generator spent on this run's variants, as the server reports it.
         trainer_seconds: wall time of the training loop without stalls.
@@ -37,7 +39,7 @@ class Ledger:
     """
 
     origins: Counter[Origin] = field(default_factory=Counter)
-    usage: VariantUsage = field(default_factory=VariantUsage, compare=False)
+    usage: VariantUsage | PlannedUsage = field(default_factory=VariantUsage, compare=False)
     stall_seconds: float = 0.0
     generator_seconds: float = 0.0
     trainer_seconds: float = 0.0
@@ -52,11 +54,23 @@ class Ledger:
     prefetch_depth: int = 0
     fetch_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
 
-    def deliver(self, source_id: bytes, index: int, origin: Origin) -> None:
-        """Counts one view that the plan wanted to be a variant; `index` is of the variant delivered."""
+    def deliver(self, source_id: bytes, index: int, origin: Origin, row: int | None = None) -> None:
+        """Counts one view that the plan wanted to be a variant.
+
+        Args:
+            source_id: 16 bytes, the name of the image.
+            index: of the variant delivered.
+            origin: where it came from.
+            row: of the image in the data set.
+        """
         self.origins[origin] += 1
-        if origin != "real":
-            self.usage.add(source_id, index, stands_in=origin == "reused")
+        if origin == "real":
+            return
+        if isinstance(self.usage, PlannedUsage):
+            assert row is not None, "a plan's variants are those of rows"
+            self.usage.add(source_id, index, origin == "reused", row)
+        else:
+            self.usage.add(source_id, index, origin == "reused")
 
     @property
     def wanted(self) -> int:
@@ -76,14 +90,12 @@ class Ledger:
 
     def state(self) -> dict[str, Any]:
         """Returns everything, as plain values and arrays, for `restore`."""
-        names, stood_in = self.usage.state()
         counts = {name: getattr(self, name) for name in _PLAIN}
         return counts | {
             "origins": dict(self.origins),
             "retries_by_kind": dict(self.retries_by_kind),
             "fetch_seconds": list(self.fetch_seconds),
-            "usage_names": names,
-            "usage_stood_in": stood_in,
+            "usage": self.usage.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -93,7 +105,13 @@ class Ledger:
         self.origins, self.retries_by_kind = Counter(state["origins"]), Counter(state["retries_by_kind"])
         self.fetch_seconds.clear()
         self.fetch_seconds.extend(state["fetch_seconds"])
-        self.usage.restore(state["usage_names"], state["usage_stood_in"])
+        usage = state["usage"]
+        if isinstance(usage, dict):
+            assert isinstance(self.usage, PlannedUsage), "the state is that of a plan's usage"
+            self.usage.restore(usage)
+        else:
+            self.usage = VariantUsage()
+            self.usage.restore(*usage)
 
     def summary(self) -> dict[str, float | int]:
         """Returns the ledger as results.json holds it."""

@@ -18,6 +18,7 @@ import torch
 
 from genssl.config.views import Policy
 from genssl.runtime import stream
+from genssl.variants.planned_usage import PlannedUsage
 
 REAL = -1
 VIEWS = 2  # of a pair
@@ -139,6 +140,12 @@ class ViewPlan:
         start = step * self._batch_size + self._rank * self._local
         rows = order[start : start + self._local]
         return StepPlan(epoch, step, rows, indices[rows], start - step * self._batch_size, self._batch_size)
+
+    def usage(self) -> PlannedUsage:
+        """Returns what counts the variants of this plan that are used; so far none."""
+        columns, _ = variant_columns(self._policy, self._third_count)
+        first = int(fresh_indices(self._seed, 0, columns)[0]) if self._per_image == "fresh" else 0
+        return PlannedUsage(self._num_sources, self._per_image, first=first, columns=columns)
 
     def _of_epoch(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         if self._epoch is None or self._epoch[0] != epoch:

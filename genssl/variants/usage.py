@@ -1,6 +1,7 @@
 """How often each of very many variants was used: exact, in about 12 bytes a variant.
 
-A set or a dictionary of Python numbers takes 80 bytes and more each, which is 10 GB for 100 epochs of ImageNet.
+A set or a dictionary of Python numbers takes 80 bytes and more each, which is 10 GB for 100 epochs of ImageNet. Where a
+view plan says what can be used, `genssl.variants.planned_usage` takes a bit each.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ class VariantUsage:
     def add(self, source_id: bytes, index: int, stands_in: bool) -> None:
         """Counts one use of a variant, in its own place or in another's."""
         # Of numbers, since the hash of bytes is another in every process, and a run may go on in a later one.
-        self._new_names.append(hash((int.from_bytes(source_id), index)) & MASK)
+        self.add_name(hash((int.from_bytes(source_id), index)) & MASK, stands_in)
+
+    def add_name(self, name: int, stands_in: bool) -> None:
+        """Counts one use of a variant that goes by a number below 2**64."""
+        self._new_names.append(name)
         self._new_stand_ins.append(stands_in)
         if len(self._new_names) >= max(PENDING, self._sorted // PENDING_PART):
             self._merge()

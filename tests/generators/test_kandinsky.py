@@ -158,3 +158,8 @@ def test_the_cost_is_what_a_variant_computes(models):
             made.generate(embedding, [1], [made.spec.defaults])
         assert made.spec.tflops == pytest.approx(counter.get_total_flops() / 1e12, rel=1e-6)
         assert made.spec.tflops > 0
+
+
+def test_an_ordinary_folder_is_named_as_when_every_file_counted(generator):
+    spec = generator.spec
+    assert spec.fingerprint == spec.former()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -19,7 +18,7 @@ from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators import conditioner, unclip_encoder
 from genssl.generators.conditioner import FILE, Conditioner
 from genssl.generators.configs import FlowConfig, RetrievalConfig, StableUnCLIPConfig
-from genssl.generators.fingerprint import fingerprint_folder
+from genssl.generators.fingerprint import fingerprint_file, fingerprint_folder
 from genssl.generators.loading import preprocessor
 from genssl.generators.locate import BUILTIN
 from genssl.generators.opening import open_generator
@@ -116,7 +115,7 @@ def test_images_equal_those_of_the_stock_pipeline_given_the_embeddings(own, clip
 
 def test_names_follow_from_the_encoders_file(own, clip, tmp_path):
     generator, other = make(own), make(build_own_unclip(tmp_path / "other", clip, seed=1))
-    assert generator.conditioner_fingerprint() == hashlib.blake2b((own / FILE).read_bytes(), digest_size=16).digest()
+    assert generator.conditioner_fingerprint() == fingerprint_file(own / FILE)
     assert generator.conditioner_fingerprint() == make(own, dtype="bfloat16").conditioner_fingerprint()
     assert other.conditioner_fingerprint() != generator.conditioner_fingerprint()
     assert len({one.spec.fingerprint for one in (generator, other, make(clip))}) == 3

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from torch import nn
 
 from genssl.errors import UserError
 from genssl.training.checkpoint import Checkpoints, Position, restore, restore_ledger
+from genssl.training.fitting import Checkpoints as StageCheckpoints
+from genssl.training.foreign_checkpoints import read_checkpoint
 from genssl.variants.assignments import AssignmentLog
 from genssl.variants.ledger import Ledger
 
@@ -109,6 +113,53 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, how):
     assert step == 1
     assert notes[0].startswith(f"{tmp_path}/checkpoint.pt is damaged (")
     assert notes[1] == "going back to checkpoint-1.pt, after step 1"
+
+
+def test_a_checkpoint_with_any_bit_flipped_is_refused(tmp_path):
+    """Also where no checksum of the archive looks: in the names, places and padding of its parts."""
+    Training(tmp_path).train_to(3)
+    path, random = tmp_path / "checkpoint.pt", Random(0)
+    content = path.read_bytes()
+    training, unnoticed = Training(tmp_path), []
+    for position in random.sample(range(len(content)), 400):
+        changed = bytearray(content)
+        changed[position] ^= 1 << random.randrange(8)
+        path.write_bytes(bytes(changed))
+        with suppress(UserError):
+            training.load()
+            unnoticed.append(position)
+    assert unnoticed == []
+    path.write_bytes(content)
+    assert Training(tmp_path).load() == (3, [])
+
+
+def test_checkpoints_without_a_digest_are_read(tmp_path):
+    one = Training(tmp_path)
+    one.train_to(2)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save(state, tmp_path / "checkpoint.pt")
+    other = Training(tmp_path)
+    assert other.load() == (2, [])
+    assert torch.equal(one.method.weight, other.method.weight)
+    damage(tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="is damaged"):
+        Training(tmp_path).load()
+
+
+def test_an_encoder_is_not_taken_from_a_damaged_checkpoint(tmp_path):
+    Training(tmp_path).train_to(1)
+    damage(tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match=r"checkpoint.pt: is damaged \("):
+        read_checkpoint(tmp_path / "checkpoint.pt")
+
+
+def test_the_checkpoint_of_a_generators_stage_is_checked(tmp_path):
+    stages = StageCheckpoints(tmp_path)
+    stages.save("flow", {"weights": torch.arange(2000.0), "step": 3})
+    assert stages.load("flow")["step"] == 3
+    damage(tmp_path / ".flow.checkpoint.pt")
+    with pytest.raises(UserError, match=r"\.flow\.checkpoint\.pt is damaged .*; remove it to begin the stage 'flow'"):
+        stages.load("flow")
 
 
 def test_nothing_left_to_fall_back_to_is_one_sentence(tmp_path):

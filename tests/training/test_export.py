@@ -147,12 +147,12 @@ def test_places_where_nothing_can_be_written(narrow, tmp_path):
 
 def test_what_comes_back_different_is_not_left_behind(narrow, tmp_path, monkeypatch):
     """A writer that spoils one weight: the file that was there stays as it was."""
-    honest = export.save
+    honest = export.write_tensors
 
-    def spoiled(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
-        return honest(tensors | {"conv1.weight": tensors["conv1.weight"] + 0.01}, metadata)
+    def spoiled(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+        honest(path, tensors | {"conv1.weight": tensors["conv1.weight"] + 0.01}, metadata)
 
-    monkeypatch.setattr(export, "save", spoiled)
+    monkeypatch.setattr(export, "write_tensors", spoiled)
     (tmp_path / "x.safetensors").write_text("before")
     for name in ("x.safetensors", "y.safetensors"):
         with pytest.raises(ExportError, match=r"features read back from safetensors differ by .* nothing was written"):

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from safetensors.torch import load_file
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
+from genssl.generators.fingerprint import fingerprint_folder
+from genssl.generators.locate import BUILTIN
 from genssl.training.pregenerate import Pregenerated, Shard, parse_shard, pregenerate
 from genssl.training.progress import Progress
 from genssl.training.run import run
@@ -138,6 +141,56 @@ def test_a_server_makes_the_same_bytes(whole, tmp_path):
     assert done.made == done.total
     assert done.generator_seconds > 0
     assert contents(tmp_path / "online") == contents(whole[0])
+
+
+@pytest.mark.parametrize("served", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_store_under_a_former_fingerprint_is_filled_up(tmp_path, monkeypatch, served):
+    """Of a model with a file that is not loaded, which counted when the store was begun."""
+    model, part = tmp_path / "model", Shard(3, 200)
+    shutil.copytree(BUILTIN / "digits-unclip", model)
+    (model / "notes.txt").write_text("mine")
+    named = [f"generator.model={model}", "generator.num_inference_steps=1"]
+    how = ["variants.source=online", "variants.server=embedded"] if served else []
+    with monkeypatch.context() as patch:
+        patch.setattr("genssl.generators.stable_unclip.fingerprint_model", by_every_file)
+        begun = fill(tmp_path / "store", *named, shard=part, variants=1)
+        wanted = fill(tmp_path / "wanted", *named, shard=part, variants=2)
+    assert fill(tmp_path / "store", *named, *how, shard=part, variants=1).made == 0
+    assert fill(tmp_path / "store", *named, *how, shard=part, variants=2).made == begun.made
+    assert wanted.made == 2 * begun.made
+    assert contents(tmp_path / "store") == contents(tmp_path / "wanted")
+
+
+def test_a_note_beside_a_model_makes_no_other_model_of_it(tmp_path):
+    model, part = tmp_path / "model", Shard(3, 200)
+    shutil.copytree(BUILTIN / "digits-unclip", model)
+    named = [f"generator.model={model}", "generator.num_inference_steps=1"]
+    assert fill(tmp_path / "store", *named, shard=part, variants=1).made > 0
+    (model / "notes.txt").write_text("mine")
+    assert fill(tmp_path / "store", *named, shard=part, variants=1).made == 0
+
+
+def by_every_file(folder, files, *facts, keep_order=()):
+    from genssl.generators.fingerprint import Fingerprint
+
+    digest = fingerprint_folder(folder, *facts)
+    return Fingerprint(digest, lambda: digest)
+
+
+def test_a_run_under_a_former_fingerprint_goes_on(tmp_path, monkeypatch):
+    model = tmp_path / "model"
+    shutil.copytree(BUILTIN / "digits-unclip", model)
+    (model / "notes.txt").write_text("mine")
+    recipe = recipe_of(f"generator.model={model}", "generator.num_inference_steps=1", "train.batch_size=480")
+    with monkeypatch.context() as patch:
+        patch.setattr("genssl.generators.stable_unclip.fingerprint_model", by_every_file)
+        whole = run(recipe, tmp_path / "whole", Progress(Console(quiet=True)))
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    for name in ("results.json", "report.html"):
+        (tmp_path / "resumed" / name).unlink()
+    resumed = run(recipe, tmp_path / "resumed", Progress(Console(quiet=True)), resume=True)
+    fingerprints = [each["provenance"]["variants"]["fingerprint"] for each in (whole, resumed)]
+    assert fingerprints[0] == fingerprints[1]
 
 
 def test_what_was_interrupted_is_gone_on_with(whole, tmp_path):
