@@ -67,6 +67,9 @@ class TokenConfig(Section):
     env: str | None = None
     max_variants_per_second: float | None = Field(None, gt=0)
     max_queued_variants: int | None = Field(None, ge=1)
+    highest_priority: Literal["interactive", "training", "bulk"] = Field(
+        "training", description="the most urgent class that its requests wait in; a higher claim is lowered to it"
+    )
 
     @field_validator("env")
     @classmethod

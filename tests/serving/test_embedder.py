@@ -145,7 +145,7 @@ def test_urgent_sources_go_first_and_a_shared_one_takes_the_better_class():
         await asyncio.gather(held, *tasks)
 
     on = bench(test, buckets=[1, 4])
-    assert on.eye.batches == [[250], [4, 20, 10, 11], [12, 13, 1, 2], [3]]
+    assert on.eye.batches == [[250], [20, 4, 10, 11], [12, 13, 1, 2], [3]]
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
