@@ -396,7 +396,7 @@ class Batcher:
             log.warning("a batch of %d (%d rows) does not fit into memory: %s", batch.bucket, len(batch.jobs), error)
         except Exception as error:
             # One traceback a batch, and of what it is split into a line each: they mostly fail for the same reason.
-            what = ("again, a batch of %d (%d rows) failed: %r" if batch.again else "a batch of %d (%d rows) failed: %r")
+            what = "again, a batch of %d (%d rows) failed: %r" if batch.again else "a batch of %d (%d rows) failed: %r"
             log.error(what, batch.bucket, len(batch.jobs), error, exc_info=not batch.again)
             if len(batch.jobs) > 1:
                 # Halves, not single rows: a bad row among 64 is found in 12 small batches.

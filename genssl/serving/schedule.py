@@ -201,7 +201,9 @@ class Schedule(Generic[Job]):
         self._lanes: dict[Priority, _Lane[Job]] = {priority: _Lane() for priority in Priority}
         self._by_priority = dict.fromkeys(Priority, 0)
         self._held: dict[str, int] = {}
-        self._served: dict[str, float] = {}  # seconds of the device by holder, on a scale that newcomers join at its foot
+        self._served: dict[
+            str, float
+        ] = {}  # seconds of the device by holder, on a scale that newcomers join at its foot
         self._foot = 0.0
         self._length = 0
 

@@ -580,7 +580,9 @@ def test_predictions_come_true(clock):
         await on.hold()
         begun = on.batcher.predicted_wait({(0,): 1})
         clock.sleep(0.004)
-        assert on.batcher.predicted_wait({(0,): 1}) == pytest.approx(begun - 0.004), "what the running batch took is over"
+        assert on.batcher.predicted_wait({(0,): 1}) == pytest.approx(begun - 0.004), (
+            "what the running batch took is over"
+        )
         on.painter.gate.set()
 
     bench(test, Painter(fixed_seconds=0.004, row_seconds=0.002, clock=clock))
