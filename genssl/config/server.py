@@ -138,8 +138,12 @@ class ServerFile(Section):
         return value
 
     def warnings(self) -> list[str]:
-        """Returns settings that are allowed but leave a door open."""
-        found = []
+        """Returns settings that are allowed but leave a door open, or that cost speed."""
+        found = [
+            f"generators.{position}.{warning}"
+            for position, config in enumerate(self.generators)
+            for warning in config.warnings()
+        ]
         if not is_local(self.address):
             if self.tls is None:
                 found.append(f"address {self.address}: tokens and images travel unencrypted; add `tls`")

@@ -35,6 +35,7 @@ class DDIM:
         self._scheduler = scheduler
         self.prediction: str = scheduler.config["prediction_type"]
         self._clip = float(scheduler.config["clip_sample_range"]) if scheduler.config["clip_sample"] else None
+        self._alphas: list[float] = scheduler.alphas_cumprod.tolist()
         self.most_steps = trained = int(scheduler.config["num_train_timesteps"])
         if scheduler.config["timestep_spacing"] == "leading":
             # The offset puts the first step of a fine schedule beyond the last one that was trained: with the usual 1,
@@ -48,15 +49,14 @@ class DDIM:
         scheduler = self._scheduler
         scheduler.set_timesteps(count)
         stride = scheduler.config["num_train_timesteps"] // count
-        alphas = scheduler.alphas_cumprod
-        steps = []
+        final, steps = float(scheduler.final_alpha_cumprod), []
         # With trailing spacing diffusers counts down from 1000 by the float 1000 / count, and for 62 counts of 1000 (61,
         # 103, 121, ...) what rounding leaves is one step too many, at time -1: stock pipelines take it, from the image
         # that is finished by then, with the noise level of the *last* time step, and return what comes of that.
         for timestep in scheduler.timesteps.tolist()[:count]:
             following = timestep - stride
-            alpha_next = alphas[following] if following >= 0 else scheduler.final_alpha_cumprod
-            steps.append(DDIMStep(timestep=timestep, alpha=float(alphas[timestep]), alpha_next=float(alpha_next)))
+            alpha_next = self._alphas[following] if following >= 0 else final
+            steps.append(DDIMStep(timestep=timestep, alpha=self._alphas[timestep], alpha_next=alpha_next))
         return steps
 
     def step(self, step: DDIMStep, latents: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
