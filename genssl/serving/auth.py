@@ -98,6 +98,10 @@ class Token:
     max_queued_variants: int | None = None
     highest_priority: Priority = Priority.INTERACTIVE
 
+    def lowered(self, claimed: Priority) -> Priority:
+        """Returns the class in which a request waits that claims this one."""
+        return max(claimed, self.highest_priority)
+
 
 def read_tokens(configs: Sequence[TokenConfig], largest_request: int) -> list[Token]:
     """Reads tokens from their files and environment variables.

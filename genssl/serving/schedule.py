@@ -4,8 +4,11 @@ Three classes, the better one first. Within a class the holders (of tokens; see 
 holder the clients that it names, a row each, and within a client it is first come, first served: whoever calls itself
 by many names shares one holder's turns among them. Every row of a batch counts the same there, so this is deficit round
 robin (Shreedhar and Varghese 1996) with nothing to carry over. Batches do not cost the same: the next one is for the
-holder that has had the least of the device so far (start-time fair queueing, Goyal et al. 1996). A row that has waited
-long rises by one class, so that no class starves another for good.
+holder that has had the least of the device so far (start-time fair queueing, Goyal et al. 1996).
+
+When a class has waited long, its rows rise by one class, so that no class starves another for good: those whose turn it
+is, and not the oldest, and a batch of them at a time, so that a flood that has waited does not come before all that
+others ask for meanwhile.
 
 Every operation takes constant time for a row, except choosing a batch key, which looks at the holders of one class.
 """
@@ -21,7 +24,8 @@ from typing import Generic, TypeVar
 from genssl.serving.backlog import Backlog
 
 BatchKey = Hashable
-RISING_AT_ONCE = 256  # rows that rise in one call; thousands that came together must not hold up a batch
+REMEMBERED = 1024  # holders without waiting rows whose shares are known; fewer have tokens, but machines are many
+RISEN = 64  # rows that wait at a time in a class to which they have risen, about a batch
 
 
 class Priority(IntEnum):
@@ -192,7 +196,8 @@ class Schedule(Generic[Job]):
         backlog: how many rows of each batch key wait, and how long they take.
 
     Args:
-        ageing_seconds: a row that has waited so long rises by one class, and again after each further such time.
+        ageing_seconds: once a row of a class has waited so long, rows rise by one class, and again after each further
+            such time.
     """
 
     def __init__(self, ageing_seconds: float) -> None:
@@ -200,6 +205,7 @@ class Schedule(Generic[Job]):
         self._ageing_seconds = ageing_seconds
         self._lanes: dict[Priority, _Lane[Job]] = {priority: _Lane() for priority in Priority}
         self._by_priority = dict.fromkeys(Priority, 0)
+        self._risen = dict.fromkeys(Priority, 0)
         self._held: dict[str, int] = {}
         self._served: dict[
             str, float
@@ -228,13 +234,11 @@ class Schedule(Generic[Job]):
     def next_key(self, now: float) -> BatchKey | None:
         """Returns the batch key of the row whose turn it is, or None if nothing waits; `now` in seconds."""
         self._age(now)
+        if self._held:
+            self._foot = max(self._foot, min(self._served[holder] for holder in self._held))
         for lane in self._lanes.values():
             if lane.ring.holders:
-                # Of equals the first in the ring, so that they take turns before anything has been charged.
-                holder = min(lane.ring.holders, key=self._served.__getitem__)
-                self._foot = max(self._foot, self._served[holder])
-                job = lane.ring.next_of(holder)
-                lane.ring.move(job, last=True)
+                job = self._next_of(lane)
                 lane.by_key[job.key].move(job, last=False)
                 return job.key
         self._served.clear()
@@ -245,10 +249,8 @@ class Schedule(Generic[Job]):
         """Counts `seconds` of the device, for each of some rows that were taken, towards their holders' shares."""
         for job in jobs:
             self._served[job.holder] = max(self._foot, self._served.get(job.holder, 0.0)) + seconds
-        if len(self._served) > 2 * len(self._held) + 64:  # who is gone and has had no more than its share
-            self._served = {
-                holder: served for holder, served in self._served.items() if holder in self._held or served > self._foot
-            }
+        if len(self._served) > 2 * len(self._held) + REMEMBERED:
+            self._served = {holder: self._served[holder] for holder in self._held}
 
     def waiting(self, key: BatchKey) -> int:
         """Returns how many rows of a batch key wait."""
@@ -292,6 +294,7 @@ class Schedule(Generic[Job]):
     def _left(self, job: Job) -> None:
         assert job.lane is not None, "the row waited"
         self.backlog.count(job.key, job.lane, -1)
+        self._risen[job.lane] -= job.lane != job.priority
         job.lane = None
         self._by_priority[job.priority] -= 1
         self._length -= 1
@@ -299,13 +302,23 @@ class Schedule(Generic[Job]):
         if not self._held[job.holder]:
             del self._held[job.holder]
 
+    def _next_of(self, lane: _Lane[Job]) -> Job:
+        """Returns the row of a class whose turn it is, and puts its holder and client behind the others."""
+        # Of equals the first in the ring, so that they take turns before anything has been charged.
+        job = lane.ring.next_of(min(lane.ring.holders, key=self._served.__getitem__))
+        lane.ring.move(job, last=True)
+        return job
+
     def _age(self, now: float) -> None:
-        for lane in (Priority.TRAINING, Priority.BULK):
-            arrivals = self._lanes[lane].arrivals
-            for _ in range(RISING_AT_ONCE):
-                job = next(iter(arrivals), None)
-                if job is None or job.since + self._ageing_seconds > now:
+        for priority in (Priority.TRAINING, Priority.BULK):
+            lane, better = self._lanes[priority], Priority(priority - 1)
+            while self._risen[better] < RISEN:
+                oldest = next(iter(lane.arrivals), None)
+                if oldest is None or oldest.since + self._ageing_seconds > now:
                     break
-                self._lanes[lane].remove(job)
-                self.backlog.count(job.key, lane, -1)
-                self._enter(job, Priority(lane - 1), now)
+                job = self._next_of(lane)
+                lane.remove(job)
+                self.backlog.count(job.key, priority, -1)
+                self._risen[priority] -= priority != job.priority
+                self._risen[better] += 1
+                self._enter(job, better, now)

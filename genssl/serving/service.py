@@ -280,7 +280,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         remaining, token = context.time_remaining(), current_token()
         priority = Priority(request.priority or pb.PRIORITY_TRAINING)
         if token is not None:
-            priority = max(priority, token.highest_priority)
+            priority = token.lowered(priority)
         holder = holder_of(token, context.peer())
         if remaining is None:
             return Caller(client, priority, None, holder)
