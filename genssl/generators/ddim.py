@@ -50,9 +50,9 @@ class DDIM:
         scheduler.set_timesteps(count)
         stride = scheduler.config["num_train_timesteps"] // count
         final, steps = float(scheduler.final_alpha_cumprod), []
-        # With trailing spacing diffusers counts down from 1000 by the float 1000 / count, and for 62 counts of 1000 (61,
-        # 103, 121, ...) what rounding leaves is one step too many, at time -1: stock pipelines take it, from the image
-        # that is finished by then, with the noise level of the *last* time step, and return what comes of that.
+        # With trailing spacing diffusers counts down from 1000 by the float 1000 / count, and at 62 counts (61, 103,
+        # ...) rounding leaves one step too many, at time -1: stock pipelines take it, from the image that is
+        # finished by then, with the noise level of the *noisiest* time step, and return what comes of that.
         for timestep in scheduler.timesteps.tolist()[:count]:
             following = timestep - stride
             alpha_next = self._alphas[following] if following >= 0 else final
