@@ -96,7 +96,9 @@ class ServerFile(Section):
         description="deterministic: pad every batch to the largest bucket, so that variants agree bit for bit",
     )
     ageing_seconds: float = Field(
-        10.0, gt=0, description="a waiting row rises by one priority class each time this has passed"
+        10.0,
+        gt=0,
+        description="once rows of a priority class have waited so long, they rise by one class, a batch at a time",
     )
     memory_cache_bytes: int = Field(256 * 2**20, ge=0, description="finished variants kept in memory")
     store: StoreConfig | None = None

@@ -19,11 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
-import torch
 
 from genssl.data.base import UInt8Array
-from genssl.errors import UserError
-from genssl.generators.base import Cancelled
 from genssl.serving.cost import CostModel
 from genssl.serving.jobs import (
     Again,
@@ -38,6 +35,7 @@ from genssl.serving.jobs import (
     Ticket,
 )
 from genssl.serving.memory_limits import MemoryLimits
+from genssl.serving.runner import BatchRunner
 from genssl.serving.schedule import BatchKey, Priority, Schedule
 from genssl.variants.engine import Row, VariantEngine
 
@@ -87,6 +85,7 @@ class Batcher:
         self._current: Batch | None = None
         self._again: deque[Batch] = deque()  # parts of batches that failed
         self._limits = MemoryLimits(engine.buckets)
+        self._runner = BatchRunner(engine, self._limits)
 
     @property
     def cost(self) -> CostModel:
@@ -361,7 +360,7 @@ class Batcher:
         batch.started = time.monotonic()
         for job in batch.jobs:
             job.begun = job.begun or batch.started
-        outcome = self._compute(batch)
+        outcome = self._runner.compute(batch)
         if not isinstance(outcome, np.ndarray):
             return outcome
         if not batch.lost:  # else it may have shrunk on the way
@@ -377,47 +376,3 @@ class Batcher:
         jobs = self._schedule.take(key, rows)
         self._schedule.backlog.settle(self._price)
         return Batch(jobs, bucket)
-
-    def _compute(self, batch: Batch) -> UInt8Array | GenerationFailedError | Again | None:
-        """Returns the images, why there are none, or the parts in which to try again; None if nobody wants them."""
-        try:
-            if not any(batch.wanted()):
-                return None
-            sizes = [] if self._engine.deterministic else self._engine.buckets
-            images, _ = self._engine.generate(
-                [job.row for job in batch.jobs], bucket=batch.bucket, alive=lambda: batch.keep(sizes)
-            )
-            if len(images) != len(batch.jobs):
-                raise RuntimeError(f"the generator made {len(images)} images of {len(batch.jobs)} rows")
-            return images
-        except Cancelled:
-            return None
-        except torch.OutOfMemoryError as error:
-            log.warning("a batch of %d (%d rows) does not fit into memory: %s", batch.bucket, len(batch.jobs), error)
-        except Exception as error:
-            # One traceback a batch, and of what it is split into a line each: they mostly fail for the same reason.
-            what = "again, a batch of %d (%d rows) failed: %r" if batch.again else "a batch of %d (%d rows) failed: %r"
-            log.error(what, batch.bucket, len(batch.jobs), error, exc_info=not batch.again)
-            if len(batch.jobs) > 1:
-                # Halves, not single rows: a bad row among 64 is found in 12 small batches.
-                return batch.split(len(batch.jobs) // 2, self._limits.buckets(batch.jobs[0].key))
-            # What a user can put right, such as a dtype that overflows, is for the client to read too.
-            if isinstance(error, UserError):
-                return GenerationFailedError(str(error))
-            return GenerationFailedError("the generator failed on this row; see the server's log")
-        return self._shrink(batch)  # outside of the handlers: the exception held on to the device's memory
-
-    def _shrink(self, batch: Batch) -> GenerationFailedError | Again:
-        """Halves the largest bucket of a batch's key after the device ran out of memory."""
-        torch.cuda.empty_cache()
-        if self._engine.deterministic:
-            return GenerationFailedError(
-                f"the device ran out of memory on a batch of {batch.bucket}, and deterministic batching cannot take "
-                "smaller ones; lower the largest of `buckets` in the server's file"
-            )
-        if batch.bucket == 1:
-            return GenerationFailedError("the device ran out of memory on this row alone; ask for a smaller image")
-        key = batch.jobs[0].key
-        limit = self._limits.halve(key, batch.bucket)
-        log.warning("batches of this kind have at most %d rows from now on", limit)
-        return batch.split(limit, self._limits.buckets(key))

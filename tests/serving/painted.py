@@ -35,11 +35,15 @@ SOURCE = raw_image(np.full((3, 8, 8), 128, np.uint8))
 
 
 class Painter:
-    """Paints black images; waits for its gate first. Its parameter `kind` splits batches, `shade` does not."""
+    """Paints black images; waits for its gate first. Its parameter `kind` splits batches, `shade` does not.
+
+    Attributes:
+        shades: those of each batch begun, padding included.
+    """
 
     def __init__(self) -> None:
         self.spec = GeneratorSpec("painter", "none", bytes(16), 4, 8, "none", {"kind": 0, "shade": 0.0}, {})
-        self.gate, self.entered = threading.Event(), threading.Event()
+        self.gate, self.entered, self.shades = threading.Event(), threading.Event(), list[list[float]]()
         self.gate.set()
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
@@ -63,6 +67,7 @@ class Painter:
         alive: Alive | None = None,
         sizes: Sequence[int] = (),
     ) -> torch.Tensor:
+        self.shades.append([row["shade"] for row in parameters])
         self.entered.set()
         assert self.gate.wait(20)
         return torch.zeros(len(seeds), 3, 8, 8, dtype=torch.uint8)

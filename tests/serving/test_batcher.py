@@ -466,7 +466,7 @@ def test_a_full_memory_fails_the_batch_in_deterministic_mode():
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_a_bad_row_fails_alone(deterministic):
+def test_a_bad_row_fails_alone(deterministic, caplog):
     async def test(on: Bench) -> None:
         results = await on.submit([*range(1, 8), BAD_SEED, *range(8, 16)])
         assert isinstance(results.pop(7), GenerationFailedError)
@@ -476,6 +476,9 @@ def test_a_bad_row_fails_alone(deterministic):
     on = bench(test, deterministic=deterministic)
     assert len(on.painter.batches) == 1 + 2 * 4 + 1, "two halves at each of four levels, and the row after it"
     assert sum(report.rows for report in on.reports if report.failed) == 1
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [bool(record.exc_info) for record in errors] == [True] + [False] * 4, "one traceback, and a line a part"
+    assert all("cannot paint this one" in record.getMessage() for record in errors)
 
 
 class Overflowing(Painter):
