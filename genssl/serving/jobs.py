@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from operator import itemgetter
 from typing import Literal
 
 import numpy as np
@@ -125,7 +126,10 @@ class Job(Waiting):
     def answer(self, outcome: UInt8Array | BaseException | None, seconds: float) -> list[Ticket]:
         """Gives all waiters the image or the error, and the first one the seconds; returns the tickets now complete."""
         complete = []
-        for order, (_, _, ticket, place) in enumerate(sorted(self._waiting(), key=lambda waiter: waiter[1])):
+        waiters = self._waiting()
+        if len(waiters) > 1:
+            waiters.sort(key=itemgetter(1))
+        for order, (_, _, ticket, place) in enumerate(waiters):
             if isinstance(outcome, np.ndarray):
                 wait = max(0.0, self.begun - ticket.arrived)
                 ticket.results[place] = Made(outcome, 0.0 if order else seconds, order > 0, wait)

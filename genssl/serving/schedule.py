@@ -88,41 +88,47 @@ class _Holder(Generic[Job]):
 
     __slots__ = ("clients", "rows", "sizes")
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: _Sizes | None) -> None:
         # Ordered dicts are queues that also give up any member at once, as a client that goes away needs.
         self.clients: OrderedDict[str, OrderedDict[Job, None]] = OrderedDict()
         self.rows = 0
-        self.sizes = _Sizes()
+        self.sizes = sizes
 
 
 class _Ring(Generic[Job]):
-    """Rows in the order in which they go, by holder and client, the next one first."""
+    """Rows in the order in which they go, by holder and client, the next one first.
+
+    Args:
+        measured: whether `rows_before` will be asked.
+    """
 
     __slots__ = ("holders", "sizes")
 
-    def __init__(self) -> None:
+    def __init__(self, *, measured: bool) -> None:
         self.holders: OrderedDict[str, _Holder[Job]] = OrderedDict()
-        self.sizes = _Sizes()
+        self.sizes = _Sizes() if measured else None
 
     def add(self, job: Job) -> None:
         holder = self.holders.get(job.holder)
         if holder is None:
-            holder = self.holders[job.holder] = _Holder()
+            holder = self.holders[job.holder] = _Holder(_Sizes() if self.sizes is not None else None)
         rows = holder.clients.get(job.client)
         if rows is None:
             rows = holder.clients[job.client] = OrderedDict()
         rows[job] = None
         holder.rows += 1
-        holder.sizes.changed(len(rows) - 1, len(rows))
-        self.sizes.changed(holder.rows - 1, holder.rows)
+        if self.sizes is not None and holder.sizes is not None:
+            holder.sizes.changed(len(rows) - 1, len(rows))
+            self.sizes.changed(holder.rows - 1, holder.rows)
 
     def remove(self, job: Job) -> None:
         holder = self.holders[job.holder]
         rows = holder.clients[job.client]
         del rows[job]
         holder.rows -= 1
-        holder.sizes.changed(len(rows) + 1, len(rows))
-        self.sizes.changed(holder.rows + 1, holder.rows)
+        if self.sizes is not None and holder.sizes is not None:
+            holder.sizes.changed(len(rows) + 1, len(rows))
+            self.sizes.changed(holder.rows + 1, holder.rows)
         if not rows:
             del holder.clients[job.client]
         if not holder.rows:
@@ -144,10 +150,11 @@ class _Ring(Generic[Job]):
 
     def rows_before(self, rows: int, holder: str, client: str) -> float:
         """Returns the part of all rows that go before the last of `rows` new ones; 1 if there are none."""
+        assert self.sizes is not None, "the ring is measured"
         own = self.holders.get(holder)
         held = own.rows if own is not None else 0
         turns = rows  # of the holder, until then: each of its clients takes as many as this one
-        if own is not None:
+        if own is not None and own.sizes is not None:
             turns += own.sizes.rows_within(len(own.clients.get(client, ())) + rows)
         whole = self.sizes.rows_within(2**39 - 1)
         before = min(held, turns - rows) + self.sizes.rows_within(turns) - min(held, turns)
@@ -158,7 +165,7 @@ class _Lane(Generic[Job]):
     """The rows of one class: all of them, by batch key, and in the order of their arrival."""
 
     def __init__(self) -> None:
-        self.ring: _Ring[Job] = _Ring()
+        self.ring: _Ring[Job] = _Ring(measured=True)
         self.by_key: dict[BatchKey, _Ring[Job]] = {}
         self.arrivals: OrderedDict[Job, None] = OrderedDict()
 
@@ -166,7 +173,7 @@ class _Lane(Generic[Job]):
         self.ring.add(job)
         ring = self.by_key.get(job.key)
         if ring is None:
-            ring = self.by_key[job.key] = _Ring()
+            ring = self.by_key[job.key] = _Ring(measured=False)
         ring.add(job)
         self.arrivals[job] = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ import grpc
 import pytest
 import torch
 
+from genssl.errors import suggest
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.serving.cost import CostModel
@@ -176,6 +178,20 @@ def test_many_requests_for_the_same_rows_join_and_leave_at_a_cost_of_their_own()
 
     few, many = asyncio.run(comparisons(32)), asyncio.run(comparisons(1024))
     assert many < 4 * few, "more by the logarithm of a heap's size"
+
+
+def test_a_nearest_name_is_looked_for_to_a_name_of_a_persons_length(monkeypatch):
+    asked: list[int] = []
+    nearest = difflib.get_close_matches
+
+    def counted(word: str, *arguments: Any, **settings: Any) -> list[str]:
+        asked.append(len(word))
+        return nearest(word, *arguments, **settings)
+
+    monkeypatch.setattr(difflib, "get_close_matches", counted)
+    assert "did you mean 'guidance_scale'" in suggest("guidance_scal", ["guidance_scale"])
+    assert "allowed: guidance_scale" in suggest("g" * 10**6, ["guidance_scale"])
+    assert max(asked) <= 100
 
 
 @pytest.mark.slow
