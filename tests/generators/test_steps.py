@@ -59,7 +59,10 @@ def test_the_samplers_of_the_other_generators_do_too(tmp_path):
     found = samplers(tmp_path)
     assert [sampler.most_steps for sampler in found] == [999, 1000, 999, 1000, 50, 50]
     for sampler in found:
-        for count in range(1, sampler.most_steps + 1):
+        # DDIM's counts are all tried above; here those that were one too many, and the ends.
+        for count in sorted(
+            {*range(1, min(62, sampler.most_steps + 1)), min(998, sampler.most_steps), sampler.most_steps}
+        ):
             steps = sampler.steps(count, 8)
             assert len(steps) == count
             assert all(0 <= step.timestep < TRAINED for step in steps)

@@ -228,7 +228,7 @@ def test_health_checks_are_answered_while_two_requests_of_1024_keys_wait(start_s
 
         prober = threading.Thread(target=probe)
         prober.start()
-        intervals = [{"guidance_start": number / 1024} for number in range(1024)]
+        intervals = [{"guidance_start": number / 1024, "guidance_scale": 4.0} for number in range(1024)]
         kinds = [{"num_inference_steps": 1 + n % 41, "output_size": 8 + n // 41} for n in range(1024)]
         calls = [ask("a", intervals), ask("b", kinds), ask("c", intervals[::-1]), ask("d", kinds[::-1])]
         time.sleep(8)

@@ -59,7 +59,8 @@ def test_a_batch_with_all_rows_alive_is_what_it_is_without_being_asked(engine, d
 def test_512_guidance_intervals_make_as_many_batches_as_one(unclip, digits_test, deterministic):
     engine = VariantEngine(unclip, [1, 4, 16, 64], deterministic=deterministic)
     (embedding,), _ = engine.embed([engine.generator.preprocess(digits_test.image(0))])
-    given = [{"guidance_start": number / 512, "num_inference_steps": 4} for number in range(512)]
+    guided = {"num_inference_steps": 4, "guidance_scale": 6.0}
+    given = [guided | {"guidance_start": number / 512} for number in range(512)]
     rows = [engine.row(bytes(16), embedding, 0, engine.complete(one)) for one in given]
     batches = engine.batches(rows)
     assert [len(batch) for batch in batches] == [64] * 8
