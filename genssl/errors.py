@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+LONGEST_NAME = 100
+
 
 class UserError(Exception):
     """A mistake or a circumstance that the user can put right; `str(error)` is the whole message."""
@@ -56,6 +58,7 @@ def suggest(found: str, allowed: Iterable[str]) -> str:
     names = sorted(allowed)
     if not names:
         return "; nothing is allowed here"
+    found = found[:LONGEST_NAME]  # the search takes time for every character, and clients of a server choose them
     nearest = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ";"
     return f"{hint} allowed: {', '.join(names)}"

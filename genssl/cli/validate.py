@@ -19,8 +19,10 @@ def validate(
     """Check recipes without running them; loads neither torch nor any data.
 
     Recipes of training runs, of generators (recipes/generators), studies and server files are told apart by their keys.
-    Of a study, the recipe of every arm is checked.
+    Of a study, the recipe of every arm is checked. Warnings, which do not make a file invalid, go to standard error.
     """
+    import sys
+
     from genssl.config.document import apply_override, read_document
     from genssl.config.kinds import model_of
     from genssl.config.load import validate as check
@@ -35,13 +37,16 @@ def validate(
     for path in paths:
         try:
             document = read_document(path)
+            checked: object
             if (model := model_of(document)) is Study:  # overrides are of its recipes
-                load_study(path, overrides)
+                checked = load_study(path, overrides)
             else:
                 for override in overrides:
                     apply_override(document, override)
-                check(model, document)
+                checked = check(model, document)
             print(f"{path}: valid")
+            for warning in getattr(checked, "warnings", list)():
+                print(f"{path}: warning: {warning}", file=sys.stderr)
         except ConfigError as error:
             problems += error.problems
     if problems:

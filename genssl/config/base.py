@@ -34,6 +34,10 @@ class ComponentConfig(Section):
 
     name: str
 
+    def warnings(self) -> list[str]:
+        """Returns settings that are allowed but rarely meant, each beginning with the key that it is about."""
+        return []
+
 
 class Choice(Section):
     """A document whose further keys depend on one of its values; its members derive from it."""

@@ -229,6 +229,7 @@ class Recipe(Section):
             )
         if self.uses_variants():
             found += self._of_no_effect()
+            found += [f"generator.{warning}" for warning in (self.generator.warnings() if self.generator else [])]
         return found
 
     def _of_no_effect(self) -> list[str]:

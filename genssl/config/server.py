@@ -106,6 +106,9 @@ class TokenConfig(Section):
     env: str | None = None
     max_variants_per_second: float | None = Field(None, gt=0)
     max_queued_variants: int | None = Field(None, ge=1)
+    highest_priority: Literal["interactive", "training", "bulk"] = Field(
+        "training", description="the most urgent class that its requests wait in; a higher claim is lowered to it"
+    )
 
     @field_validator("env")
     @classmethod
@@ -132,7 +135,9 @@ class ServerFile(Section):
         description="deterministic: pad every batch to the largest bucket, so that variants agree bit for bit",
     )
     ageing_seconds: float = Field(
-        10.0, gt=0, description="a waiting row rises by one priority class each time this has passed"
+        10.0,
+        gt=0,
+        description="once rows of a priority class have waited so long, they rise by one class, a batch at a time",
     )
     memory_cache_bytes: int = Field(256 * 2**20, ge=0, description="finished variants kept in memory")
     store: StoreConfig | None = None
@@ -178,8 +183,12 @@ class ServerFile(Section):
         return value
 
     def warnings(self) -> list[str]:
-        """Returns settings that are allowed but leave a door open."""
-        found = []
+        """Returns settings that are allowed but leave a door open, or that cost speed."""
+        found = [
+            f"generators.{position}.{warning}"
+            for position, config in enumerate(self.generators)
+            for warning in config.warnings()
+        ]
         if not is_local(self.address):
             if self.tls is None:
                 found.append(f"address {self.address}: tokens and images travel unencrypted; add `tls`")

@@ -59,7 +59,11 @@ class GeneratorSpec:
 
 
 class Generator(Protocol):
-    """A conditioned generator on one device. Not safe to call from two threads at once."""
+    """A conditioned generator on one device. Not safe to call from two threads at once.
+
+    One whose rows see in their last bits how the parameters of the others differ from theirs also has
+    `generate_exact`, with the arguments of `generate`, of which that does not hold; deterministic batching calls it.
+    """
 
     spec: GeneratorSpec
 

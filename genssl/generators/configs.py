@@ -13,6 +13,7 @@ from genssl.generators.bank_config import BankConfig, Encoder, InterpolationConf
 ADAPTIVE = "adaptive"
 ADAPTS = "noise_level"  # the parameter that has a rule for `adaptive`
 SIZES = ("image_size", "output_size")  # a run's variants have one size
+SPLITTING = ("num_inference_steps", "best_of")  # a batch has one value of these: they multiply what it costs
 
 
 class DriftGuardConfig(Section):
@@ -94,6 +95,15 @@ class GeneratorConfig(ComponentConfig):
                 except ValidationError as error:
                     raise ValueError(f"{name}: {end:g}: {error.errors()[0]['msg'].lower()}") from None
         return self
+
+    def warnings(self) -> list[str]:
+        """Warns of what varies although variants that differ in it cannot share a batch."""
+        return [
+            f"{name} varies between variants, and only those of one value can share a batch: there will be more and "
+            "smaller batches; give one number where speed counts"
+            for name in self.varying or {}
+            if name in SPLITTING
+        ]
 
 
 def _numeric(model: type[ComponentConfig]) -> list[str]:

@@ -40,6 +40,8 @@ class _Consistency:
         with quiet_libraries():
             # Neither spacing nor clipping of the teacher's sampler is meant for the distilled model.
             self._scheduler = kind.from_config(config | {"clip_sample": False, "timestep_spacing": "leading"})
+        # A distilled model knows this many time steps, of which so many or fewer are taken.
+        self.most_steps = int(self._scheduler.config["original_inference_steps"])
         self._prediction = self._scheduler.config["prediction_type"]
         if self._prediction not in ("epsilon", "v_prediction"):
             raise GeneratorError(f"{folder}: a model that predicts {self._prediction!r} has no few-step sampler")

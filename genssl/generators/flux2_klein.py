@@ -7,6 +7,7 @@ at load, after which the text encoder is dropped. For equal seeds and parameters
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,8 @@ class FlowEuler:
     Args:
         folder: of the model, whose scheduler config names the shift.
     """
+
+    most_steps = 1000
 
     def __init__(self, folder: Path) -> None:
         self._scheduler = load_part(FlowMatchEulerDiscreteScheduler, folder, "scheduler")
@@ -151,7 +154,13 @@ class Flux2Klein(GuidedDiffusion):
         return condition
 
     def _output(
-        self, x: torch.Tensor, timestep: float, condition: torch.Tensor, guided: bool, shared: Parameters
+        self,
+        x: torch.Tensor,
+        timestep: float,
+        condition: torch.Tensor,
+        guided: bool,
+        shared: Parameters,
+        own: Mapping[str, Sequence[float]],
     ) -> torch.Tensor:
         rows = len(x) // 2 if guided else len(x)
         prompts = [self._empty] * guided + [self._given]

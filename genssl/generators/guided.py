@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from diffusers import DDIMScheduler
@@ -25,7 +25,13 @@ from genssl.generators.sampling import check_bounds, decode, denoise, guidance_c
 
 
 class Sampler(Protocol):
-    """A schedule with its arithmetic. A step has a `timestep`; `noises` says how many tensors a row draws."""
+    """A schedule with its arithmetic. A step has a `timestep`; `noises` says how many tensors a row draws.
+
+    Attributes:
+        most_steps: counts of steps from 1 up to this one can be made.
+    """
+
+    most_steps: int
 
     def steps(self, count: int, side: int) -> Sequence[Any]:
         """Returns the steps from noise to image; `side` is that of the latents, on which a flow's schedule depends."""
@@ -52,9 +58,13 @@ class GuidedDiffusion(ABC):
         sampler: of the schedule.
         preprocessing: "size", "mean" and "std" of the image encoder's input.
         latents: channels of the latents, and how many pixels a latent has at each side.
+
+    Attributes:
+        BY_ROW: parameters that every row of a batch has for itself.
     """
 
     spec: GeneratorSpec
+    BY_ROW: ClassVar[tuple[str, ...]] = ("guidance_scale",)
 
     def __init__(
         self,
@@ -122,7 +132,8 @@ class GuidedDiffusion(ABC):
             condition = self._condition(torch.zeros((1, self.spec.embedding_dim))).to(self._device, self._dtype)
             if guided:
                 condition = torch.cat([self._unconditioned(condition), condition])
-            self._output(latents(len(condition)), first.timestep, condition, guided, parameters)
+            own = {name: [float(parameters[name])] for name in self.BY_ROW}
+            self._output(latents(len(condition)), first.timestep, condition, guided, parameters, own)
 
         return count * count_tflops_of(step) + count_tflops_of(lambda: self._decode(latents(1)))
 
@@ -144,9 +155,23 @@ class GuidedDiffusion(ABC):
 
     @abstractmethod
     def _output(
-        self, x: torch.Tensor, timestep: float, condition: torch.Tensor, guided: bool, shared: Parameters
+        self,
+        x: torch.Tensor,
+        timestep: float,
+        condition: torch.Tensor,
+        guided: bool,
+        shared: Parameters,
+        own: Mapping[str, Sequence[float]],
     ) -> torch.Tensor:
-        """Returns the network's output [B, C, h, w]; if guided, the first half of the batch is unconditioned."""
+        """Returns the network's output [B, C, h, w]; if guided, the first half of the batch is unconditioned.
+
+        Args:
+            x, condition: [B, ...].
+            timestep: as the sampler's step has it.
+            guided: whether the rows stand there twice.
+            shared: parameters of one of the rows; those not in `BY_ROW` are all rows'.
+            own: of those in `BY_ROW`, every row's, each row once.
+        """
 
     @abstractmethod
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -155,7 +180,7 @@ class GuidedDiffusion(ABC):
     def check(self, parameters: Parameters) -> None:
         """Raises RequestRefusedError for steps, guidance or sizes outside what the model can do."""
         bounds = {
-            "num_inference_steps": (1, 1000),
+            "num_inference_steps": (1, min(1000, self._sampler.most_steps)),
             "guidance_scale": (0, 100),
             "image_size": (self._multiple, 2048),
             "output_size": (8, 2048),
@@ -163,10 +188,10 @@ class GuidedDiffusion(ABC):
         check_bounds(parameters, bounds, self._multiple)
 
     def batch_key(self, parameters: Parameters) -> tuple[object, ...]:
-        """Everything but the guidance scale must agree, and guided rows go apart since they cost two forwards."""
+        """Everything but what rows have for themselves must agree; guided rows go apart, as they cost two forwards."""
         return (
             parameters["guidance_scale"] > 1,
-            *(parameters[name] for name in sorted(parameters) if name != "guidance_scale"),
+            *(parameters[name] for name in sorted(parameters) if name not in self.BY_ROW),
         )
 
     @torch.inference_mode()
@@ -207,7 +232,8 @@ class GuidedDiffusion(ABC):
         first, *later = row_noise(seeds, *[shape] * (1 + self._sampler.noises(count)))
         x = first.to(self._device, self._dtype)
         condition = self._condition(embeddings.float()).to(self._device, self._dtype)
-        state = [x, condition, guidance_column(parameters, x)]
+        columns = torch.tensor([[float(row[name]) for name in self.BY_ROW] for row in parameters], dtype=torch.float64)
+        state = [x, condition, guidance_column(parameters, x), columns]
         if later:
             state.append(torch.stack(later, dim=1).to(self._device, self._dtype))
         guided = bool(shared["guidance_scale"] > 1)
@@ -217,14 +243,16 @@ class GuidedDiffusion(ABC):
             x: torch.Tensor,
             condition: torch.Tensor,
             guidance: torch.Tensor,
+            columns: torch.Tensor,
             noise: torch.Tensor | None = None,
         ) -> torch.Tensor:
             number, step = numbered
+            own = dict(zip(self.BY_ROW, columns.T.tolist(), strict=True))
             if guided:
                 both = torch.cat([self._unconditioned(condition), condition])
-                output = guide(self._output(torch.cat([x, x]), step.timestep, both, True, shared), guidance)
+                output = guide(self._output(torch.cat([x, x]), step.timestep, both, True, shared, own), guidance)
             else:
-                output = self._output(x, step.timestep, condition, False, shared)
+                output = self._output(x, step.timestep, condition, False, shared, own)
             drawn = noise[:, number] if noise is not None and number < noise.shape[1] else None
             return self._sampler.move(step, x, output, drawn)
 
@@ -241,6 +269,7 @@ class Deterministic:
 
     def __init__(self, folder: Path, spacing: str | None = None) -> None:
         self._ddim = DDIM(ddim_scheduler(folder, spacing))
+        self.most_steps = self._ddim.most_steps
 
     def steps(self, count: int, side: int) -> Sequence[Any]:
         """Returns the steps of DDIM, whatever the side."""

@@ -7,6 +7,8 @@ The safety checker is neither loaded nor run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from diffusers import UNet2DConditionModel
 
@@ -98,7 +100,13 @@ class ImageVariation(GuidedDiffusion):
         return torch.zeros_like(condition)
 
     def _output(
-        self, x: torch.Tensor, timestep: float, condition: torch.Tensor, guided: bool, shared: Parameters
+        self,
+        x: torch.Tensor,
+        timestep: float,
+        condition: torch.Tensor,
+        guided: bool,
+        shared: Parameters,
+        own: Mapping[str, Sequence[float]],
     ) -> torch.Tensor:
         output: torch.Tensor = self._unet(x, timestep, encoder_hidden_states=condition, return_dict=False)[0]
         return output

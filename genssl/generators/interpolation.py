@@ -7,7 +7,8 @@ neighbour in a bank, drawn by the variant's seed, so that what lies between is s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +87,27 @@ class Interpolated:
         sizes: Sequence[int] = (),
     ) -> torch.Tensor:
         """Makes one image a row; see `Generator.generate`."""
+        between, plain = self._between(embeddings, seeds, parameters)
+        return self._inner.generate(between, seeds, plain, alive=alive, sizes=sizes)
+
+    def generate_exact(
+        self,
+        embeddings: torch.Tensor,
+        seeds: Sequence[int],
+        parameters: Sequence[Parameters],
+        *,
+        alive: Alive | None = None,
+        sizes: Sequence[int] = (),
+    ) -> torch.Tensor:
+        """Does as `generate`; see `Generator`."""
+        between, plain = self._between(embeddings, seeds, parameters)
+        generate: Callable[..., torch.Tensor] = getattr(self._inner, "generate_exact", self._inner.generate)
+        return generate(between, seeds, plain, alive=alive, sizes=sizes)
+
+    def _between(
+        self, embeddings: torch.Tensor, seeds: Sequence[int], parameters: Sequence[Parameters]
+    ) -> tuple[torch.Tensor, list[Parameters]]:
+        """Returns the embeddings [B, D] that rows are conditioned on, and the parameters of the generator itself."""
         between = []
         for embedding, seed, row in zip(embeddings, seeds, parameters, strict=True):
             amount = float(row[AMOUNT])
@@ -93,8 +115,7 @@ class Interpolated:
                 neighbour = self._bank.drawn(embedding, int(row[NEIGHBOURS]), seed)
                 embedding = slerp(embedding, self._bank.embedding(neighbour), amount)
             between.append(embedding)
-        plain = [_without(row) for row in parameters]
-        return self._inner.generate(torch.stack(between), seeds, plain, alive=alive, sizes=sizes)
+        return torch.stack(between), [_without(row) for row in parameters]
 
 
 def slerp(first: torch.Tensor, second: torch.Tensor, amount: float) -> torch.Tensor:

@@ -7,6 +7,7 @@ one-by-one results; one row alone equals the stock pipeline's. The prompt is one
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -39,6 +40,21 @@ PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
+class RowScales:
+    """Weights of the image, one a row, where diffusers multiplies by a number; rows get the bits of that number.
+
+    Args:
+        scales: [B, 1, 1], float32.
+    """
+
+    def __init__(self, scales: torch.Tensor) -> None:
+        self._scales = scales
+
+    def __mul__(self, states: torch.Tensor) -> torch.Tensor:
+        # A number is multiplied in float32 too, whatever the states' dtype.
+        return (self._scales * states.float()).to(states.dtype)
+
+
 class IPAdapter(GuidedDiffusion):
     """A Stable Diffusion model with an IP-Adapter on one device.
 
@@ -49,6 +65,8 @@ class IPAdapter(GuidedDiffusion):
     Raises:
         GeneratorError: if a part cannot be found, is of another kind, does not fit, or is not safetensors.
     """
+
+    BY_ROW = (*GuidedDiffusion.BY_ROW, "adapter_scale")
 
     def __init__(self, config: IPAdapterConfig, device: torch.device) -> None:
         folder = find_model(config.model, config.revision, PIPELINES, PARTS)
@@ -175,11 +193,23 @@ class IPAdapter(GuidedDiffusion):
         return self._blank.to(condition.dtype).expand_as(condition)
 
     def _output(
-        self, x: torch.Tensor, timestep: float, condition: torch.Tensor, guided: bool, shared: Parameters
+        self,
+        x: torch.Tensor,
+        timestep: float,
+        condition: torch.Tensor,
+        guided: bool,
+        shared: Parameters,
+        own: Mapping[str, Sequence[float]],
     ) -> torch.Tensor:
+        scales = own["adapter_scale"]
+        scale: float | RowScales = scales[0]
+        if any(other != scale for other in scales):
+            scale = RowScales(
+                torch.tensor(scales, dtype=torch.float32, device=x.device).repeat(1 + guided).view(-1, 1, 1)
+            )
         for processor in self._unet.attn_processors.values():
             if hasattr(processor, "to_k_ip"):
-                processor.scale = [float(shared["adapter_scale"])]
+                processor.scale = [scale]
         rows = len(x) // 2 if guided else len(x)
         prompts = [self._empty] * guided + [self._given]
         text = torch.cat([prompt.tokens.expand(rows, -1, -1) for prompt in prompts])

@@ -6,6 +6,7 @@ equal seeds and parameters the latents are the stock decoder's with a DDIM sched
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -91,7 +92,13 @@ class Kandinsky(GuidedDiffusion):
         return blank
 
     def _output(
-        self, x: torch.Tensor, timestep: float, condition: torch.Tensor, guided: bool, shared: Parameters
+        self,
+        x: torch.Tensor,
+        timestep: float,
+        condition: torch.Tensor,
+        guided: bool,
+        shared: Parameters,
+        own: Mapping[str, Sequence[float]],
     ) -> torch.Tensor:
         output = self._unet(
             x, timestep, encoder_hidden_states=None, added_cond_kwargs={"image_embeds": condition}, return_dict=False

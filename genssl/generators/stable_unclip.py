@@ -2,8 +2,8 @@
 
 The stock pipeline takes one noise level and one guidance scale a call, repeats one noised embedding over the variants
 of an image, and keeps the text encoder for a prompt that is always empty. Here every row has its own noise level,
-guidance and seed, the empty prompt is embedded once, and image embeddings are cached by the caller. For equal seeds and
-equal parameters the images are the stock pipeline's (to 1 grey level).
+guidance, guided steps and seed, the empty prompt is embedded once, and image embeddings are cached by the caller. For
+equal seeds and equal parameters the images are the stock pipeline's (to 1 grey level).
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class StableUnCLIP:
         folder = find_model(config.model, config.revision, PIPELINE)
         self._device = device
         self._dtype: torch.dtype = getattr(torch, config.dtype)
+        self._compiled = config.compile
         # With embeddings on disk it may never be needed; without, its faults should show now.
         self._encoder = open_image_encoder(folder, self._dtype, device, lazy=config.embedding_cache is not None)
         if isinstance(self._encoder, CLIPEncoder):
@@ -151,7 +152,7 @@ class StableUnCLIP:
         """Raises RequestRefusedError for steps, guidance, noise level or sizes outside what the model can do."""
         levels = int(self._noising.config["num_train_timesteps"])
         bounds = {
-            "num_inference_steps": (1, 1000),
+            "num_inference_steps": (1, min(1000, self._ddim.most_steps)),
             "guidance_scale": (0, 100),
             "guidance_start": (0, 1),
             "guidance_end": (0, 1),
@@ -162,11 +163,24 @@ class StableUnCLIP:
         check_bounds(parameters, bounds, self._scale)
 
     def batch_key(self, parameters: Parameters) -> tuple[object, ...]:
-        """Steps, sizes and the guided steps must agree within a batch; a guided step costs two forwards."""
-        guided = (
-            (parameters["guidance_start"], parameters["guidance_end"]) if parameters["guidance_scale"] > 1 else None
-        )
+        """Steps and sizes must agree within a batch; rows without guidance go apart, since they cost one forward."""
+        guided = parameters["guidance_scale"] > 1 and parameters["guidance_start"] < parameters["guidance_end"]
         return (parameters["num_inference_steps"], parameters["image_size"], parameters["output_size"], guided)
+
+    def generate_exact(
+        self,
+        embeddings: torch.Tensor,
+        seeds: Sequence[int],
+        parameters: Sequence[Parameters],
+        *,
+        alive: Alive | None = None,
+        sizes: Sequence[int] = (),
+    ) -> torch.Tensor:
+        """Does as `generate`, and at an equal batch size a row's bits depend on no other row, whatever its parameters.
+
+        A step in which some rows are guided and some are not takes a forward of the batch more.
+        """
+        return self.generate(embeddings, seeds, parameters, alive=alive, sizes=sizes, exact=True)
 
     @torch.inference_mode()
     def generate(
@@ -177,9 +191,10 @@ class StableUnCLIP:
         *,
         alive: Alive | None = None,
         sizes: Sequence[int] = (),
+        exact: bool = False,
     ) -> torch.Tensor:
-        """Makes one image a row; see `Generator.generate`."""
-        latents, rows = self.sample(embeddings, seeds, parameters, alive=alive, sizes=sizes)
+        """Makes one image a row; see `Generator.generate`, and `generate_exact` for `exact`."""
+        latents, rows = self.sample(embeddings, seeds, parameters, alive=alive, sizes=sizes, exact=exact)
         made = decode(
             lambda part: self._vae.decode(part, return_dict=False)[0],
             latents / self._vae.config["scaling_factor"],
@@ -197,6 +212,7 @@ class StableUnCLIP:
         *,
         alive: Alive | None = None,
         sizes: Sequence[int] = (),
+        exact: bool = False,
     ) -> tuple[torch.Tensor, list[int]]:
         """Returns latents [b, C, h, w] before decoding, and the row that each belongs to; see `generate`."""
         shared = parameters[0]
@@ -209,14 +225,19 @@ class StableUnCLIP:
         x = latents.to(self._device, self._dtype)
 
         def advance(
-            one: tuple[DDIMStep, bool], x: torch.Tensor, condition: torch.Tensor, guidance: torch.Tensor
+            one: tuple[int, DDIMStep],
+            x: torch.Tensor,
+            condition: torch.Tensor,
+            guidance: torch.Tensor,
+            guided: torch.Tensor,
         ) -> torch.Tensor:
-            step, guided = one
-            output = self._predict(x, step.timestep, condition, guidance if guided else None)
-            return self._ddim.step(step, x, output)
+            number, step = one
+            return self._ddim.step(step, x, predict(x, step.timestep, condition, guidance, guided[:, number]))
 
-        steps = zip(self._ddim.steps(int(shared["num_inference_steps"])), _guided_steps(shared), strict=True)
-        return denoise(steps, [x, condition, guidance_column(parameters, x)], advance, alive, sizes)
+        predict = self._predict_exact if exact else self._predict
+        state = [x, condition, guidance_column(parameters, x), _guided_steps(parameters)]
+        steps = enumerate(self._ddim.steps(int(shared["num_inference_steps"])))
+        return denoise(steps, state, advance, alive, sizes)
 
     def _tflops(self, parameters: Parameters) -> float:
         """Returns what a variant costs, see `GeneratorSpec.tflops`."""
@@ -225,22 +246,57 @@ class StableUnCLIP:
         condition = torch.zeros((1, 2 * self.spec.embedding_dim), device="meta", dtype=dtype)
         time = torch.zeros((), device="meta")
         denoised = count_tflops(self._unet, latents, time, encoder_hidden_states=self._text, class_labels=condition)
-        guided = _guided_steps(parameters)
-        return denoised * (len(guided) + sum(guided)) + count_tflops(self._vae.decoder, latents)
+        forwards = int(parameters["num_inference_steps"]) + int(_guided_steps([parameters]).sum())
+        return denoised * forwards + count_tflops(self._vae.decoder, latents)
 
     def _predict(
-        self, x: torch.Tensor, timestep: int, condition: torch.Tensor, guidance: torch.Tensor | None
+        self, x: torch.Tensor, timestep: int, condition: torch.Tensor, guidance: torch.Tensor, guided: torch.Tensor
     ) -> torch.Tensor:
-        """Returns the network's output [B, C, h, w], guided row by row if `guidance` [B, 1, 1, 1] is given."""
-        if guidance is not None:
-            x, condition = torch.cat([x, x]), torch.cat([torch.zeros_like(condition), condition])
+        """Returns the network's output [B, C, h, w], guided by `guidance` [B, 1, 1, 1] where `guided` [B] (CPU) says.
+
+        A row that is not guided takes part in one forward, wherever the others are.
+        """
+        rows = guided.nonzero().flatten().tolist()
+        if not rows:
+            return self._forward(x, timestep, condition)
+        if len(rows) == len(x):
+            return self._guided(x, timestep, condition, guidance)
+        if self._compiled:  # for the sizes of a batch and twice that, and not anew for every number of guided rows
+            outputs = self._forward(torch.cat([x, x]), timestep, torch.cat([torch.zeros_like(condition), condition]))
+            mask = guided.view(-1, 1, 1, 1).to(x.device)
+            return torch.where(mask, guide(outputs, guidance), outputs.chunk(2)[1])
+        # Rounded up to a power of two, so that few shapes are ever computed.
+        extra = rows + rows[-1:] * (min(len(x), 1 << (len(rows) - 1).bit_length()) - len(rows))
+        conditions = torch.cat([torch.zeros_like(condition[extra]), condition])
+        outputs = self._forward(torch.cat([x[extra], x]), timestep, conditions)
+        output = outputs[len(extra) :]
+        output[rows] = guide(torch.cat([outputs[: len(rows)], output[rows]]), guidance[rows])
+        return output
+
+    def _predict_exact(
+        self, x: torch.Tensor, timestep: int, condition: torch.Tensor, guidance: torch.Tensor, guided: torch.Tensor
+    ) -> torch.Tensor:
+        """Does as `_predict`, in batches of those shapes alone that rows have which are all guided, or all not."""
+        if guided.all():
+            return self._guided(x, timestep, condition, guidance)
+        output = self._forward(x, timestep, condition)
+        if not guided.any():
+            return output
+        mask = guided.view(-1, 1, 1, 1).to(x.device)
+        return torch.where(mask, self._guided(x, timestep, condition, guidance), output)
+
+    def _guided(self, x: torch.Tensor, timestep: int, condition: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
+        both = torch.cat([torch.zeros_like(condition), condition])
+        return guide(self._forward(torch.cat([x, x]), timestep, both), guidance)
+
+    def _forward(self, x: torch.Tensor, timestep: int, condition: torch.Tensor) -> torch.Tensor:
         text = self._text.expand(len(x), -1, -1)
         # A tensor, since a compiled network would be compiled anew for every number.
         time = torch.tensor(timestep, device=self._device)
         output: torch.Tensor = self._unet(
             x, time, encoder_hidden_states=text, class_labels=condition, return_dict=False
         )[0]
-        return output if guidance is None else guide(output, guidance)
+        return output
 
     def noise_embeddings(self, embeddings: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         """Noises embeddings row by row and appends the sinusoidal embedding of the level.
@@ -255,13 +311,15 @@ class StableUnCLIP:
         return noise_embeddings(self._normalizer, self._noising, embeddings, noise, levels)
 
 
-def _guided_steps(parameters: Parameters) -> list[bool]:
-    """Returns of each step whether it is guided, and so takes a second forward pass."""
-    count = int(parameters["num_inference_steps"])
-    return [
-        parameters["guidance_scale"] > 1 and parameters["guidance_start"] <= number / count < parameters["guidance_end"]
-        for number in range(count)
-    ]
+def _guided_steps(parameters: Sequence[Parameters]) -> torch.Tensor:
+    """Returns of every row and step whether it is guided, and so takes a second forward pass: bool [B, steps], CPU."""
+    scale, start, end = (
+        torch.tensor([[float(row[name])] for row in parameters], dtype=torch.float64)
+        for name in ("guidance_scale", "guidance_start", "guidance_end")
+    )
+    count = int(parameters[0]["num_inference_steps"])
+    part = torch.arange(count, dtype=torch.float64) / count
+    return (scale > 1) & (start <= part) & (part < end)
 
 
 def noise_embeddings(

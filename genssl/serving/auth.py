@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import os
 import ssl
 import time
@@ -16,6 +17,7 @@ import grpc
 from genssl.config.server import TLSConfig, TokenConfig
 from genssl.errors import UserError
 from genssl.serving.rejections import refuse
+from genssl.serving.schedule import Priority
 from genssl.serving.statistics import Statistics
 
 SHORTEST_TOKEN = 16
@@ -94,6 +96,11 @@ class Token:
     secret: bytes = field(repr=False)
     rate: RateLimit | None = None
     max_queued_variants: int | None = None
+    highest_priority: Priority = Priority.INTERACTIVE
+
+    def lowered(self, claimed: Priority) -> Priority:
+        """Returns the class in which a request waits that claims this one."""
+        return max(claimed, self.highest_priority)
 
 
 def read_tokens(configs: Sequence[TokenConfig], largest_request: int) -> list[Token]:
@@ -116,7 +123,8 @@ def read_tokens(configs: Sequence[TokenConfig], largest_request: int) -> list[To
                 )
         rate = config.max_variants_per_second
         limit = None if rate is None else RateLimit(rate, largest_request)
-        tokens.append(Token(config.name, secret, limit, config.max_queued_variants))
+        highest = Priority[config.highest_priority.upper()]
+        tokens.append(Token(config.name, secret, limit, config.max_queued_variants, highest))
     return tokens
 
 
@@ -126,6 +134,28 @@ _current: ContextVar[Token | None] = ContextVar("genssl_token", default=None)
 def current_token() -> Token | None:
     """Returns the token under which the call being handled was let in; None if the server asks for none."""
     return _current.get()
+
+
+def holder_of(token: Token | None, peer: str) -> str:
+    """Returns who a call counts as where the device is shared: its token, or without tokens the machine it came from.
+
+    Args:
+        token: under which it was let in.
+        peer: as gRPC names it, such as "ipv4:127.0.0.1:40000", "ipv6:%5B::1%5D:40000" or "unix:". Of IPv6 addresses a
+            machine has as many as it likes, so the first 64 bits stand for it.
+    """
+    if token is not None:
+        return f"token:{token.name}"
+    kind, _, address = peer.partition(":")
+    if not kind.startswith("ip"):
+        return kind
+    host = address.rpartition(":")[0].removeprefix("%5B").removesuffix("%5D").partition("%25")[0]
+    if kind == "ipv6":
+        try:
+            return str(ipaddress.ip_network((host, 64), strict=False))
+        except ValueError:
+            return host
+    return host
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]

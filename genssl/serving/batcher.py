@@ -15,15 +15,12 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
-import torch
 
 from genssl.data.base import UInt8Array
-from genssl.errors import UserError
-from genssl.generators.base import Cancelled
 from genssl.serving.cost import CostModel
 from genssl.serving.jobs import (
     Again,
@@ -34,9 +31,11 @@ from genssl.serving.jobs import (
     GenerationFailedError,
     Job,
     Made,
+    Spent,
     Ticket,
 )
 from genssl.serving.memory_limits import MemoryLimits
+from genssl.serving.runner import BatchRunner
 from genssl.serving.schedule import BatchKey, Priority, Schedule
 from genssl.variants.engine import Row, VariantEngine
 
@@ -86,6 +85,7 @@ class Batcher:
         self._current: Batch | None = None
         self._again: deque[Batch] = deque()  # parts of batches that failed
         self._limits = MemoryLimits(engine.buckets)
+        self._runner = BatchRunner(engine, self._limits)
 
     @property
     def cost(self) -> CostModel:
@@ -111,45 +111,47 @@ class Batcher:
         """Returns how many rows wait by class, in lower case; ageing does not count."""
         return self._schedule.by_priority()
 
-    def queued_of(self, client: str) -> int:
+    def queued_of(self, client: str, holder: str = "") -> int:
         """Returns how many rows wait in a client's turn; a shared row waits in its most urgent submitter's."""
-        return self._schedule.rows_of(client)
+        return self._schedule.rows_of(client, holder)
 
     def predicted_wait(
         self,
-        rows: int,
+        rows: Mapping[BatchKey, int],
         priority: Priority = Priority.TRAINING,
         *,
         client: str | None = None,
-        key: BatchKey | None = None,
+        holder: str = "",
     ) -> float | None:
-        """Returns the seconds until `rows` new rows would be finished; None if that is unknown.
+        """Returns the seconds until the last of some new rows would be finished; None if that is unknown.
 
         It is unknown before any batch has been observed. While nothing of this generator waits or runs, an estimate for
-        this very key is trusted for 30 s after its latest batch, and none after that: what is refused is not computed,
-        so an estimate that is too high would never be corrected.
+        a key is trusted for 30 s after its latest batch, and none after that: what is refused is not computed, so an
+        estimate that is too high would never be corrected. What is unknown of several keys counts nothing.
 
         Counts the batch that runs, what waits in better classes and what goes before them in their own. What other
-        generators on the device hold up is not counted, nor are rows still to come.
+        generators on the device hold up is not counted, nor are rows still to come. Takes a time that depends on the
+        number of keys given, and not on what waits.
 
         Args:
-            rows: how many would be submitted.
+            rows: how many would be submitted, by batch key.
             priority: their class.
             client: whose they are; without it, all that waits in the class counts as being ahead.
-            key: their batch key; by default the one that ran last.
+            holder: of the client, see `Schedule`.
         """
-        key = self._cost.latest_key if key is None else key
-        if not self._unanswered and self._cost.age(key) > TRUSTED_SECONDS:
+        if self._cost.latest_key is None:
             return None
+        if not self._unanswered:
+            rows = {key: count for key, count in rows.items() if self._cost.age(key) <= TRUSTED_SECONDS}
+            if not rows:
+                return None
         with self._lock:
-            ahead = self._schedule.ahead(rows, priority, client)
-            ahead[key] = ahead.get(key, 0) + rows
-            seconds = [self._cost.predict(key, count, self._limits.buckets(key)) for key, count in ahead.items()]
+            part = self._schedule.part_before(sum(rows.values()), priority, client, holder)
+            seconds = self._schedule.backlog.seconds(rows, priority, part, self._price)
             for batch in ([self._current] if self._current else []) + list(self._again):
                 gone = time.monotonic() - batch.started if batch.started else 0.0
-                seconds.append(max(0.0, (self._cost.seconds(batch.jobs[0].key, batch.bucket) or 0.0) - gone))
-        known = [part for part in seconds if part is not None]
-        return sum(known) if len(known) == len(seconds) else None
+                seconds += max(0.0, (self._cost.seconds(batch.jobs[0].key, batch.bucket) or 0.0) - gone)
+        return seconds
 
     async def submit(
         self,
@@ -157,7 +159,9 @@ class Batcher:
         *,
         priority: Priority = Priority.TRAINING,
         client: str = "",
+        holder: str = "",
         deadline: float | None = None,
+        spent: Spent | None = None,
     ) -> list[Made | BaseException]:
         """Makes variants; a row that could not be made has its exception in its place.
 
@@ -168,7 +172,9 @@ class Batcher:
             rows: what to make.
             priority: the class they wait in.
             client: whose turns they take.
+            holder: of the client, whose share of the device they take.
             deadline: instant of the event loop's clock at which unfinished rows are given up.
+            spent: gets the rows that were made, however the call ends.
 
         Returns:
             In the order of the rows: Made, GenerationFailedError or DeadlinePassedError.
@@ -182,7 +188,16 @@ class Batcher:
             if self._on_drop is not None:
                 self._on_drop(len(rows), "deadline")
             return [late for _ in rows]
-        ticket = Ticket(client, priority, time.monotonic(), self._loop.create_future(), [None] * len(rows), len(rows))
+        ticket = Ticket(
+            client,
+            priority,
+            time.monotonic(),
+            self._loop.create_future(),
+            [None] * len(rows),
+            len(rows),
+            holder,
+            spent or Spent(),
+        )
         self._enter(ticket, rows)
         timer = None if deadline is None else self._loop.call_at(deadline, self._leave, ticket, "deadline", late)
         try:
@@ -213,12 +228,12 @@ class Batcher:
             job = self._flights.get(row.name)
             if job is None:
                 key, client, priority = row.settings.batch_key, ticket.client, ticket.priority
-                job = Job(key=key, client=client, priority=priority, row=row, waiters=[(ticket, position)])
+                job = Job(key=key, client=client, priority=priority, holder=ticket.holder, row=row)
                 self._flights[row.name] = job
                 new.append(job)
             else:
-                job.waiters.append((ticket, position))
                 joined.append(job)
+            job.join(ticket, position)
             ticket.jobs.append(job)
         self._tickets.add(ticket)
         self._unanswered += len(new)
@@ -228,6 +243,7 @@ class Batcher:
                 self._place_again(job)
             for job in new:
                 self._schedule.add(job, ticket.arrived)
+            self._schedule.backlog.settle(self._price)
             wake, self._awake = not self._awake, True
         if wake:
             self._device.submit(self._turn)
@@ -236,11 +252,14 @@ class Batcher:
         """Lets a job that waits take the turn of its most urgent waiter, if that has changed; needs the lock."""
         if job.lane is None:
             return
-        client, priority = job.turn()
-        if (client, priority) != (job.client, job.priority):
+        first = job.foremost()
+        if (first.holder, first.client, first.priority) != (job.holder, job.client, job.priority):
             self._schedule.discard(job)
-            job.client, job.priority = client, priority
+            job.holder, job.client, job.priority = first.holder, first.client, first.priority
             self._schedule.add(job, time.monotonic())
+
+    def _price(self, key: BatchKey, rows: int) -> float:
+        return self._cost.predict(key, rows, self._limits.buckets(key)) or 0.0
 
     def _leave(self, ticket: Ticket, reason: DropReason | None, error: BaseException) -> None:
         """Answers what is unanswered of a ticket with `error`, and drops the jobs that nobody else waits for."""
@@ -251,7 +270,8 @@ class Batcher:
                 if ticket.results[position] is not None:
                     continue
                 ticket.results[position] = error
-                job.waiters = [waiter for waiter in job.waiters if waiter != (ticket, position)]
+                ticket.spent.rows += job.begun > 0
+                job.leave()
                 if job.waiters:
                     self._place_again(job)
                     continue
@@ -261,6 +281,7 @@ class Batcher:
                 if job.lane is not None:
                     self._schedule.discard(job)
                     self._answered(1)
+            self._schedule.backlog.settle(self._price)
         if not ticket.answered.done():
             ticket.answered.set_result(None)
         if dropped and reason is not None and self._on_drop is not None:
@@ -286,7 +307,7 @@ class Batcher:
             if not job.waiters:
                 continue
             del self._flights[job.row.name]
-            waits.append(max(0.0, job.begun - job.waiters[0][0].arrived))
+            waits.append(max(0.0, job.begun - job.foremost().arrived))
             self._tickets.difference_update(job.answer(error if image is None else image, seconds / wanted))
         self._answered(len(batch.jobs))
         if self._on_batch is not None:
@@ -316,6 +337,8 @@ class Batcher:
         seconds = time.monotonic() - started
         with self._lock:
             self._current = None
+            if batch is not None:
+                self._schedule.charge(batch.jobs, seconds / len(batch.jobs))
             # Without a batch to blame, the next turn might fail the same way at once: it waits for the next submitter.
             self._awake = batch is not None
             if isinstance(outcome, Again):
@@ -337,7 +360,7 @@ class Batcher:
         batch.started = time.monotonic()
         for job in batch.jobs:
             job.begun = job.begun or batch.started
-        outcome = self._compute(batch)
+        outcome = self._runner.compute(batch)
         if not isinstance(outcome, np.ndarray):
             return outcome
         if not batch.lost:  # else it may have shrunk on the way
@@ -350,46 +373,6 @@ class Batcher:
         if key is None:
             return None
         rows, bucket = self._cost.next_batch(key, self._schedule.waiting(key), self._limits.buckets(key))
-        return Batch(self._schedule.take(key, rows), bucket)
-
-    def _compute(self, batch: Batch) -> UInt8Array | GenerationFailedError | Again | None:
-        """Returns the images, why there are none, or the parts in which to try again; None if nobody wants them."""
-        try:
-            if not any(batch.wanted()):
-                return None
-            sizes = [] if self._engine.deterministic else self._engine.buckets
-            images, _ = self._engine.generate(
-                [job.row for job in batch.jobs], bucket=batch.bucket, alive=lambda: batch.keep(sizes)
-            )
-            if len(images) != len(batch.jobs):
-                raise RuntimeError(f"the generator made {len(images)} images of {len(batch.jobs)} rows")
-            return images
-        except Cancelled:
-            return None
-        except torch.OutOfMemoryError as error:
-            log.warning("a batch of %d (%d rows) does not fit into memory: %s", batch.bucket, len(batch.jobs), error)
-        except Exception as error:
-            log.exception("a batch of %d (%d rows) failed", batch.bucket, len(batch.jobs))
-            if len(batch.jobs) > 1:
-                # Halves, not single rows: a bad row among 64 is found in 12 small batches.
-                return batch.split(len(batch.jobs) // 2, self._limits.buckets(batch.jobs[0].key))
-            # What a user can put right, such as a dtype that overflows, is for the client to read too.
-            if isinstance(error, UserError):
-                return GenerationFailedError(str(error))
-            return GenerationFailedError("the generator failed on this row; see the server's log")
-        return self._shrink(batch)  # outside of the handlers: the exception held on to the device's memory
-
-    def _shrink(self, batch: Batch) -> GenerationFailedError | Again:
-        """Halves the largest bucket of a batch's key after the device ran out of memory."""
-        torch.cuda.empty_cache()
-        if self._engine.deterministic:
-            return GenerationFailedError(
-                f"the device ran out of memory on a batch of {batch.bucket}, and deterministic batching cannot take "
-                "smaller ones; lower the largest of `buckets` in the server's file"
-            )
-        if batch.bucket == 1:
-            return GenerationFailedError("the device ran out of memory on this row alone; ask for a smaller image")
-        key = batch.jobs[0].key
-        limit = self._limits.halve(key, batch.bucket)
-        log.warning("batches of this kind have at most %d rows from now on", limit)
-        return batch.split(limit, self._limits.buckets(key))
+        jobs = self._schedule.take(key, rows)
+        self._schedule.backlog.settle(self._price)
+        return Batch(jobs, bucket)

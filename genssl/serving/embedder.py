@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from heapq import nsmallest
-from itertools import count
 from typing import Literal
 
 import torch
 
 from genssl.data.base import UInt8Array
 from genssl.serving.jobs import GenerationFailedError
-from genssl.serving.schedule import Priority
+from genssl.serving.schedule import Priority, Schedule, Waiting
 from genssl.variants.engine import EmbeddingCache, VariantEngine
 
 log = logging.getLogger(__name__)
 
+ANY = "sources"  # the key of all sources: any of them can share a batch
 
-@dataclass(slots=True, eq=False)
-class _Source:
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Source(Waiting):
     """One source to embed, and how many calls want it."""
 
     source_id: bytes
     image: UInt8Array
-    priority: Priority
-    number: int
     answer: asyncio.Future[torch.Tensor | GenerationFailedError]
     waiters: int = 0
     seconds: float = 0.0
+    failed: bool = False  # with others, of which each is tried again
 
 
 class Embedder:
@@ -43,21 +43,28 @@ class Embedder:
         device: the one-thread executor that owns the device.
         capacity: how many embeddings are kept.
         on_embedded: told how many sources a batch had, and the device's seconds.
+        ageing_seconds: a waiting source rises by one class each time this has passed.
 
     Attributes:
         hits: how often an embedding was asked for that had been computed before, or was about to be for another call.
     """
 
     def __init__(
-        self, engine: VariantEngine, device: Executor, capacity: int, on_embedded: Callable[[int, float], None]
+        self,
+        engine: VariantEngine,
+        device: Executor,
+        capacity: int,
+        on_embedded: Callable[[int, float], None],
+        *,
+        ageing_seconds: float = 10.0,
     ) -> None:
         self.hits = 0
         self._engine, self._device, self._on_embedded = engine, device, on_embedded
         self._cache = EmbeddingCache(capacity, engine.kept)
         self._waiting: dict[bytes, _Source] = {}
+        self._schedule: Schedule[_Source] = Schedule(ageing_seconds)
         self._taken: dict[bytes, _Source] = {}  # in the batch that runs, or in a part of one that failed
         self._again: deque[list[_Source]] = deque()  # parts of batches that failed
-        self._numbers = count()
         self._largest = engine.buckets[-1]  # less after the device ran out of memory
         self._worker: asyncio.Task[None] | None = None
         self._closed = False
@@ -69,15 +76,22 @@ class Embedder:
         return known
 
     async def embed(
-        self, images: Mapping[bytes, UInt8Array], priority: Priority = Priority.TRAINING
+        self,
+        images: Mapping[bytes, UInt8Array],
+        priority: Priority = Priority.TRAINING,
+        *,
+        client: str = "",
+        holder: str = "",
     ) -> tuple[dict[bytes, torch.Tensor | GenerationFailedError], float]:
-        """Embeds sources, the better class first and within a class in the order of arrival.
+        """Embeds sources in the order of a `Schedule`: by class, and within a class by turns of holders and clients.
 
         If the caller is cancelled, sources that nobody else waits for and that are not on the device yet are dropped.
 
         Args:
             images: preprocessed sources uint8 [3, S, S] by their ids.
-            priority: the class they wait in; a source wanted by several waits in the most urgent one's.
+            priority: the class they wait in; a source wanted by several takes the turn of the most urgent one.
+            client: whose turns they take.
+            holder: of the client, whose share of the device they take.
 
         Returns:
             Of each source its embedding float32 [D], or why there is none. And the share of the device's seconds of
@@ -96,12 +110,24 @@ class Embedder:
             source = self._waiting.get(source_id) or self._taken.get(source_id)
             if source is None:
                 answer = asyncio.get_running_loop().create_future()
-                source = _Source(source_id, image, priority, next(self._numbers), answer)
+                source = _Source(
+                    key=ANY,
+                    client=client,
+                    priority=priority,
+                    holder=holder,
+                    source_id=source_id,
+                    image=image,
+                    answer=answer,
+                )
                 self._waiting[source_id] = source
+                self._schedule.add(source, time.monotonic())
                 own.append(source)
             else:
                 self.hits += 1
-            source.priority = min(source.priority, priority)
+                if source.lane is not None and priority < source.priority:
+                    self._schedule.discard(source)
+                    source.client, source.holder, source.priority = client, holder, priority
+                    self._schedule.add(source, time.monotonic())
             source.waiters += 1
             sources.append(source)
         if self._waiting and self._worker is None:
@@ -114,6 +140,7 @@ class Embedder:
                 source.waiters -= 1
                 if source.waiters == 0 and self._waiting.get(source.source_id) is source:
                     del self._waiting[source.source_id]
+                    self._schedule.discard(source)
         found.update((source.source_id, source.answer.result()) for source in sources)
         return found, sum(source.seconds for source in own)
 
@@ -146,7 +173,9 @@ class Embedder:
                     del self._taken[source.source_id]
             if wanted := [source for source in part if source.waiters]:
                 return wanted
-        batch = nsmallest(self._largest, self._waiting.values(), key=lambda source: (source.priority, source.number))
+        if self._schedule.next_key(time.monotonic()) is None:
+            return []
+        batch = self._schedule.take(ANY, self._largest)
         for source in batch:
             self._taken[source.source_id] = self._waiting.pop(source.source_id)
         return batch
@@ -161,6 +190,7 @@ class Embedder:
                 self._cache.put(source.source_id, embedding)
                 source.seconds = seconds / len(batch)
                 source.answer.set_result(embedding)
+            self._schedule.charge(batch, seconds / len(batch))
             self._on_embedded(len(batch), seconds)
         elif outcome == "memory":
             self._shrink(batch)
@@ -194,6 +224,8 @@ class Embedder:
     def _fail(self, sources: list[_Source], message: str) -> None:
         for source in sources:
             self._waiting.pop(source.source_id, None)
+            if source.lane is not None:
+                self._schedule.discard(source)
             self._taken.pop(source.source_id, None)
             source.answer.set_result(GenerationFailedError(message))
 
@@ -207,8 +239,13 @@ class Embedder:
             return embeddings, seconds
         except torch.OutOfMemoryError as error:
             log.warning("%d sources at once do not fit into memory: %s", len(images), error)
-        except Exception:
-            log.exception("embedding %d sources failed", len(images))
+        except Exception as error:
+            # One traceback a batch, and of what it is split into a line each.
+            again = batch[0].failed
+            what = "again, embedding %d sources failed: %r" if again else "embedding %d sources failed: %r"
+            log.error(what, len(images), error, exc_info=not again)
+            for source in batch:
+                source.failed = True
             return "failed"
         torch.cuda.empty_cache()  # outside of the handlers: the exception held on to the device's memory
         return "memory"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -17,7 +17,7 @@ from genssl.generators.variation import merge
 from genssl.serving.batcher import Batcher
 from genssl.serving.codec import Failure, Ready, decode_source
 from genssl.serving.embedder import Embedder
-from genssl.serving.jobs import DeadlinePassedError, Made
+from genssl.serving.jobs import DeadlinePassedError, Made, Spent
 from genssl.serving.schedule import Priority
 from genssl.serving.statistics import GeneratorCounters
 from genssl.serving.write_through import WriteThrough
@@ -31,11 +31,13 @@ KEPT_SETTINGS = 64  # parameter mappings whose digests are remembered; a run use
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks, how urgently, and until when (event loop time; None: no deadline)."""
+    """Who asks, how urgently, and until when (event loop time; None: no deadline); and what it has cost so far."""
 
     client: str
     priority: Priority
     deadline: float | None
+    holder: str = ""
+    spent: Spent = field(default_factory=Spent)
 
 
 @dataclass
@@ -191,7 +193,7 @@ class Hosted:
         if left and self._store is not None:
             await self._store.room()
         needed = sorted({item.source for item in left.values()})
-        embeddings, missing, device_seconds = await self._embed(request.sources, needed, caller.priority)
+        embeddings, missing, device_seconds = await self._embed(request.sources, needed, caller)
         # While the sources were embedded, another request may have made the same variants.
         meanwhile = self._in_memory({item.name for item in left.values() if item.key is not None})
         rows: dict[int, Row] = {}
@@ -205,7 +207,12 @@ class Hosted:
                 settled = self.engine.settle(item.settings, embedding, item.seed)
                 rows[position] = Row(item.name, embedding, item.seed, settled, item.key)
         made = await self.batcher.submit(
-            list(rows.values()), priority=caller.priority, client=caller.client, deadline=caller.deadline
+            list(rows.values()),
+            priority=caller.priority,
+            client=caller.client,
+            holder=caller.holder,
+            deadline=caller.deadline,
+            spent=caller.spent,
         )
         for position, one in zip(rows, made, strict=True):
             if isinstance(one, Made):
@@ -264,7 +271,7 @@ class Hosted:
         return found
 
     async def _embed(
-        self, sources: Sequence[pb.SourceImage], needed: Sequence[int], priority: Priority
+        self, sources: Sequence[pb.SourceImage], needed: Sequence[int], caller: Caller
     ) -> tuple[dict[int, torch.Tensor | Failure], list[bytes], float]:
         """Returns each needed source's embedding or why there is none, digests to be sent with data, device seconds."""
         found: dict[int, torch.Tensor | Failure] = {}
@@ -297,7 +304,9 @@ class Hosted:
                 found[position] = image
             else:
                 images[sources[position].digest] = image
-        embeddings, seconds = await self._embedder.embed(images, priority)
+        embeddings, seconds = await self._embedder.embed(
+            images, caller.priority, client=caller.client, holder=caller.holder
+        )
         for position in unknown:
             if position in found:
                 continue

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from operator import itemgetter
 from typing import Literal
 
 import numpy as np
@@ -60,6 +62,13 @@ class BatchReport:
     failed: bool
 
 
+@dataclass(slots=True)
+class Spent:
+    """How many rows of a call were made, or were on the device when the call gave them up."""
+
+    rows: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Ticket:
     """One call of `submit`."""
@@ -70,31 +79,61 @@ class Ticket:
     answered: asyncio.Future[None]
     results: list[Made | BaseException | None]
     left: int
+    holder: str = ""
+    spent: Spent = field(default_factory=Spent)
     jobs: list[Job] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Job(Waiting):
-    """One image to make, and everyone who wants it: the ticket, and the place in its results."""
+    """One image to make, and everyone who wants it.
+
+    However many join and leave, either takes a time that does not depend on the others: who has left stays in the queue
+    until its turn comes, or until most of them have.
+
+    Attributes:
+        row: what to make.
+        waiters: how many places in the results of tickets wait for it.
+        begun: when it first came to the device; 0 before.
+    """
 
     row: Row
-    waiters: list[tuple[Ticket, int]]
+    waiters: int = 0
     begun: float = 0.0
+    _joined: int = 0
+    # By class and then by arrival, a heap: priority, number, ticket, and the place in its results.
+    _queue: list[tuple[Priority, int, Ticket, int]] = field(default_factory=list)
 
-    def turn(self) -> tuple[str, Priority]:
-        """Returns the client whose turn the row takes from now on, and the class in which it waits."""
-        foremost = min((ticket for ticket, _ in self.waiters), key=lambda ticket: ticket.priority)
-        if foremost.priority < self.priority or all(ticket.client != self.client for ticket, _ in self.waiters):
-            return foremost.client, foremost.priority
-        return self.client, self.priority
+    def join(self, ticket: Ticket, place: int) -> None:
+        """Lets a place in a ticket's results wait for the image."""
+        heappush(self._queue, (ticket.priority, self._joined, ticket, place))
+        self._joined += 1
+        self.waiters += 1
+
+    def leave(self) -> None:
+        """Notes that a place, which has got its result otherwise, does not wait any more."""
+        self.waiters -= 1
+        if len(self._queue) > 2 * self.waiters + 8:
+            self._queue = self._waiting()
+            heapify(self._queue)
+
+    def foremost(self) -> Ticket:
+        """Returns the most urgent ticket that waits, of equals the first: the row takes its turn."""
+        while self._queue[0][2].results[self._queue[0][3]] is not None:
+            heappop(self._queue)
+        return self._queue[0][2]
 
     def answer(self, outcome: UInt8Array | BaseException | None, seconds: float) -> list[Ticket]:
         """Gives all waiters the image or the error, and the first one the seconds; returns the tickets now complete."""
         complete = []
-        for order, (ticket, place) in enumerate(self.waiters):
+        waiters = self._waiting()
+        if len(waiters) > 1:
+            waiters.sort(key=itemgetter(1))
+        for order, (_, _, ticket, place) in enumerate(waiters):
             if isinstance(outcome, np.ndarray):
                 wait = max(0.0, self.begun - ticket.arrived)
                 ticket.results[place] = Made(outcome, 0.0 if order else seconds, order > 0, wait)
+                ticket.spent.rows += 1
             else:
                 ticket.results[place] = outcome
             ticket.left -= 1
@@ -103,6 +142,9 @@ class Job(Waiting):
                 if not ticket.answered.done():
                     ticket.answered.set_result(None)
         return complete
+
+    def _waiting(self) -> list[tuple[Priority, int, Ticket, int]]:
+        return [waiter for waiter in self._queue if waiter[2].results[waiter[3]] is None]
 
 
 @dataclass(slots=True, eq=False)
@@ -115,10 +157,12 @@ class Batch:
         started: instant at which it came to the device.
         size: what it has shrunk to since.
         lost: places of the jobs that the generator was told to leave; it may have put anything there.
+        again: whether it is a part of a batch that failed.
     """
 
     jobs: list[Job]
     bucket: int
+    again: bool = False
     started: float = 0.0
     size: int = 0
     lost: set[int] = field(default_factory=set)
@@ -128,7 +172,7 @@ class Batch:
 
     def wanted(self) -> list[bool]:
         """Returns of each job whether anybody waits for it."""
-        return [bool(job.waiters) for job in self.jobs]
+        return [job.waiters > 0 for job in self.jobs]
 
     def keep(self, sizes: Sequence[int]) -> list[bool]:
         """Returns which jobs the generator goes on with; for `VariantEngine.generate`, between sampler steps.
@@ -155,7 +199,7 @@ class Batch:
         """Returns the parts in which to try again: of at most `most` rows, and none beyond the largest bucket."""
         most = min(most, buckets[-1])  # which may have sunk below the half of this batch since it was cut
         parts = [self.jobs[start : start + most] for start in range(0, len(self.jobs), most)]
-        return Again([Batch(jobs, next(bucket for bucket in buckets if bucket >= len(jobs))) for jobs in parts])
+        return Again([Batch(jobs, next(size for size in buckets if size >= len(jobs)), again=True) for jobs in parts])
 
 
 @dataclass(frozen=True, slots=True)

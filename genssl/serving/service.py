@@ -19,13 +19,13 @@ from genssl.errors import RequestRefusedError, suggest
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.serving.admission import Admission, Claim
-from genssl.serving.auth import Token, current_token
+from genssl.serving.auth import Token, current_token, holder_of
 from genssl.serving.channel import CONCURRENT_CALLS, MESSAGE_OVERHEAD, ROW_OVERHEAD, stated_calls
 from genssl.serving.codec import OUTPUT_ENCODINGS, Failure, Ready, encode_variants
 from genssl.serving.hosted import Caller, Hosted, Wanted
 from genssl.serving.jobs import DeadlinePassedError
 from genssl.serving.rejections import refuse
-from genssl.serving.schedule import Priority
+from genssl.serving.schedule import BatchKey, Priority
 from genssl.serving.statistics import CLIENT_ID_CHARACTERS, Origin, Reason, Statistics
 from genssl.variants.engine import Settings
 
@@ -114,7 +114,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         client = "/".join(filter(None, (token.name if token else "", request.client_id))) or context.peer()
         client = client[:CLIENT_ID_CHARACTERS]
         claim = await self._admit(request, hosted, wanted, client, context)
-        counters, charged = self._statistics.client(client), 0
+        counters, charged, caller = self._statistics.client(client), 0, None
         self.queued[client] += claim.variants
         try:
             with self._admission.hold(claim):
@@ -141,10 +141,10 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             self.queued[client] -= claim.variants
             if not self.queued[client]:
                 del self.queued[client]
+            # On every way out: what was not made costs nothing, whether it was there, could not be, or came too late.
+            if token is not None and token.rate is not None and caller is not None:
+                token.rate.give_back(charged - caller.spent.rows)
         ended = time.perf_counter()
-        made = sum(isinstance(item, Ready) and item.origin == pb.ORIGIN_GENERATED for item in outcome.items)
-        if token is not None and token.rate is not None:
-            token.rate.give_back(charged - made)  # a source that had to be sent, or a bad image, costs nothing
         counters.variants += self._count(hosted, outcome.items, ended - encoded)
         queue_seconds = max(0.0, encoded - started - outcome.device_seconds)
         log.debug(
@@ -278,23 +278,24 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         context: grpc.aio.ServicerContext,
     ) -> Caller:
         """Refuses at once what has to be made and would be late; returns who asks, and until when."""
-        remaining = context.time_remaining()
+        remaining, token = context.time_remaining(), current_token()
         priority = Priority(request.priority or pb.PRIORITY_TRAINING)
+        if token is not None:
+            priority = token.lowered(priority)
+        holder = holder_of(token, context.peer())
         if remaining is None:
-            return Caller(client, priority, None)
-        waits = [
-            hosted.batcher.predicted_wait(rows, priority, client=client, key=key) or 0.0
-            for key, rows in Counter(item.settings.batch_key for item in left).items()
-        ]
-        if max(waits, default=0.0) > remaining:
+            return Caller(client, priority, None, holder)
+        rows: Counter[BatchKey] = Counter(item.settings.batch_key for item in left)
+        wait = hosted.batcher.predicted_wait(rows, priority, client=client, holder=holder) if rows else None
+        if wait is not None and wait > remaining:
             await self._refuse(
                 context,
                 grpc.StatusCode.DEADLINE_EXCEEDED,
                 "deadline",
-                f"these variants would be ready in {max(waits):.2f} s, after the deadline in {remaining:.2f} s",
-                retry_after=max(waits) - remaining,
+                f"these variants would be ready in {wait:.2f} s, after the deadline in {remaining:.2f} s",
+                retry_after=wait - remaining,
             )
-        return Caller(client, priority, asyncio.get_running_loop().time() + remaining)
+        return Caller(client, priority, asyncio.get_running_loop().time() + remaining, holder)
 
     async def _charge(self, token: Token | None, variants: int, context: grpc.aio.ServicerContext) -> int:
         """Takes variants that may have to be made from the token's rate, or refuses; returns how many it took."""

@@ -181,7 +181,10 @@ class VariantEngine:
         embeddings = torch.stack([row.embedding for row in rows])
         if self._knows_foreground:
             embeddings = embeddings[:, :-1]
-        images = self.generator.generate(
+        generate = self.generator.generate
+        if self.deterministic:
+            generate = getattr(self.generator, "generate_exact", generate)
+        images = generate(
             _pad(embeddings, bucket),
             [*seeds, *[0] * filler],
             [row.settings.parameters for row in rows] + [rows[-1].settings.parameters] * filler,

@@ -181,6 +181,16 @@ def test_validate_applies_every_override_to_every_file(genssl, tmp_path):
     assert len(done.stderr.splitlines()) == 2, "warm-up is too long now in both"
 
 
+def test_validate_warns_of_what_splits_batches_and_passes_it(genssl, tmp_path):
+    (tmp_path / "server.yaml").write_text(
+        "generators:\n- {name: stable_unclip, model: some/model, num_inference_steps: [5, 20]}\n"
+    )
+    done = genssl("validate", "server.yaml")
+    assert (done.returncode, done.stdout) == (0, "server.yaml: valid\n")
+    assert done.stderr.startswith("server.yaml: warning: generators.0.num_inference_steps varies between variants")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_validate_needs_a_file(genssl):
     assert_refused(genssl("validate", "seed=1"), "validate: no recipe was given, only overrides")
 

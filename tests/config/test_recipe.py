@@ -41,6 +41,18 @@ def test_a_recipe_without_a_source_of_variants_needs_no_generator():
     assert recipe(bare, variants={"source": "none"}).generator is None
 
 
+def test_what_varies_and_splits_batches_is_a_warning_where_it_is_made():
+    generator = {
+        "name": "stable_unclip",
+        "model": "some/model",
+        "num_inference_steps": [4, 8],
+        "guidance_end": [0.5, 1],
+    }
+    (warning,) = recipe(generator=generator).warnings()
+    assert warning.startswith("generator.num_inference_steps varies between variants")
+    assert recipe(generator=generator, variants={"source": "none"}).warnings() == []
+
+
 @pytest.mark.parametrize("source", ["online", "in_process"])
 def test_a_source_of_variants_needs_a_generator(source):
     text = PLAIN.replace("generator: {name: stable_unclip, model: some/model}", f"variants:\n  source: {source}")

@@ -22,6 +22,35 @@ def problems(text: str) -> list[str]:
     return caught.value.problems
 
 
+@pytest.mark.parametrize(
+    ("generator", "warned"),
+    [
+        (
+            "{name: stable_unclip, model: m, num_inference_steps: [4, 9], guidance_start: [0.0, 0.5]}",
+            "num_inference_steps",
+        ),
+        ("{name: icgan, model: m, best_of: [1, 8], truncation: [0.3, 1]}", "best_of"),
+        ("{name: stable_unclip, model: m, guidance_scale: [2, 9], noise_level: adaptive}", None),
+    ],
+)
+def test_what_varies_and_splits_batches_is_a_warning(generator, warned):
+    found = server(f"generators:\n- {generator}\n").warnings()
+    if warned is None:
+        assert found == []
+    else:
+        assert found[0].startswith(
+            f"generators.0.{warned} varies between variants, and only those of one value can share"
+        )
+        assert len(found) == 1
+
+
+def test_a_token_is_granted_its_highest_class():
+    tokens = "tokens: [{name: a, env: A}, {name: b, env: B, highest_priority: interactive}]\n"
+    assert [token.highest_priority for token in server(tokens + GENERATORS).tokens] == ["training", "interactive"]
+    (problem,) = problems(f"tokens: [{{name: a, env: A, highest_priority: urgent}}]\n{GENERATORS}")
+    assert "tokens.0.highest_priority" in problem
+
+
 def test_the_defaults_serve_this_machine_only():
     checked = server(GENERATORS)
     assert checked.address == "127.0.0.1:50051"

@@ -317,3 +317,17 @@ def test_the_cost_is_what_a_variant_computes(models):
 def test_an_ordinary_folder_is_named_as_when_every_file_counted(models):
     spec = make(models, "xl").spec
     assert spec.fingerprint == spec.former()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_of_all_adapter_scales_share_a_batch_and_keep_their_bits(models, guidance, dtype):
+    generator = make(models, guidance_scale=guidance, dtype=dtype)
+    embeddings = generator.embed(torch.from_numpy(IMAGES))
+    rows = [{**generator.spec.defaults, "adapter_scale": scale} for scale in (0.0, 0.55, 1.3)]
+    assert len({generator.batch_key(row) for row in rows}) == 1
+    mixed, _ = generator.sample(embeddings, SEEDS, rows)
+    for i, row in enumerate(rows):
+        same, _ = generator.sample(embeddings, SEEDS, [row] * 3)
+        assert torch.equal(mixed[i], same[i])
+    assert not torch.allclose(mixed[1], generator.sample(embeddings, SEEDS, rows[::-1])[0][0], atol=0.1)

@@ -301,7 +301,78 @@ def test_guidance_lasts_for_its_interval_and_costs_a_second_forward_there_alone(
         for end in (0.75, 1.0)
         for scale in (3.0, 9.0)
     }
-    assert len(keys) == 2, "rows of one interval share a batch, whatever their guidance"
+    assert len(keys) == 1, "guided rows share a batch, whatever their guidance and its interval"
+
+
+def test_rows_of_all_guidance_intervals_share_a_batch(tiny):
+    generator = make(tiny, num_inference_steps=5, guidance_scale=4.0)
+    images = np.random.default_rng(8).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
+    embeddings, seeds = generator.embed(torch.from_numpy(images)), [31, 32, 33, 34, 35]
+    intervals = [(0.0, 1.0), (0.1, 0.6), (0.4, 1.0), (0.79, 0.81), (0.0, 0.2)]
+    rows = [
+        {**generator.spec.defaults, "guidance_start": start, "guidance_end": end, "guidance_scale": 2.0 + start}
+        for start, end in intervals
+    ]
+    assert len({generator.batch_key(row) for row in rows}) == 1
+    sizes: list[int] = []
+    generator._unet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    together, _ = generator.sample(embeddings, seeds, rows)
+    # Guided at each step: rows 0 and 4; 0 and 1; 0, 1 and 2; 0 and 2; 0, 2 and 3. Three are padded to four.
+    assert sizes == [5 + 2, 5 + 2, 5 + 4, 5 + 2, 5 + 4], "a row that is not guided takes part in one forward"
+    for i, row in enumerate(rows):
+        alone, _ = generator.sample(embeddings[i : i + 1], seeds[i : i + 1], [row])
+        assert float((together[i : i + 1] - alone).abs().max()) <= 1e-4
+
+    exactly, _ = generator.sample(embeddings, seeds, rows, exact=True)
+    for i, row in enumerate(rows):
+        same, _ = generator.sample(embeddings, seeds, [row] * 5, exact=True)
+        assert torch.equal(exactly[i], same[i]), "bits depend on no row beside it"
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_rows_of_one_interval_have_the_calls_and_so_the_bits_of_before(tiny, exact):
+    generator = make(tiny, num_inference_steps=4, guidance_start=0.25, guidance_end=0.75)
+    sizes: list[int] = []
+    generator._unet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    embeddings = torch.zeros(3, generator.spec.embedding_dim)
+    generator.sample(embeddings, SEEDS, [generator.spec.defaults] * 3, exact=exact)
+    assert sizes == [3, 6, 6, 3]
+
+
+def test_a_batch_of_mixed_intervals_shrinks_to_the_rows_still_wanted(tiny):
+    generator = make(tiny, num_inference_steps=4)
+    embeddings = generator.embed(torch.from_numpy(np.full((3, 3, 32, 32), 77, dtype=np.uint8)))
+    rows = [{**generator.spec.defaults, "guidance_start": start} for start in (0.0, 0.5, 0.75)]
+    asked = []
+
+    def alive() -> list[bool]:
+        asked.append(None)
+        return [len(asked) < 2, False, True]
+
+    images = generator.generate(embeddings, SEEDS, rows, alive=alive, sizes=[1])
+    alone = generator.generate(embeddings[2:], SEEDS[2:], rows[2:])
+    assert grey_levels_apart(images[2:].numpy(), alone.numpy()) <= 1
+
+
+def test_a_compiled_network_sees_two_sizes_however_many_rows_are_guided(tiny, monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **settings: None)
+    compiled, plain = make(tiny, compile=True, num_inference_steps=4), make(tiny, num_inference_steps=4)
+    sizes: list[int] = []
+    compiled._unet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    embeddings = torch.zeros(3, plain.spec.embedding_dim)
+    rows = [{**plain.spec.defaults, "guidance_start": start} for start in (0.25, 0.5, 0.75)]
+    latents, _ = compiled.sample(embeddings, SEEDS, rows)
+    assert sizes == [3, 6, 6, 6]
+    assert float((latents - plain.sample(embeddings, SEEDS, rows)[0]).abs().max()) <= 1e-4
+
+
+@pytest.mark.parametrize("count", [61, 103])
+def test_counts_at_which_diffusers_rounds_to_one_step_more_make_images(tiny, count):
+    generator = make(tiny, num_inference_steps=count, guidance_scale=1.0)
+    sizes: list[int] = []
+    generator._unet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    generator.sample(torch.zeros(1, generator.spec.embedding_dim), [1], [generator.spec.defaults])
+    assert len(sizes) == count
 
 
 def test_a_tiny_decoder_takes_the_place_of_the_models_own(tiny, tmp_path):

@@ -466,7 +466,7 @@ def test_a_full_memory_fails_the_batch_in_deterministic_mode():
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_a_bad_row_fails_alone(deterministic):
+def test_a_bad_row_fails_alone(deterministic, caplog):
     async def test(on: Bench) -> None:
         results = await on.submit([*range(1, 8), BAD_SEED, *range(8, 16)])
         assert isinstance(results.pop(7), GenerationFailedError)
@@ -476,6 +476,9 @@ def test_a_bad_row_fails_alone(deterministic):
     on = bench(test, deterministic=deterministic)
     assert len(on.painter.batches) == 1 + 2 * 4 + 1, "two halves at each of four levels, and the row after it"
     assert sum(report.rows for report in on.reports if report.failed) == 1
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [bool(record.exc_info) for record in errors] == [True] + [False] * 4, "one traceback, and a line a part"
+    assert all("cannot paint this one" in record.getMessage() for record in errors)
 
 
 class Overflowing(Painter):
@@ -543,16 +546,16 @@ def test_an_idle_device_predicts_from_what_it_measured_lately(monkeypatch):
     async def test(on: Bench) -> None:
         for bucket in BUCKETS:
             on.batcher.cost.observe((0,), bucket, 300.0)
-        assert on.batcher.predicted_wait(1) == pytest.approx(300)
+        assert on.batcher.predicted_wait({(0,): 1}) == pytest.approx(300)
         monkeypatch.setattr("genssl.serving.batcher.TRUSTED_SECONDS", -1.0)
-        assert on.batcher.predicted_wait(1) is None, "or an estimate that is too high would never be corrected"
+        assert on.batcher.predicted_wait({(0,): 1}) is None, "or an estimate that is too high would never be corrected"
         await on.hold()
-        assert on.batcher.predicted_wait(1) > 300
+        assert on.batcher.predicted_wait({(0,): 1}) > 300
         on.painter.gate.set()
         await on.batcher.idle()
         await on.submit([1])
         await on.hold()
-        assert on.batcher.predicted_wait(1) < 60, "few batches correct an estimate that is far too high"
+        assert on.batcher.predicted_wait({(0,): 1}) < 60, "few batches correct an estimate that is far too high"
         on.painter.gate.set()
 
     bench(test)
@@ -560,16 +563,16 @@ def test_an_idle_device_predicts_from_what_it_measured_lately(monkeypatch):
 
 def test_predictions_come_true(clock):
     async def test(on: Bench) -> None:
-        assert on.batcher.predicted_wait(10) is None
+        assert on.batcher.predicted_wait({(0,): 10}) is None
         for count in (1, 4, 16, 1, 4, 16):
             await on.submit(range(count))
         await on.hold()
         on.submit(range(1000, 1064), priority=Priority.BULK)
         on.submit(range(100, 164))
         await asyncio.sleep(0)
-        for_behind = on.batcher.predicted_wait(16)
-        urgent = on.batcher.predicted_wait(1, Priority.INTERACTIVE)
-        newcomer = on.batcher.predicted_wait(16, client="newcomer")
+        for_behind = on.batcher.predicted_wait({(0,): 16})
+        urgent = on.batcher.predicted_wait({(0,): 1}, Priority.INTERACTIVE)
+        newcomer = on.batcher.predicted_wait({(0,): 16}, client="newcomer")
         assert urgent < newcomer < for_behind
         last = on.submit(range(200, 216))
         await asyncio.sleep(0)
@@ -578,9 +581,11 @@ def test_predictions_come_true(clock):
         assert made[-1].queue_seconds + sum(item.seconds for item in made) == pytest.approx(for_behind)
         await on.batcher.idle()
         await on.hold()
-        begun = on.batcher.predicted_wait(1)
+        begun = on.batcher.predicted_wait({(0,): 1})
         clock.sleep(0.004)
-        assert on.batcher.predicted_wait(1) == pytest.approx(begun - 0.004), "what the running batch took is over"
+        assert on.batcher.predicted_wait({(0,): 1}) == pytest.approx(begun - 0.004), (
+            "what the running batch took is over"
+        )
         on.painter.gate.set()
 
     bench(test, Painter(fixed_seconds=0.004, row_seconds=0.002, clock=clock))

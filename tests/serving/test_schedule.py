@@ -101,11 +101,16 @@ def test_what_goes_ahead_depends_on_class_and_client():
     fill(schedule, "bulk", 100, Priority.BULK)
     fill(schedule, "flood", 50)
     fill(schedule, "now", 2, Priority.INTERACTIVE)
-    assert schedule.ahead(4, Priority.INTERACTIVE, None) == {KEY: 2}
-    assert schedule.ahead(4, Priority.TRAINING, None) == {KEY: 52}
-    assert schedule.ahead(4, Priority.TRAINING, "new") == {KEY: 6}, "four turns of the flood, and the interactive ones"
-    assert schedule.ahead(4, Priority.TRAINING, "flood") == {KEY: 52}
-    assert schedule.ahead(4, Priority.BULK, None) == {KEY: 152}
+
+    def ahead(priority: Priority, client: str | None) -> float:
+        part = schedule.part_before(4, priority, client)
+        return schedule.backlog.seconds({KEY: 4}, priority, part, lambda key, rows: rows) - 4
+
+    assert ahead(Priority.INTERACTIVE, None) == 2
+    assert ahead(Priority.TRAINING, None) == 52
+    assert ahead(Priority.TRAINING, "new") == 6, "four turns of the flood, and the interactive ones"
+    assert ahead(Priority.TRAINING, "flood") == 52
+    assert ahead(Priority.BULK, None) == 152
 
 
 def test_a_row_costs_the_same_however_many_wait():

@@ -55,6 +55,22 @@ def test_a_batch_with_all_rows_alive_is_what_it_is_without_being_asked(engine, d
     assert np.array_equal(engine.generate(rows, alive=lambda: [True] * 13)[0], engine.generate(rows)[0])
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_512_guidance_intervals_make_as_many_batches_as_one(unclip, digits_test, deterministic):
+    engine = VariantEngine(unclip, [1, 4, 16, 64], deterministic=deterministic)
+    (embedding,), _ = engine.embed([engine.generator.preprocess(digits_test.image(0))])
+    guided = {"num_inference_steps": 4, "guidance_scale": 6.0}
+    given = [guided | {"guidance_start": number / 512} for number in range(512)]
+    rows = [engine.row(bytes(16), embedding, 0, engine.complete(one)) for one in given]
+    batches = engine.batches(rows)
+    assert [len(batch) for batch in batches] == [64] * 8
+    chosen = [rows[position] for batch in batches for position in batch][5::64]  # intervals from 0.01 on to 0.89
+    images, _ = engine.generate(chosen)
+    for row, image in zip(chosen, images, strict=True):
+        ((alone,), _) = engine.generate([row])
+        assert np.abs(image.astype(int) - alone).max() <= (0 if deterministic else 1)
+
+
 def test_a_batch_without_living_rows_is_given_up(engine, digits_test):
     with pytest.raises(Cancelled):
         engine.generate(rows_of(engine, digits_test, 2), alive=lambda: [False, False])
