@@ -95,11 +95,15 @@ class ServerFile(Section):
     ageing_seconds: float = Field(
         10.0, gt=0, description="a waiting row rises by one priority class each time this has passed"
     )
-    memory_cache_bytes: int = Field(256 * 2**20, ge=0, description="finished variants kept in memory")
+    memory_cache_bytes: int = Field(
+        256 * 2**20, ge=0, description="memory for finished variants, all that holds them included"
+    )
     store: StoreConfig | None = None
     embedding_cache: int = Field(100_000, ge=0, description="source embeddings kept in memory")
     drain_seconds: float = Field(
-        10.0, ge=0, description="after SIGTERM, how long requests under way may take to finish"
+        10.0,
+        ge=0,
+        description="after SIGTERM, how long requests under way may take to finish; with none, it stops at once",
     )
     limits: LimitsConfig = LimitsConfig()
     metrics: MetricsConfig | None = None

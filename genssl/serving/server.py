@@ -44,6 +44,8 @@ from genssl.variants.store import VariantStore
 
 log = logging.getLogger(__name__)
 
+LAST_WORD_SECONDS = 0.5  # for watchers to read that the server is going
+
 
 async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with_stdin: bool = False) -> None:
     """Serves until SIGTERM or SIGINT; a second one stops at once.
@@ -67,7 +69,8 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
     statistics = Statistics(
         str(device), queued_bytes=lambda: admission.num_bytes, queued_of=lambda client: service.queued[client]
     )
-    interceptors: list[grpc.aio.ServerInterceptor] = [GuardInterceptor(statistics)]
+    guard = GuardInterceptor(statistics)
+    interceptors: list[grpc.aio.ServerInterceptor] = [guard]
     if file.tokens:
         interceptors.append(
             TokenInterceptor(read_tokens(file.tokens, file.limits.max_variants_per_request), statistics)
@@ -120,7 +123,10 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
         log.info("draining for at most %g s", file.drain_seconds)
         service.state = statistics.state = "draining"
         await set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        await server.stop(file.drain_seconds)
+        stopping = loop.create_task(server.stop(file.drain_seconds))
+        await asyncio.wait([stopping, loop.create_task(guard.answered())], return_when=asyncio.FIRST_COMPLETED)
+        await server.stop(LAST_WORD_SECONDS)  # health watches and other streams that only wait are no work
+        await stopping
     log.info("stopped")
 
 

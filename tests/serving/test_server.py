@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import itertools
 import signal
+import threading
 import time
 
 import grpc
 import numpy as np
 import pytest
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from PIL import Image
 
@@ -195,6 +198,25 @@ def test_sigterm_finishes_the_request_under_way_and_ends_with_code_zero(start_se
             server.process.send_signal(signal.SIGTERM)
             assert len(future.result().variants) == 512
         assert server.process.wait(timeout=30) == 0
+
+
+def test_streams_that_only_wait_do_not_hold_a_shutdown(start_server, tmp_path):
+    with start_server(tmp_path, "drain_seconds=250") as server, grpc.insecure_channel(server.address) as channel:
+        server.wait_until_serving()
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        talking = threading.Event()
+        question = reflection_pb2.ServerReflectionRequest(list_services="")
+        questions = itertools.chain([question], (question for _ in iter(talking.wait, False)))
+        reflected = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(questions)
+        assert next(reflected).list_services_response.service
+        server.process.send_signal(signal.SIGTERM)
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        try:
+            assert server.process.wait(timeout=25) == 0
+        finally:
+            reflected.cancel()
+            talking.set()
 
 
 def test_a_server_is_not_serving_while_it_loads(start_server, tmp_path):

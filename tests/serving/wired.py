@@ -7,6 +7,7 @@ is asked for. Prints its addresses as JSON once it listens, and logs to standard
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -69,6 +70,12 @@ class Service(pb_grpc.GenerationServiceServicer):
                     detail="FINGERPRINT_CHANGED",
                     violations={f"variants[{i}].source_index": "is " + "far " * 1000 + "away" for i in range(100)},
                 )
+            case "left":
+                with contextlib.suppress(asyncio.CancelledError):
+                    await context.send_initial_metadata(())  # by this the client knows that it is time to leave
+                    await asyncio.sleep(30)
+                code = grpc.StatusCode.RESOURCE_EXHAUSTED
+                await refuse(context, self.statistics, code, "queue_full", "nobody is there to read it")
             case "slow":
                 await asyncio.sleep(30)
             case "block":
