@@ -103,7 +103,7 @@ class ServerFile(Section):
     drain_seconds: float = Field(
         10.0,
         ge=0,
-        description="after SIGTERM, how long requests under way may take to finish; with none, it stops at once",
+        description="after SIGTERM, how long requests under way may take to finish; without any it stops",
     )
     limits: LimitsConfig = LimitsConfig()
     metrics: MetricsConfig | None = None

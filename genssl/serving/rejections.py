@@ -138,7 +138,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._answered.set()
 
     async def answered(self) -> None:
-        """Returns once every unary call has its answer sent; streams, which may wait for events for ever, do not count."""
+        """Returns once every unary call has been answered; streams, which may wait for ever, do not count."""
         await self._answered.wait()
 
     def _begin(self, context: grpc.aio.ServicerContext) -> None:

@@ -64,20 +64,22 @@ def test_clients_outlive_the_end_of_their_idle_connections():
     request = health_pb2.HealthCheckRequest()
 
     async def run() -> None:
-        async with serving(max_connection_idle=300) as (address, servicer):
-            async with grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS) as watching:
-                watch = health_pb2_grpc.HealthStub(watching).Watch(request, timeout=PATIENCE)
-                assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-                options = [*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
-                async with grpc.aio.insecure_channel(address, options=options) as channel:
-                    for _ in range(2):
-                        await health_pb2_grpc.HealthStub(channel).Check(request, timeout=PATIENCE)
-                        while (state := channel.get_state()) != IDLE:
-                            await asyncio.wait_for(channel.wait_for_state_change(state), PATIENCE)
+        async with (
+            serving(max_connection_idle=300) as (address, servicer),
+            grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS) as watching,
+        ):
+            watch = health_pb2_grpc.HealthStub(watching).Watch(request, timeout=PATIENCE)
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            options = [*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+            async with grpc.aio.insecure_channel(address, options=options) as channel:
+                for _ in range(2):
                     await health_pb2_grpc.HealthStub(channel).Check(request, timeout=PATIENCE)
-                await servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-                assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING, "a watch is a call"
-                watch.cancel()
+                    while (state := channel.get_state()) != IDLE:
+                        await asyncio.wait_for(channel.wait_for_state_change(state), PATIENCE)
+                await health_pb2_grpc.HealthStub(channel).Check(request, timeout=PATIENCE)
+            await servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING, "a watch is a call"
+            watch.cancel()
 
     asyncio.run(run())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import shutil
 import signal
 import threading
 import time
@@ -19,6 +20,7 @@ from PIL import Image
 from genssl.data.base import StoredImage, raw_image
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
+from genssl.generators.locate import BUILTIN
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
@@ -175,6 +177,18 @@ def test_server_info_and_generators_say_what_requests_need(stub, unclip):
     assert (generator.image_size, generator.embedding_dim, generator.licence) == (8, 64, "Apache-2.0")
     assert dict(generator.settings)["dtype"] == "float32"
     assert generator.default_parameters["noise_level"] == 300
+
+
+def test_clients_see_the_name_of_a_folder_and_not_where_it_lies(start_server, tmp_path):
+    folder = tmp_path / "secret" / "my-unclip"
+    shutil.copytree(BUILTIN / "digits-unclip", folder)
+    with start_server(tmp_path, f"generators.0.model={folder}") as server:
+        server.wait_until_serving()
+        with grpc.insecure_channel(server.address) as channel:
+            stub = pb_grpc.GenerationServiceStub(channel)
+            answer = stub.ListGenerators(pb.ListGeneratorsRequest(), timeout=5)
+    assert answer.generators[0].model == "my-unclip"
+    assert "secret" not in str(answer)
 
 
 def test_reflection_lists_the_service(server):
