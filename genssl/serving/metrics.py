@@ -156,6 +156,14 @@ def families(statistics: Statistics) -> Iterator[Metric]:
         statistics.recent_loop_lag,
         unit="seconds",
     )
+    if statistics.certificate_expires is not None:
+        yield _gauge(
+            "tls_certificate_expiry_timestamp_seconds",
+            "When the server's certificate expires, in seconds since 1970.",
+            {},
+            statistics.certificate_expires(),
+            unit="seconds",
+        )
     rejected = CounterMetricFamily("genssl_rejected", "Requests and items refused.", labels=["reason"])
     for reason, count in statistics.rejections.items():
         rejected.add_metric([reason], count)

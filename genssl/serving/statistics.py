@@ -204,6 +204,7 @@ class Statistics:
     ) -> None:
         self.device, self.queued_bytes, self._queued_of = device, queued_bytes, queued_of
         self.state: State = "loading"
+        self.certificate_expires: Callable[[], float] | None = None  # seconds since 1970
         self.generators: dict[str, GeneratorCounters] = {}
         self.rejections: dict[Reason, int] = dict.fromkeys(REASONS, 0)
         self.requests: dict[tuple[str, str], int] = {}
