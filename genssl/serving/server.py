@@ -106,6 +106,8 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
         if file.store is not None:
             store = WriteThrough(VariantStore(file.store.path, max_bytes=file.store.max_bytes))
             stack.push_async_callback(store.close)
+            statistics.store_state = lambda kept=store: kept.state
+            reread.append(store)
         device_thread = ThreadPoolExecutor(1, thread_name_prefix="genssl-device")
         stack.callback(device_thread.shutdown, wait=False, cancel_futures=True)
         stack.push_async_callback(service.close)

@@ -38,6 +38,7 @@ from genssl.variants.store_manifest import (
     read_manifest,
     update_manifest,
 )
+from genssl.variants.store_place import StorePlace, StoreState
 from genssl.variants.store_record import Encoding, Record, decode, decode_image, encode
 from genssl.variants.store_scan import link_key, link_of
 from genssl.variants.store_writers import WRITERS, network_filesystem, take_writer, writer_names
@@ -99,6 +100,7 @@ class VariantStore:
         self._environments: tuple[Environment, ...] = ()  # the written one first; replaced, never changed
         self._names: set[str] = set()
         self._own: Environment | None = None
+        self._place: StorePlace | None = None
         self._writer_lock: int | None = None
         self._refreshed, self._retry_at, self._closed = 0.0, 0.0, False
         if not readonly:
@@ -112,6 +114,7 @@ class VariantStore:
             if not readonly:
                 self.writer, self._own, self._writer_lock = take_writer(folder, map_bytes, on_network=kind is not None)
                 self._environments, self._names = (self._own,), {self.writer}
+                self._place = StorePlace(folder, self._own.folder / DATA)
             self.refresh()
         except BaseException:
             self.close()
@@ -173,17 +176,18 @@ class VariantStore:
 
         Returns:
             How many were written: not those that this writer has already, not those beyond `max_bytes`, and none if the
-            disk refuses, which is logged once and tried again after a while.
+            disk refuses, which is logged once and tried again after a while, or while the folder is gone.
 
         Raises:
             StoreError: if the store is pinned to another generator; with `strict` also if the disk is full or refuses,
-                and if the store has reached `max_bytes`. What was stored before stays readable.
+                if the store has reached `max_bytes`, and if its folder is gone. What was stored before stays readable.
         """
         self._check_process()
         assert self._own is not None, "a store opened with readonly=True is not written"
+        assert self._place is not None
         for fingerprint in {key.fingerprint for key, _ in items}:
             self._check_pinned(fingerprint)
-        if not strict and time.monotonic() < self._retry_at:
+        if not self._place.look(strict=strict) or (not strict and time.monotonic() < self._retry_at):
             return 0
         entries = [
             Entry(key.digest(), encode(key, image, self.encoding), key.source_id, link_of(key)) for key, image in items
@@ -204,7 +208,18 @@ class VariantStore:
         self._retry_at = 0.0
         if strict and len(fitting) < len(entries):
             raise StoreError(self._refused(f"its max_bytes is {self.max_bytes:,}", entries[len(fitting) :]))
-        return written
+        return written if self._place.look(strict=strict) else 0
+
+    def look(self) -> bool:
+        """Says whether the store still lies where it was opened; see `StorePlace`. A new one is never made there."""
+        return self._place is None or self._place.look()
+
+    @property
+    def state(self) -> StoreState:
+        """What becomes of variants that are to be stored now."""
+        if self._place is not None and self._place.gone:
+            return "gone"
+        return "full" if self.full else "failing" if self._retry_at else "writing"
 
     def describe_generator(
         self,

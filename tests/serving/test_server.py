@@ -233,6 +233,26 @@ def test_streams_that_only_wait_do_not_hold_a_shutdown(start_server, tmp_path):
             talking.set()
 
 
+@pytest.mark.slow
+def test_a_server_whose_store_is_deleted_serves_on_and_says_so_once(start_server, tmp_path, digits_test):
+    store = tmp_path / "store"
+    with start_server(tmp_path, f"store={{path: {store}}}") as server:
+        server.wait_until_serving()
+        with grpc.insecure_channel(server.address) as channel:
+            stub = pb_grpc.GenerationServiceStub(channel)
+            for index in range(4):
+                request = ask([source_of(digits_test.stored(0))], [spec(index=index)])
+                assert pixels(stub.GenerateVariants(request, timeout=30).variants[0]).any()
+                if index == 0:
+                    assert store.is_dir()
+                    shutil.rmtree(store)
+        assert server.stop() == 0
+    log = server.log_path.read_text()
+    assert log.count(f"{store} was deleted, moved or replaced while this process had it open") == 1
+    assert "Traceback" not in log
+    assert not store.exists()
+
+
 def test_a_server_is_not_serving_while_it_loads(start_server, tmp_path):
     with start_server(tmp_path) as server:
         assert server.health() == health_pb2.HealthCheckResponse.NOT_SERVING
