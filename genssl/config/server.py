@@ -139,7 +139,9 @@ class ServerFile(Section):
         gt=0,
         description="once rows of a priority class have waited so long, they rise by one class, a batch at a time",
     )
-    memory_cache_bytes: int = Field(256 * 2**20, ge=0, description="finished variants kept in memory")
+    memory_cache_bytes: int = Field(
+        256 * 2**20, ge=0, description="memory for finished variants, all that holds them included"
+    )
     store: StoreConfig | None = None
     embedding_cache: int = Field(100_000, ge=0, description="source embeddings kept in memory")
     known_fingerprints: list[Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]] = Field(
@@ -147,7 +149,9 @@ class ServerFile(Section):
         description="of the clients' stored variants: a generator whose former fingerprint is among them goes by it",
     )
     drain_seconds: float = Field(
-        10.0, ge=0, description="after SIGTERM, how long requests under way may take to finish"
+        10.0,
+        ge=0,
+        description="after SIGTERM, how long requests under way may take to finish; without any it stops",
     )
     limits: LimitsConfig = LimitsConfig()
     metrics: MetricsConfig | None = None

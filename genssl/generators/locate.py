@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,18 @@ def find_model(
         raise GeneratorError(f"{folder}: is not a diffusers model (it has no model_index.json)")
     _check_class(index, *kinds)
     return folder
+
+
+def shown(reference: str) -> str:
+    """Returns what of a model's name others may see: of a path on this machine, its last part; anything else as it is.
+
+    Args:
+        reference: "builtin:NAME", a hub id or a path; or any other setting, which is no path.
+    """
+    local = reference.startswith(("/", "./", "../", "~/"))
+    # A long prompt is no file name, at which Path.exists would raise.
+    local = local or ("/" in reference and os.path.exists(reference))  # noqa: PTH110
+    return (Path(reference).name or "model") if local else reference
 
 
 def find_network(model: str, kind: str, setting: str) -> Path:

@@ -1,61 +1,31 @@
-"""Who may call: TLS credentials, bearer tokens, and what the holder of a token may take."""
+"""Who may call: bearer tokens, and what the holder of a token may take."""
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
+import logging
 import os
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import grpc
 
-from genssl.config.server import TLSConfig, TokenConfig
+from genssl.config.server import TokenConfig
 from genssl.errors import UserError
+from genssl.serving.certificates import read_file
 from genssl.serving.rejections import refuse
+from genssl.serving.reread import FileStamps
 from genssl.serving.schedule import Priority
 from genssl.serving.statistics import Statistics
+
+log = logging.getLogger(__name__)
 
 SHORTEST_TOKEN = 16
 HEALTH = "/grpc.health.v1.Health/"  # probes carry no token
 BURST_SECONDS = 2.0
-
-
-def server_credentials(tls: TLSConfig) -> grpc.ServerCredentials:
-    """Returns the credentials of a TLS port; with `client_ca`, clients must show a certificate too (mTLS).
-
-    Raises:
-        UserError: if a file cannot be read or is not PEM, or the key does not belong to the certificate.
-    """
-    certificate = _read("tls.certificate", tls.certificate)
-    key = _read("tls.key", tls.key)
-    client_ca = None if tls.client_ca is None else _read("tls.client_ca", tls.client_ca)
-    # gRPC takes anything and then fails every handshake without a word, so OpenSSL looks at the files first.
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    _check_certificates("tls.certificate", tls.certificate)
-    try:
-        context.load_cert_chain(tls.certificate, tls.key, password=_no_password)
-    except _EncryptedKeyError:
-        raise UserError(
-            f"tls.key: {tls.key} is encrypted; give an unencrypted key that only the server's user can read "
-            f"(openssl pkey -in {tls.key} -out FILE)"
-        ) from None
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
-            raise UserError(
-                f"tls.key: {tls.key} is not the key of the first certificate in {tls.certificate}; give the one that "
-                "was made with it"
-            ) from None
-        raise UserError(f"tls.key: {tls.key} holds no private key in PEM form (-----BEGIN PRIVATE KEY-----)") from None
-    if tls.client_ca is not None:
-        _check_certificates("tls.client_ca", tls.client_ca)
-    return grpc.ssl_server_credentials(
-        [(key, certificate)], root_certificates=client_ca, require_client_auth=client_ca is not None
-    )
 
 
 class RateLimit:
@@ -128,6 +98,42 @@ def read_tokens(configs: Sequence[TokenConfig], largest_request: int) -> list[To
     return tokens
 
 
+class Tokens:
+    """The tokens of a server, re-read when their files change.
+
+    Args:
+        configs, largest_request: as for `read_tokens`.
+
+    Attributes:
+        known: those that are let in now.
+
+    Raises:
+        UserError: as `read_tokens`.
+    """
+
+    def __init__(self, configs: Sequence[TokenConfig], largest_request: int) -> None:
+        self._configs, self._largest_request = configs, largest_request
+        self._stamps = FileStamps([config.file for config in configs if config.file is not None])
+        self.known = read_tokens(configs, largest_request)
+
+    def refresh(self) -> None:
+        """Reads the tokens if a file has changed; what a holder has taken of its rate stays taken.
+
+        If one cannot be used, that is logged once, and all stay as they were.
+        """
+        if not self._stamps.changed():
+            return
+        try:
+            fresh = read_tokens(self._configs, self._largest_request)
+        except UserError as error:
+            log.error("%s; the tokens that were read before stay valid", error)
+            return
+        changed = [new.name for new, old in zip(fresh, self.known, strict=True) if new.secret != old.secret]
+        self.known = [replace(new, rate=old.rate) for new, old in zip(fresh, self.known, strict=True)]
+        if changed:
+            log.info("tokens read anew: %s", ", ".join(changed))
+
+
 _current: ContextVar[Token | None] = ContextVar("genssl_token", default=None)
 
 
@@ -162,12 +168,12 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Lets in calls with `authorization: Bearer <token>`, and health checks; refuses the rest with UNAUTHENTICATED.
 
     Args:
-        tokens: those that are known; not empty.
+        tokens: those that are known.
         statistics: where refusals are counted.
     """
 
-    def __init__(self, tokens: Sequence[Token], statistics: Statistics) -> None:
-        self._tokens, self._statistics = list(tokens), statistics
+    def __init__(self, tokens: Tokens, statistics: Statistics) -> None:
+        self._tokens, self._statistics = tokens, statistics
 
     async def intercept_service(
         self,
@@ -194,7 +200,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if scheme.lower() != b"bearer":
             return None
         found = None
-        for token in self._tokens:  # all of them, so that the time taken says nothing
+        for token in self._tokens.known:  # all of them, so that the time taken says nothing
             if hmac.compare_digest(secret.strip(), token.secret):
                 found = token
         return found
@@ -214,33 +220,11 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return grpc.stream_stream_rpc_method_handler(refuse_call)
 
 
-class _EncryptedKeyError(Exception):
-    pass
-
-
-def _no_password() -> bytes:
-    raise _EncryptedKeyError  # without this OpenSSL would ask the terminal
-
-
-def _read(key: str, path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{key}: {path}: {error.strerror}; give a file that the server's user can read") from None
-
-
-def _check_certificates(key: str, path: Path) -> None:
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
-    except ssl.SSLError:
-        raise UserError(f"{key}: {path} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)") from None
-
-
 def _read_token(config: TokenConfig, where: str) -> tuple[bytes, str]:
     """Returns the token and the key path of the place that it was read from."""
     if config.file is not None:
         where, place = f"{where}.file", f"{config.file}"
-        text = _read(where, config.file).decode("utf-8", "replace").strip()
+        text = read_file(where, config.file).decode("utf-8", "replace").strip()
     else:
         assert config.env is not None, "TokenConfig sees to it"
         where, place = f"{where}.env", f"${config.env}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from genssl.config.server import MESSAGE_ROOM
 
 # Bytes that protobuf fields take beside the pixels, a message and a variant, generously.
@@ -33,6 +35,8 @@ CLIENT_OPTIONS: list[tuple[str, int | str]] = [
     # Slower than the server's minimum interval of 30 s, so that it never answers GOAWAY too_many_pings; together well
     # under the default deadline of 60 s, so that a call at a stuck server is repeated at another one in time.
     ("grpc.keepalive_time_ms", 35_000),
+    # This ends a connection whose ping is not answered; keepalive_timeout_ms alone does not (grpcio 1.85 waits 60 s).
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     # By default only two pings watch a call under which no data comes; a slow generator's calls may last longer.
     ("grpc.http2.max_pings_without_data", 0),
@@ -48,9 +52,25 @@ CLIENT_OPTIONS: list[tuple[str, int | str]] = [
 ]
 
 
-def server_options(max_message_bytes: int) -> list[tuple[str, int | str]]:
+# Connections whose other end has vanished, or that never speak, must not be held for ever: each costs a descriptor.
+SERVER_KEEPALIVE: dict[str, int] = {
+    "grpc.keepalive_time_ms": 60_000,
+    "grpc.keepalive_timeout_ms": 20_000,
+    "grpc.http2.ping_timeout_ms": 20_000,
+    "grpc.keepalive_permit_without_calls": 1,
+    "grpc.http2.max_pings_without_data": 0,
+    "grpc.server_handshake_timeout_ms": 20_000,  # for TLS and the first HTTP/2 frame
+    # Without a call, a health watch being one, for so long; clients connect anew when they have one, and do not notice.
+    "grpc.max_connection_idle_ms": 1_800_000,
+}
+
+
+def server_options(
+    max_message_bytes: int, keepalive: Mapping[str, int] = SERVER_KEEPALIVE
+) -> list[tuple[str, int | str]]:
     """Returns the options of a server that accepts and sends messages of at most this size."""
     return [
+        *keepalive.items(),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
         # Messages are received before anything can be refused, so their number is bounded as well as their size.

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
 
 from genssl.config.server import ServerFile
 from genssl.errors import ServerUnavailableError, UserError
+from genssl.serving.socket_folder import SOCKET, SocketFolder
 
 START_SECONDS = 600.0
 STOP_SECONDS = 10.0
@@ -27,19 +26,22 @@ class EmbeddedServer:
 
     Args:
         file: what to serve; its address is replaced.
-        log_path: gets the server's output.
+        log_path: gets the server's output; None: a file that goes with the server.
+
+    Raises:
+        UserError: if there is no folder for its socket.
     """
 
-    def __init__(self, file: ServerFile, log_path: Path) -> None:
-        # A socket's path may have about 100 characters, so it cannot lie in the run directory.
-        self._folder = Path(tempfile.mkdtemp(prefix="genssl-"))
-        self.address = f"unix:{self._folder / 'server.sock'}"
-        self.log_path = log_path
+    def __init__(self, file: ServerFile, log_path: Path | None = None) -> None:
+        self._own = SocketFolder()  # not in the run directory, whose path may be too long for a socket
+        self._folder = self._own.path
+        self.address = f"unix:{self._folder / SOCKET}"
+        self.log_path = log_path or self._folder / "server.log"
         self._stopping = False
         try:
             self._process = self._start(file)
         except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._own.close()
             raise
 
     def _start(self, file: ServerFile) -> subprocess.Popen[bytes]:
@@ -59,7 +61,12 @@ class EmbeddedServer:
         with log_file as log:
             # A session of its own: Ctrl-C reaches the trainer alone, which then ends the server in order.
             return subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=[self._own.descriptor],  # if this process is killed, the folder is the server's to its end
             )
 
     def __enter__(self) -> EmbeddedServer:
@@ -120,4 +127,4 @@ class EmbeddedServer:
             self._process.wait()
             if self._process.stdin is not None:
                 self._process.stdin.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._own.close()

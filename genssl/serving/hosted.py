@@ -13,6 +13,7 @@ from genssl.config.server import ServerFile
 from genssl.data.base import UInt8Array
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
+from genssl.generators.locate import shown
 from genssl.generators.variation import merge
 from genssl.serving.batcher import Batcher
 from genssl.serving.codec import Failure, Ready, decode_source
@@ -113,13 +114,13 @@ class Hosted:
         return pb.GeneratorInfo(
             generator_id=self.generator_id,
             name=spec.name,
-            model=spec.model,
+            model=shown(spec.model),
             fingerprint=spec.fingerprint,
             embedding_dim=spec.embedding_dim,
             image_size=spec.image_size,
             licence=spec.licence,
             default_parameters={key: float(value) for key, value in spec.defaults.items()},
-            settings=spec.settings,
+            settings={key: shown(value) for key, value in spec.settings.items()},
             tflops=spec.tflops or 0.0,
         )
 

@@ -19,7 +19,7 @@ from genssl import __version__
 from genssl.config.address import is_local
 from genssl.config.server import MetricsConfig
 from genssl.errors import UserError
-from genssl.serving.statistics import STATES, Histogram, Statistics
+from genssl.serving.statistics import STATES, STORE_STATES, Histogram, Statistics
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +156,21 @@ def families(statistics: Statistics) -> Iterator[Metric]:
         statistics.recent_loop_lag,
         unit="seconds",
     )
+    if statistics.store_state is not None:
+        stored = GaugeMetricFamily(
+            "genssl_store_state", "1 for what becomes of variants that are to be stored.", labels=["state"]
+        )
+        for what in STORE_STATES:
+            stored.add_metric([what], float(what == statistics.store_state()))
+        yield stored
+    if statistics.certificate_expires is not None:
+        yield _gauge(
+            "tls_certificate_expiry_timestamp_seconds",
+            "When the server's certificate expires, in seconds since 1970.",
+            {},
+            statistics.certificate_expires(),
+            unit="seconds",
+        )
     rejected = CounterMetricFamily("genssl_rejected", "Requests and items refused.", labels=["reason"])
     for reason, count in statistics.rejections.items():
         rejected.add_metric([reason], count)

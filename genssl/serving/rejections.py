@@ -6,6 +6,7 @@ back later helps, a BadRequest if fields are wrong.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import re
@@ -132,6 +133,23 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def __init__(self, statistics: Statistics) -> None:
         self._statistics = statistics
+        self._answering = 0
+        self._answered = asyncio.Event()
+        self._answered.set()
+
+    async def answered(self) -> None:
+        """Returns once every unary call has been answered; streams, which may wait for ever, do not count."""
+        await self._answered.wait()
+
+    def _begin(self, context: grpc.aio.ServicerContext) -> None:
+        self._answering += 1
+        self._answered.clear()
+        context.add_done_callback(self._end)  # after the answer has left, not only the handler
+
+    def _end(self, _: object) -> None:
+        self._answering -= 1
+        if not self._answering:
+            self._answered.set()
 
     async def intercept_service(
         self,
@@ -149,11 +167,11 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             "stream" if streams else "unary" for streams in (handler.request_streaming, handler.response_streaming)
         )
         kind = "_".join(shapes)
-        guarded = self._guard(method, getattr(handler, kind))
+        guarded = self._guard(method, getattr(handler, kind), streams=handler.response_streaming)
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(guarded, _forgiving(handler.request_deserializer), handler.response_serializer)
 
-    def _guard(self, method: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _guard(self, method: str, function: Callable[..., Any], *, streams: bool) -> Callable[..., Any]:
         """Returns the handler's function with everything around it that this class promises."""
         if inspect.isasyncgenfunction(function):
 
@@ -170,6 +188,8 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
             failed: list[str] = []
             response = None
+            if not streams:
+                self._begin(context)
             with self._watched(method, request, context, failed):
                 if request is _GARBLED:
                     message = "the message is not the protocol buffer that this method takes"
@@ -191,6 +211,9 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             yield
         except grpc.aio.AbortError:
             raise
+        except grpc.aio.InternalError:  # gRPC has nobody left to send an answer or a refusal to
+            code = _left_or_late(context)
+            raise asyncio.CancelledError from None
         except Exception:
             given = getattr(request, "request_id", "")
             request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex[:12]
@@ -198,14 +221,18 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             failed.append(request_id)
             code = grpc.StatusCode.INTERNAL
         except BaseException:  # the call was cancelled: its client went away, or its deadline passed
-            left = context.time_remaining()
-            # A client whose clock is a little ahead hangs up just before the deadline that it set.
-            late = left is not None and left <= DEADLINE_TOLERANCE
-            code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+            code = _left_or_late(context)
             raise
         finally:
             name = (code or context.code() or grpc.StatusCode.OK).name
             self._statistics.request(method, name, time.perf_counter() - started)
+
+
+def _left_or_late(context: grpc.aio.ServicerContext) -> grpc.StatusCode:
+    left = context.time_remaining()
+    # A client whose clock is a little ahead hangs up just before the deadline that it set.
+    late = left is not None and left <= DEADLINE_TOLERANCE
+    return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
 
 
 _GARBLED = object()  # stands for a request that could not be parsed
@@ -228,7 +255,10 @@ def _forgiving(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], 
 async def _abort_internal(context: grpc.aio.ServicerContext, request_id: str) -> NoReturn:
     message = f"the server failed on this request; its log says more under the request id {request_id}"
     text, trailers = _status(grpc.StatusCode.INTERNAL, "INTERNAL", message, None, {"request_id": request_id}, {})
-    await context.abort(grpc.StatusCode.INTERNAL, text, trailing_metadata=trailers)
+    try:
+        await context.abort(grpc.StatusCode.INTERNAL, text, trailing_metadata=trailers)
+    except grpc.aio.InternalError:  # the client has left; the log has said what there is to say
+        raise asyncio.CancelledError from None
     raise AssertionError("abort raises")
 
 

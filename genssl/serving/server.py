@@ -27,14 +27,16 @@ from genssl.generators.opening import open_generator
 from genssl.registry import GENERATORS
 from genssl.runtime import pick_device, set_threads
 from genssl.serving.admission import Admission
-from genssl.serving.auth import TokenInterceptor, read_tokens, server_credentials
+from genssl.serving.auth import TokenInterceptor, Tokens
 from genssl.serving.batcher import Batcher
+from genssl.serving.certificates import ServerCertificate
 from genssl.serving.channel import SERVICE, server_options
 from genssl.serving.embedder import Embedder
 from genssl.serving.hosted import Hosted
 from genssl.serving.jobs import BatchReport
 from genssl.serving.metrics import MetricsServer
 from genssl.serving.rejections import GuardInterceptor
+from genssl.serving.reread import Refreshable, keep_rereading
 from genssl.serving.service import GenerationService
 from genssl.serving.statistics import GeneratorCounters, Statistics
 from genssl.serving.write_through import WriteThrough
@@ -44,6 +46,8 @@ from genssl.variants.store import VariantStore
 from genssl.variants.store_manifest import read_manifest
 
 log = logging.getLogger(__name__)
+
+LAST_WORD_SECONDS = 0.5  # for watchers to read that the server is going
 
 
 async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with_stdin: bool = False) -> None:
@@ -55,7 +59,7 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
         exit_with_stdin: also stop when standard input closes, which it does when the parent process ends in any way.
 
     Raises:
-        UserError: if the address is taken, or a generator cannot be loaded.
+        UserError: if the address is taken, a certificate, key or token cannot be used, or a generator cannot be loaded.
     """
     device = pick_device(file.device)
     threads = set_threads(file.threads) if device.type == "cpu" else 0
@@ -68,12 +72,19 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
     statistics = Statistics(
         str(device), queued_bytes=lambda: admission.num_bytes, queued_of=lambda client: service.queued[client]
     )
-    interceptors: list[grpc.aio.ServerInterceptor] = [GuardInterceptor(statistics)]
+    guard = GuardInterceptor(statistics)
+    interceptors: list[grpc.aio.ServerInterceptor] = [guard]
+    reread: list[Refreshable] = []
     if file.tokens:
-        interceptors.append(
-            TokenInterceptor(read_tokens(file.tokens, file.limits.max_variants_per_request), statistics)
-        )
-    credentials = server_credentials(file.tls) if file.tls is not None else None
+        tokens = Tokens(file.tokens, file.limits.max_variants_per_request)
+        interceptors.append(TokenInterceptor(tokens, statistics))
+        reread.append(tokens)
+    credentials = None
+    if file.tls is not None:
+        certificate = ServerCertificate(file.tls)
+        statistics.certificate_expires = lambda: certificate.expires
+        credentials = certificate.credentials()
+        reread.append(certificate)
     service = GenerationService(file, str(device), threads, admission, statistics)
     health_service = health.aio.HealthServicer()
     server = grpc.aio.server(options=server_options(file.limits.max_message_bytes), interceptors=interceptors)
@@ -96,6 +107,8 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
         if file.store is not None:
             store = WriteThrough(VariantStore(file.store.path, max_bytes=file.store.max_bytes))
             stack.push_async_callback(store.close)
+            statistics.store_state = lambda kept=store: kept.state
+            reread.append(store)
         device_thread = ThreadPoolExecutor(1, thread_name_prefix="genssl-device")
         stack.callback(device_thread.shutdown, wait=False, cancel_futures=True)
         stack.push_async_callback(service.close)
@@ -106,8 +119,8 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
         if address_file is not None:
             _write_address(address_file, address)
         log.info("listening on %s, loading %s", address, ", ".join(config.name for config in file.generators))
-        watching = loop.create_task(statistics.watch_loop())
-        stack.callback(watching.cancel)
+        for watch in (statistics.watch_loop(), keep_rereading(reread)):
+            stack.callback(loop.create_task(watch).cancel)
         loader = _Loader(file, device, service, statistics, device_thread, store)
         loading = loop.create_task(loader.load())
         await asyncio.wait([loading, loop.create_task(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
@@ -121,7 +134,10 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
         log.info("draining for at most %g s", file.drain_seconds)
         service.state = statistics.state = "draining"
         await set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        await server.stop(file.drain_seconds)
+        stopping = loop.create_task(server.stop(file.drain_seconds))
+        await asyncio.wait([stopping, loop.create_task(guard.answered())], return_when=asyncio.FIRST_COMPLETED)
+        await server.stop(LAST_WORD_SECONDS)  # health watches and other streams that only wait are no work
+        await stopping
     log.info("stopped")
 
 
@@ -150,13 +166,26 @@ def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredent
         raise UserError(f"address {address}: the folder of the socket does not exist; make it first")
     if port == 0:
         raise UserError(
-            f"address {address}: cannot be bound; another server may be using it. "
-            "Choose another, or port 0 for any free port"
+            f"address {address}: cannot be bound{_why_not(address)}. Choose another, or port 0 for any free port"
         )
     if address.startswith("unix:"):
         Path(address.removeprefix("unix:")).chmod(0o600)
         return address
     return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _why_not(address: str) -> str:
+    """Returns what the system says to an address that gRPC cannot bind, which says nothing."""
+    if address.startswith("unix:"):
+        return "; another server is using it"
+    host, _, port = address.rpartition(":")
+    try:
+        family, *_, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.bind(place)
+    except OSError as error:
+        return f" ({error.strerror or error})"
+    return ""
 
 
 def _is_answered(address: str) -> bool:

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 from genssl import __version__
 from genssl.generation.v1 import generation_pb2 as pb
+from genssl.variants.store_place import StoreState
 
 Origin = Literal["generated", "store", "memory", "shared"]
 State = Literal["loading", "serving", "draining"]
@@ -34,6 +35,7 @@ Reason = Literal[
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 REASONS: tuple[Reason, ...] = get_args(Reason)
 STATES: tuple[State, ...] = get_args(State)
+STORE_STATES: tuple[StoreState, ...] = get_args(StoreState)
 
 MOST_CLIENTS = 256
 CLIENT_SECONDS = 600.0
@@ -204,6 +206,8 @@ class Statistics:
     ) -> None:
         self.device, self.queued_bytes, self._queued_of = device, queued_bytes, queued_of
         self.state: State = "loading"
+        self.store_state: Callable[[], StoreState] | None = None
+        self.certificate_expires: Callable[[], float] | None = None  # seconds since 1970
         self.generators: dict[str, GeneratorCounters] = {}
         self.rejections: dict[Reason, int] = dict.fromkeys(REASONS, 0)
         self.requests: dict[tuple[str, str], int] = {}

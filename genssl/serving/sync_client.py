@@ -30,7 +30,7 @@ class HostedGenerator:
     Attributes:
         generator_id: the name under which it is asked for.
         name: the kind of generator, such as "stable_unclip".
-        model: as the server's file names it.
+        model: as the server's file names it; of a folder on its disk the name alone.
         fingerprint: 16 bytes over weights, configs, dtype and sampler version.
         embedding_dim: width of its conditioner's embedding.
         image_size: side of a variant in pixels, by default.

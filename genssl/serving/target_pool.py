@@ -286,6 +286,8 @@ class TargetPool:
                 await target.introduce()
             except grpc.aio.AioRpcError as error:
                 target.trouble = f"{error.code().name}: {error.details()}"
+                if error.code() == grpc.StatusCode.UNAVAILABLE:
+                    await target.diagnose(str(error.details()))
                 target.strike(asked)
                 target.fault = ""
                 if error.code() in UNWELCOME:

@@ -25,6 +25,8 @@ from genssl.serving.channel import (
     ROW_OVERHEAD,
     stated_calls,
 )
+from genssl.serving.diagnosis import MARK as TLS_MARK
+from genssl.serving.diagnosis import diagnose
 from genssl.serving.window import Window
 from genssl.variants.background import note_channel
 
@@ -146,7 +148,7 @@ class Target:
         max_in_flight: int,
         advice: Advice = CLIENT_ADVICE,
     ) -> None:
-        self.address, self._advice = check_target(address), advice
+        self.address, self._advice, self._tls = check_target(address), advice, tls
         self.channel = _open_channel(address, tls, token)
         note_channel(self.channel)
         self.stub = pb_grpc.GenerationServiceStub(self.channel)  # type: ignore[no-untyped-call]
@@ -155,6 +157,7 @@ class Target:
         self.generators: dict[str, pb.GeneratorInfo] = {}
         self.met = self.ready = False
         self.trouble = self.fault = ""
+        self._diagnosed = ("", "")  # what gRPC said, and what was found out about it
         self._refusal, self._refused_at = "", 0.0
         self.outstanding = 0
         self.used = self.heard = 0.0
@@ -201,6 +204,13 @@ class Target:
             self.trouble = f"{error.code().name}: {error.details()}"
             raise ServerUnavailableError(self.state()) from None
         return answer
+
+    async def diagnose(self, details: str) -> None:
+        """Finds out why no connection to the server comes about, once for what gRPC says of it, and notes that."""
+        if details != self._diagnosed[0]:
+            self._diagnosed = details, await asyncio.to_thread(diagnose, self.address, self._tls)
+        if reasons := self._diagnosed[1]:
+            self.trouble = reasons if reasons.startswith(TLS_MARK) else f"UNAVAILABLE: {reasons}"
 
     def message_bytes(self) -> int:
         """Returns how many bytes of images one message may have, to or from this server."""
@@ -306,6 +316,9 @@ class Target:
                 f"the generation server at {self.address} is too slow for what is asked, or stuck"
                 f"{f' ({trouble})' if trouble else ''}: {self._advice.slow}"
             )
+        if trouble.startswith(TLS_MARK):
+            reasons = trouble.removeprefix(TLS_MARK)
+            return f"there is no connection to the generation server at {self.address}: {reasons}"
         hint = ""
         if "handshake" in self.trouble.lower() or "CERTIFICATE" in self.trouble:
             hint = " Its certificate must be signed by tls.ca and name this host."

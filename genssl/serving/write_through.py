@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from genssl.data.base import UInt8Array
 from genssl.variants.key import VariantKey
 from genssl.variants.store import VariantStore
+from genssl.variants.store_place import StoreState
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,15 @@ class WriteThrough:
         self._room = asyncio.Event()
         self._room.set()
         self._writer: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> StoreState:
+        """What becomes of variants that are to be stored now."""
+        return self._store.state
+
+    def refresh(self) -> None:
+        """Looks whether the store still lies in its place, so that its loss is told though nothing is written."""
+        self._store.look()
 
     async def describe(
         self, fingerprint: bytes, *, name: str, model: str, licence: str, tflops: float | None = None

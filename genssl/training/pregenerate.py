@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -203,8 +202,7 @@ def _open(
         threads: int | Literal["auto"] = (
             server_threads(recipe) if recipe.variants.batching == "deterministic" else "auto"
         )
-        log = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="genssl-"))) / "server.log"
-        server = stack.enter_context(EmbeddedServer(server_file(recipe, threads, known), log))
+        server = stack.enter_context(EmbeddedServer(server_file(recipe, threads, known)))
     changed = recipe.variants.model_copy(update={"late": "block", "rows_per_request": rows})
     patient = recipe.model_copy(update={"variants": changed})
     return open_remote(patient, dataset, ledger, server, client_id="genssl pregenerate", priority="bulk")

@@ -18,6 +18,7 @@ from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.base import Parameters
 from genssl.generators.configs import GeneratorConfig
+from genssl.generators.locate import shown
 from genssl.generators.variation import varying_parameters
 from genssl.runtime import usable_cores
 from genssl.serving.embedded import EmbeddedServer
@@ -335,7 +336,7 @@ def _check_same_model(recipe: Recipe, info: pb.GeneratorInfo) -> None:
     assert recipe.generator is not None
     served = {"name": info.name, "model": info.model, **info.settings}
     asked = {key: str(getattr(recipe.generator, key, value)) for key, value in served.items()}
-    differing = [key for key in served if served[key] != asked[key]]
+    differing = [key for key in served if served[key] not in (asked[key], shown(asked[key]))]
     if differing:
         said = ", ".join(f"{key} {served[key]} (the recipe: {asked[key]})" for key in differing)
         raise RequestRefusedError(

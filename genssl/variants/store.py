@@ -34,6 +34,8 @@ from genssl.variants.store_manifest import (
     read_manifest,
     update_manifest,
 )
+from genssl.variants.store_meta import DATA
+from genssl.variants.store_place import StorePlace, StoreState
 from genssl.variants.store_record import IDENTITY, Encoding, Record, decode, decode_image, digest_of, encode
 from genssl.variants.store_scan import link_key, link_of
 from genssl.variants.store_writers import WRITERS, network_filesystem, take_writer, writer_names
@@ -98,6 +100,7 @@ class VariantStore:
         self._own: Environment | None = None
         self._writer_locks: list[int] = []
         self._map_bytes = map_bytes
+        self._place: StorePlace | None = None
         self._refreshed, self._retry_at, self._closed = 0.0, 0.0, False
         if not readonly:
             create_store(folder)
@@ -184,17 +187,18 @@ class VariantStore:
 
         Returns:
             How many were written: not those that this writer has already, not those beyond `max_bytes`, and none if the
-            disk refuses, which is logged once and tried again after a while.
+            disk refuses, which is logged once and tried again after a while, or while the folder is gone.
 
         Raises:
             StoreError: if the store is pinned to another generator; with `strict` also if the disk is full or refuses,
-                and if the store has reached `max_bytes`. What was stored before stays readable.
+                if the store has reached `max_bytes`, and if its folder is gone. What was stored before stays readable.
         """
         self._check_process()
         assert self._own is not None, "a store opened with readonly=True is not written"
+        assert self._place is not None
         for fingerprint in {key.fingerprint for key, _ in items}:
             self._check_pinned(fingerprint)
-        if not strict and time.monotonic() < self._retry_at:
+        if not self._place.look(strict=strict) or (not strict and time.monotonic() < self._retry_at):
             return 0
         entries = [
             Entry(key.digest(), encode(key, image, self.encoding), key.source_id, link_of(key)) for key, image in items
@@ -215,7 +219,18 @@ class VariantStore:
         self._retry_at = 0.0
         if strict and len(fitting) < len(entries):
             raise StoreError(self._refused(f"its max_bytes is {self.max_bytes:,}", entries[len(fitting) :]))
-        return written
+        return written if self._place.look(strict=strict) else 0
+
+    def look(self) -> bool:
+        """Says whether the store still lies where it was opened; see `StorePlace`. A new one is never made there."""
+        return self._place is None or self._place.look()
+
+    @property
+    def state(self) -> StoreState:
+        """What becomes of variants that are to be stored now."""
+        if self._place is not None and self._place.gone:
+            return "gone"
+        return "full" if self.full else "failing" if self._retry_at else "writing"
 
     def describe_generator(
         self,
@@ -339,6 +354,7 @@ class VariantStore:
         """Takes an environment to write; what was written before is read on."""
         self.writer, self._own, descriptor = take_writer(self.folder, self._map_bytes, on_network=self._on_network)
         self._writer_locks.append(descriptor)
+        self._place = StorePlace(self.folder, self._own.folder / DATA)
         self._names.add(self.writer)
         self._environments = (self._own, *self._environments)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from genssl.config.server import TLSConfig, TokenConfig
 from genssl.errors import UserError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
-from genssl.serving.auth import RateLimit, read_tokens, server_credentials
+from genssl.serving.auth import RateLimit, Tokens, read_tokens
+from genssl.serving.certificates import ServerCertificate
 from genssl.serving.rejections import read_refusal
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -143,7 +145,7 @@ def test_a_bad_file_is_a_users_error(files, tmp_path, changed, content, message)
         (tmp_path / "changed").write_bytes(content)
     paths = {"certificate": files / "certificate.pem", "key": files / "key.pem", "client_ca": files / "ca.pem"}
     with pytest.raises(UserError, match=message):
-        server_credentials(TLSConfig(**{**paths, changed: tmp_path / "changed"}))
+        ServerCertificate(TLSConfig(**{**paths, changed: tmp_path / "changed"}))
 
 
 # ---- Tokens ----
@@ -257,6 +259,51 @@ def test_variables_and_equal_tokens(monkeypatch):
     tokens = read_tokens(configs, 64)
     assert [token.name for token in tokens] == ["alice", "bob"]
     assert ALICE not in repr(tokens)
+
+
+def test_a_token_whose_file_is_replaced_is_let_in_and_the_old_one_is_not(tmp_path):
+    file = tmp_path / "token"
+    file.write_text(ALICE)
+    with (
+        wired(tokens=[{"name": "alice", "file": str(file)}]) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub = pb_grpc.GenerationServiceStub(channel)
+
+        def code(token: str) -> str:
+            try:
+                return stub.GetServerInfo(pb.GetServerInfoRequest(), metadata=bearer(token), timeout=10).device
+            except grpc.RpcError as error:
+                return error.code().name
+
+        assert (code(ALICE), code(BOB)) == ("alice", "UNAUTHENTICATED")
+        file.write_text(BOB)
+        ends = time.monotonic() + 60
+        while code(BOB) != "alice":
+            assert time.monotonic() < ends
+        assert code(ALICE) == "UNAUTHENTICATED"
+
+
+def test_reading_tokens_anew_keeps_what_was_taken_and_survives_a_broken_file(tmp_path, caplog):
+    for name in ("alice", "bob"):
+        (tmp_path / name).write_text({"alice": ALICE, "bob": BOB}[name])
+    configs = [TokenConfig(name=name, file=tmp_path / name, max_variants_per_second=1) for name in ("alice", "bob")]
+    tokens = Tokens(configs, 64)
+    assert tokens.known[0].rate.take(64) == 0
+    (tmp_path / "alice").write_text("another-0123456789abcdef")
+    tokens.refresh()
+    assert [token.secret for token in tokens.known] == [b"another-0123456789abcdef", BOB.encode()]
+    assert tokens.known[0].rate.take(64) > 0, "a new token is no new allowance"
+    (tmp_path / "bob").write_text("short")
+    tokens.refresh()
+    tokens.refresh()
+    (tmp_path / "bob").unlink()
+    tokens.refresh()
+    assert tokens.known[1].secret == BOB.encode()
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 2
+    assert "tokens.1.file: the token in" in errors[0]
+    assert "No such file" in errors[1]
 
 
 def test_a_rate_limit_holds_two_seconds_worth():

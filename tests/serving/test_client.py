@@ -360,7 +360,7 @@ def test_a_secure_channel_with_a_token_and_a_certificate_of_ones_own(tmp_path, c
             assert client.variants(GREY[:3], 1).images[2, 0, 0, 0] == 3
         with (
             VariantClient(address, token="secret", tls=ClientTLSConfig(ca=ca), deadline_seconds=1) as client,
-            pytest.raises(ServerUnavailableError, match="gives no answer"),
+            pytest.raises(ServerUnavailableError, match=r"gives no answer|wants a certificate of the client"),
         ):
             client.variants(GREY[:1], 0)
 
@@ -371,7 +371,9 @@ def test_a_server_with_a_foreign_certificate_is_not_talked_to(tmp_path, certific
         bare_server(tmp_path, **server) as (address, calls),
         VariantClient(address, tls=ClientTLSConfig(ca=certificates / "other_ca.pem"), deadline_seconds=1) as client,
     ):
-        with pytest.raises(ServerUnavailableError, match=r"must be signed by tls\.ca"):
+        with pytest.raises(
+            ServerUnavailableError, match=r"must be signed by tls\.ca|signed by none of the authorities"
+        ):
             client.variants(GREY[:1], 0)
         assert calls() == []
 

@@ -16,6 +16,7 @@ from genssl.config.server import ServerFile
 from genssl.errors import ServerUnavailableError, UserError
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.serving.embedded import EmbeddedServer
+from genssl.serving.socket_folder import SocketFolder
 
 FILE = ServerFile(
     threads=1, buckets=[1], generators=[StableUnCLIPConfig(model="builtin:digits-unclip", num_inference_steps=1)]
@@ -28,7 +29,7 @@ from tests_file import FILE
 from genssl.serving.embedded import EmbeddedServer
 server = EmbeddedServer(FILE, Path(sys.argv[1]))
 server.wait_until_bound()
-print(server.pid, flush=True)
+print(server.pid, server.address, flush=True)
 time.sleep(600)
 """
 
@@ -50,7 +51,10 @@ def check_until_it_raises(server: EmbeddedServer) -> None:
         time.sleep(0.05)
 
 
-def test_the_server_ends_with_the_block_and_leaves_nothing(tmp_path):
+def test_the_server_ends_with_the_block_and_leaves_nothing(tmp_path, monkeypatch):
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))  # TMPDIR; longer than a socket's path may be
     with EmbeddedServer(FILE, tmp_path / "not" / "there" / "yet" / "log") as server:
         server.wait_until_bound()
         socket = Path(server.address.removeprefix("unix:"))
@@ -73,9 +77,16 @@ def test_the_server_notices_that_its_parent_was_killed(tmp_path):
     command = [sys.executable, "-c", PARENT, str(tmp_path / "log")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
         assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
+        pid, address = parent.stdout.readline().split()
+        pid = int(pid)
         parent.send_signal(signal.SIGKILL)
     assert gone(pid)
+    folder = Path(address.removeprefix("unix:")).parent
+    assert folder.exists()
+    ends = time.monotonic() + 30  # its threads may end a moment after it
+    while folder.exists():
+        assert time.monotonic() < ends
+        SocketFolder().close()  # as the next run does
 
 
 def test_a_killed_server_is_reported_with_its_address_and_its_log(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
 import sys
 import threading
@@ -23,7 +24,10 @@ from genssl.errors import UserError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.serving.metrics import MetricsServer
+from genssl.serving.reread import keep_rereading
 from genssl.serving.statistics import Statistics
+from genssl.serving.write_through import WriteThrough
+from genssl.variants.store import VariantStore
 
 sys.path.insert(0, str(Path(__file__).parent))
 from wired import wired
@@ -172,3 +176,31 @@ def test_a_taken_port_is_a_users_error_and_a_closed_server_frees_its_own():
     server.close()
     assert threading.active_count() == threads
     asyncio.run(start(address)).close()
+
+
+def test_the_loss_of_the_store_is_a_metric(tmp_path):
+    async def states() -> dict[str, float]:
+        store = WriteThrough(VariantStore(tmp_path / "store"))
+        statistics = Statistics("cpu", queued_bytes=int, queued_of=len)
+        statistics.store_state = lambda: store.state
+        server = MetricsServer(MetricsConfig(address="127.0.0.1:0"), statistics)
+
+        async def scraped() -> dict[str, float]:
+            text = await asyncio.to_thread(
+                lambda: urllib.request.urlopen(f"http://{server.address}/metrics", timeout=20).read().decode()
+            )
+            (family,) = [one for one in text_string_to_metric_families(text) if one.name == "genssl_store_state"]
+            return {sample.labels["state"]: sample.value for sample in family.samples}
+
+        before = await scraped()
+        shutil.rmtree(tmp_path / "store")
+        rereading = asyncio.create_task(keep_rereading([store], 0.01))
+        while (after := await scraped()) == before:
+            pass
+        rereading.cancel()
+        await asyncio.to_thread(server.close)
+        await store.close()
+        assert before == {"writing": 1, "full": 0, "failing": 0, "gone": 0}
+        return after
+
+    assert asyncio.run(asyncio.wait_for(states(), 60)) == {"writing": 0, "full": 0, "failing": 0, "gone": 1}

@@ -6,6 +6,8 @@ import json
 import re
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import grpc
@@ -102,3 +104,26 @@ def test_a_bug_is_an_id_for_the_client_and_a_traceback_for_the_log():
         assert told.message == expected
         assert line["exception"].startswith("Traceback")
         assert SECRET in line["exception"]
+
+
+def test_a_client_that_leaves_during_its_refusal_is_no_fault_of_the_server():
+    with wired() as server:
+        with grpc.insecure_channel(server.address) as channel:
+            stub = pb_grpc.GenerationServiceStub(channel)
+            # The server cannot tell a unary call from one that would take a stream, which learns that it has begun.
+            start = channel.unary_stream("/genssl.generation.v1.GenerationService/GenerateVariants")
+            for _ in range(5):
+                call = start(pb.GenerateVariantsRequest(generator_id="left").SerializeToString())
+                call.initial_metadata()
+                call.cancel()
+            ends = time.monotonic() + 60
+            while (counted := stub.GetStatistics(pb.GetStatisticsRequest(), timeout=10)).requests < 5:
+                assert time.monotonic() < ends
+                time.sleep(0.02)
+        with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=10) as answer:
+            metrics = answer.read().decode()
+        log = server.stop()
+    assert counted.rejections["queue_full"] == 5
+    assert 'genssl_requests_total{code="CANCELLED",method="GenerateVariants"} 5.0' in metrics
+    assert "INTERNAL" not in metrics
+    assert "Traceback" not in log

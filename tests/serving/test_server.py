@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import io
+import itertools
+import shutil
 import signal
+import threading
 import time
 
 import grpc
 import numpy as np
 import pytest
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from PIL import Image
 
 from genssl.data.base import StoredImage, raw_image
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
+from genssl.generators.locate import BUILTIN
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
@@ -174,6 +179,18 @@ def test_server_info_and_generators_say_what_requests_need(stub, unclip):
     assert generator.default_parameters["noise_level"] == 300
 
 
+def test_clients_see_the_name_of_a_folder_and_not_where_it_lies(start_server, tmp_path):
+    folder = tmp_path / "secret" / "my-unclip"
+    shutil.copytree(BUILTIN / "digits-unclip", folder)
+    with start_server(tmp_path, f"generators.0.model={folder}") as server:
+        server.wait_until_serving()
+        with grpc.insecure_channel(server.address) as channel:
+            stub = pb_grpc.GenerationServiceStub(channel)
+            answer = stub.ListGenerators(pb.ListGeneratorsRequest(), timeout=5)
+    assert answer.generators[0].model == "my-unclip"
+    assert "secret" not in str(answer)
+
+
 def test_reflection_lists_the_service(server):
     with grpc.insecure_channel(server.address) as channel:
         services = ProtoReflectionDescriptorDatabase(channel).get_services()
@@ -195,6 +212,45 @@ def test_sigterm_finishes_the_request_under_way_and_ends_with_code_zero(start_se
             server.process.send_signal(signal.SIGTERM)
             assert len(future.result().variants) == 512
         assert server.process.wait(timeout=30) == 0
+
+
+def test_streams_that_only_wait_do_not_hold_a_shutdown(start_server, tmp_path):
+    with start_server(tmp_path, "drain_seconds=250") as server, grpc.insecure_channel(server.address) as channel:
+        server.wait_until_serving()
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        talking = threading.Event()
+        question = reflection_pb2.ServerReflectionRequest(list_services="")
+        questions = itertools.chain([question], (question for _ in iter(talking.wait, False)))
+        reflected = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(questions)
+        assert next(reflected).list_services_response.service
+        server.process.send_signal(signal.SIGTERM)
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        try:
+            assert server.process.wait(timeout=25) == 0
+        finally:
+            reflected.cancel()
+            talking.set()
+
+
+@pytest.mark.slow
+def test_a_server_whose_store_is_deleted_serves_on_and_says_so_once(start_server, tmp_path, digits_test):
+    store = tmp_path / "store"
+    with start_server(tmp_path, f"store={{path: {store}}}") as server:
+        server.wait_until_serving()
+        with grpc.insecure_channel(server.address) as channel:
+            stub = pb_grpc.GenerationServiceStub(channel)
+            for index in range(4):
+                request = ask([source_of(digits_test.stored(0))], [spec(index=index)])
+                assert pixels(stub.GenerateVariants(request, timeout=30).variants[0]).any()
+                if index == 0:
+                    assert store.is_dir()
+                    shutil.rmtree(store)
+        assert server.stop() == 0
+    log = server.log_path.read_text()
+    assert log.count(f"{store} was deleted, moved or replaced while this process had it open") == 1
+    assert "Traceback" not in log
+    assert not store.exists()
 
 
 def test_a_server_is_not_serving_while_it_loads(start_server, tmp_path):

@@ -7,6 +7,7 @@ is asked for. Prints its addresses as JSON once it listens, and logs to standard
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -22,11 +23,13 @@ from grpc_reflection.v1alpha import reflection
 from genssl.config.server import MetricsConfig, TLSConfig, TokenConfig
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
-from genssl.serving.auth import TokenInterceptor, current_token, read_tokens, server_credentials
+from genssl.serving.auth import TokenInterceptor, Tokens, current_token
+from genssl.serving.certificates import ServerCertificate
 from genssl.serving.channel import SERVICE
 from genssl.serving.logs import set_up_logging
 from genssl.serving.metrics import MetricsServer
 from genssl.serving.rejections import GuardInterceptor, refuse
+from genssl.serving.reread import keep_rereading
 from genssl.serving.statistics import Statistics
 
 SECRET = "a detail of /the/server that no client may see"
@@ -69,6 +72,12 @@ class Service(pb_grpc.GenerationServiceServicer):
                     detail="FINGERPRINT_CHANGED",
                     violations={f"variants[{i}].source_index": "is " + "far " * 1000 + "away" for i in range(100)},
                 )
+            case "left":
+                with contextlib.suppress(asyncio.CancelledError):
+                    await context.send_initial_metadata(())  # by this the client knows that it is time to leave
+                    await asyncio.sleep(30)
+                code = grpc.StatusCode.RESOURCE_EXHAUSTED
+                await refuse(context, self.statistics, code, "queue_full", "nobody is there to read it")
             case "slow":
                 await asyncio.sleep(30)
             case "block":
@@ -95,8 +104,11 @@ async def main(settings: dict[str, Any]) -> None:
         "digits", buckets=[1, 4, 16], queued=lambda: {"training": 7}, running=lambda: 3, largest_bucket=lambda: 16
     )
     interceptors: list[grpc.aio.ServerInterceptor] = [GuardInterceptor(statistics)]
-    if tokens := [TokenConfig.model_validate(token) for token in settings.get("tokens", [])]:
-        interceptors.append(TokenInterceptor(read_tokens(tokens, largest_request=64), statistics))
+    reread = []
+    if configs := [TokenConfig.model_validate(token) for token in settings.get("tokens", [])]:
+        tokens = Tokens(configs, largest_request=64)
+        interceptors.append(TokenInterceptor(tokens, statistics))
+        reread.append(tokens)
     server = grpc.aio.server(interceptors=interceptors)
     pb_grpc.add_GenerationServiceServicer_to_server(Service(statistics), server)
     health_service = health.aio.HealthServicer()
@@ -105,16 +117,20 @@ async def main(settings: dict[str, Any]) -> None:
     reflection.enable_server_reflection((SERVICE, reflection.SERVICE_NAME), server)
     address = settings.get("address", "127.0.0.1:0")
     if "tls" in settings:
-        port = server.add_secure_port(address, server_credentials(TLSConfig.model_validate(settings["tls"])))
+        certificate = ServerCertificate(TLSConfig.model_validate(settings["tls"]))
+        statistics.certificate_expires = lambda: certificate.expires
+        port = server.add_secure_port(address, certificate.credentials())
+        reread.append(certificate)
     else:
         port = server.add_insecure_port(address)
     await server.start()
     statistics.state = "serving"
     metrics = MetricsServer(MetricsConfig(address="127.0.0.1:0"), statistics)
-    watching = asyncio.create_task(statistics.watch_loop())
+    watching = [asyncio.create_task(watch) for watch in (statistics.watch_loop(), keep_rereading(reread, 0.05))]
     print(json.dumps({"address": f"127.0.0.1:{port}", "metrics": metrics.address}), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    watching.cancel()
+    for watch in watching:
+        watch.cancel()
     metrics.close()
     await server.stop(0)
 

@@ -16,6 +16,13 @@ def test_another_generator_is_refused_with_all_the_servers(quick_recipe):
         _check_same_model(recipe, info)
 
 
+def test_a_folder_is_compared_by_the_name_that_servers_tell(quick_recipe, tmp_path):
+    info = pb.GeneratorInfo(generator_id="stable_unclip", name="stable_unclip", model="my-unclip")
+    _check_same_model(quick_recipe("variants.server=127.0.0.1:1", "generator.model=/models/my-unclip"), info)
+    with pytest.raises(RequestRefusedError, match=r"model my-unclip \(the recipe: /models/other\)"):
+        _check_same_model(quick_recipe("variants.server=127.0.0.1:1", "generator.model=/models/other"), info)
+
+
 def test_a_deterministic_embedded_server_computes_with_the_trainers_threads(quick_recipe):
     assert server_threads(quick_recipe("variants.batching=deterministic", "train.threads=3")) == 3
     assert server_threads(quick_recipe("train.threads=3")) == server_threads(quick_recipe("train.threads=1"))
