@@ -155,8 +155,7 @@ class Environment:
         def work(txn: Any) -> list[bytes | None]:
             get, variants = txn.get, self.variants
             # A copy of a view is made at half the cost of the copy that `get` itself would make.
-            views = (get(digest, None, variants) for digest in digests)
-            return [None if view is None else bytes(view) for view in views]
+            return [None if (view := get(digest, None, variants)) is None else bytes(view) for digest in digests]
 
         return self.read(work, buffers=True)
 
