@@ -91,15 +91,18 @@ class MetricsConfig(Section):
 
 
 class TLSConfig(Section):
-    """Encryption; with `client_ca` also proof of who the client is (mTLS)."""
+    """Encryption; with `client_ca` also proof of who the client is (mTLS). Files that are replaced are read anew."""
 
-    certificate: Path = Field(description="PEM, the chain, the server's own certificate first")
+    certificate: Path = Field(
+        description="PEM, the chain, the server's own certificate first; for an RSA key of 2048 bits or more, or an "
+        "ECDSA key on P-256 or P-384"
+    )
     key: Path = Field(description="PEM")
     client_ca: Path | None = Field(None, description="PEM; clients must show a certificate signed by one of these")
 
 
 class TokenConfig(Section):
-    """A bearer token, read from a file or an environment variable, and what its holder may take."""
+    """A bearer token, from a file (read anew when replaced) or an environment variable, and its holder's limits."""
 
     name: str = Field(pattern=r"^[\w.-]+$", description="stands in logs and statistics in place of the token")
     file: Path | None = None
