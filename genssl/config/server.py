@@ -9,26 +9,7 @@ from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 
 from genssl.config.address import check_address, is_local
 from genssl.config.base import BUCKETS, Buckets, ComponentConfig, Kind, Section
-
-
-class LimitsConfig(Section):
-    """What one request may ask for; advertised by GetServerInfo and checked before anything is decoded."""
-
-    max_variants_per_request: int = Field(1024, ge=1)
-    max_message_bytes: int = Field(32 * 2**20, ge=2**16)
-    max_image_bytes: int = Field(16 * 2**20, ge=2**10)
-    max_image_pixels: int = Field(16_000_000, ge=64)
-    max_size_factor: float = Field(
-        4.0, ge=1, description="how many times a generator's own image_size or output_size a request may ask for"
-    )
-    max_queued_variants: int = Field(
-        16384, ge=1, description="rows waiting in the server; more are refused with RESOURCE_EXHAUSTED"
-    )
-    max_queued_variants_per_client: int = Field(8192, ge=1)
-    max_queued_bytes: int = Field(
-        512 * 2**20, ge=2**16, description="bytes of requests and finished variants held at once"
-    )
-    max_queued_bytes_per_client: int = Field(256 * 2**20, ge=2**16)
+from genssl.config.limits import LimitsConfig
 
 
 class StoreConfig(Section):

@@ -48,10 +48,10 @@ def count_pixels(stored: StoredImage, *, max_bytes: int = MAX_BYTES, max_pixels:
     if len(stored.data) > max_bytes:
         raise DataError(f"the image has {len(stored.data):,} bytes; the limit is {max_bytes:,}")
     if stored.encoding == RAW:
-        _, height, width = _raw_pixels(stored, max_pixels).shape
-        return height * width
+        return _raw_pixels(stored, max_pixels)[0].size
     with _opened(stored, max_pixels) as image:
-        return image.width * image.height
+        width, height = image.size
+    return int(width) * int(height)
 
 
 @contextmanager

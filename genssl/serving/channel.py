@@ -5,7 +5,8 @@ from __future__ import annotations
 # Bytes that protobuf fields take beside the pixels, a message and a variant, generously.
 MESSAGE_OVERHEAD, ROW_OVERHEAD = 2**16, 128
 
-CONCURRENT_CALLS = 64  # of one connection; further ones wait at the client
+# What comes in of a message before it is asked for, and how far one connection may run ahead.
+WINDOW_BYTES = 16 * 2**10
 
 SERVICE = "genssl.generation.v1.GenerationService"
 
@@ -31,14 +32,23 @@ CLIENT_OPTIONS: list[tuple[str, int | str]] = [
 ]
 
 
-def server_options(max_message_bytes: int) -> list[tuple[str, int | str]]:
-    """Returns the options of a server that accepts and sends messages of at most this size."""
+def server_options(max_message_bytes: int, *, connections: int = 128, calls: int = 32) -> list[tuple[str, int | str]]:
+    """Returns the options of a server for messages of at most this size, so many connections, and calls of each."""
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
-        # Messages are received before anything can be refused, so their number is bounded as well as their size.
-        ("grpc.max_concurrent_streams", CONCURRENT_CALLS),
+        ("grpc.max_allowed_incoming_connections", connections),
+        ("grpc.max_concurrent_streams", calls),
+        # Before a message is asked for, only a window of it comes in. gRPC would widen windows to what the line can
+        # carry: a connection could push 1 GB into 64 calls that nobody read.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
         # A second server on the same port must fail, not share its connections.
         ("grpc.so_reuseport", 0),
     ]
+
+
+def host_of(peer: str) -> str:
+    """Returns the host of a gRPC peer, such as "ipv4:127.0.0.1" of "ipv4:127.0.0.1:40012"; of a socket file "unix"."""
+    return peer.rpartition(":")[0]

@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from genssl.config.server import LimitsConfig
+from genssl.config.limits import LimitsConfig
 from genssl.data.base import StoredImage, UInt8Array
-from genssl.data.decode import decode
+from genssl.data.decode import count_pixels, decode
 from genssl.errors import DataError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.variants.engine import VariantEngine
@@ -36,46 +36,53 @@ class Ready:
     shared: bool = False
 
 
-def decode_source(source: pb.SourceImage, engine: VariantEngine, limits: LimitsConfig) -> UInt8Array | Failure:
-    """Checks, decodes and preprocesses one source to uint8 [3, S, S]."""
+def check_source(source: pb.SourceImage, limits: LimitsConfig) -> int | Failure:
+    """Checks one source as far as that goes without decoding it; returns how many pixels it says it has."""
     if source.encoding not in (pb.IMAGE_ENCODING_RAW, pb.IMAGE_ENCODING_FILE):
         return Failure(pb.ITEM_CODE_BAD_IMAGE, "a source's encoding must be RAW or FILE")
-    if len(source.data) > limits.max_image_bytes:  # before it is hashed
+    stored = _stored(source)
+    if len(stored.data) > limits.max_image_bytes:  # before it is hashed
         return Failure(
             pb.ITEM_CODE_BAD_IMAGE,
-            f"the image has {len(source.data):,} bytes; the limit is {limits.max_image_bytes:,}",
+            f"the image has {len(stored.data):,} bytes; the limit is {limits.max_image_bytes:,}",
         )
-    stored = StoredImage(
-        data=source.data,
-        encoding="raw" if source.encoding == pb.IMAGE_ENCODING_RAW else "file",
-        channels=source.channels,
-        height=source.height,
-        width=source.width,
-    )
     # Checked here and not believed: a wrong digest would poison embeddings, cache and store for other clients.
     if stored.source_id != source.digest:
         return Failure(
             pb.ITEM_CODE_DIGEST_MISMATCH, f"the data has the digest {stored.source_id.hex()}, not {source.digest.hex()}"
         )
     try:
+        return count_pixels(stored, max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels)
+    except DataError as error:
+        return Failure(pb.ITEM_CODE_BAD_IMAGE, str(error))
+
+
+def decode_source(source: pb.SourceImage, engine: VariantEngine, limits: LimitsConfig) -> UInt8Array | Failure:
+    """Decodes and preprocesses one source that was checked, to uint8 [3, S, S]."""
+    try:
         return engine.generator.preprocess(
-            decode(stored, max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels)
+            decode(_stored(source), max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels)
         )
     except DataError as error:
         return Failure(pb.ITEM_CODE_BAD_IMAGE, str(error))
 
 
-def encode_variants(items: list[Ready | Failure], encoding: pb.ImageEncoding) -> list[pb.Variant]:
-    """Returns one message an item, in order."""
-    return [_variant(position, item, encoding) for position, item in enumerate(items)]
+def _stored(source: pb.SourceImage) -> StoredImage:
+    return StoredImage(
+        data=source.data,
+        encoding="raw" if source.encoding == pb.IMAGE_ENCODING_RAW else "file",
+        channels=source.channels,
+        height=source.height,
+        width=source.width,
+    )
 
 
-def _variant(position: int, item: Ready | Failure, encoding: pb.ImageEncoding) -> pb.Variant:
+def encode_variant(item: Ready | Failure, encoding: pb.ImageEncoding) -> pb.Variant:
+    """Returns an item's message; its place among the others is left to the caller."""
     if isinstance(item, Failure):
-        return pb.Variant(spec_index=position, status=pb.ItemStatus(code=item.code, message=item.message))
+        return pb.Variant(status=pb.ItemStatus(code=item.code, message=item.message))
     channels, height, width = item.image.shape
     return pb.Variant(
-        spec_index=position,
         data=item.image.tobytes() if encoding == pb.IMAGE_ENCODING_RAW else _png(item.image),
         encoding=encoding,
         channels=channels,

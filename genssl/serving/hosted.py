@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 
 from genssl.config.server import ServerFile
@@ -15,7 +15,8 @@ from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.variation import merge
 from genssl.serving.batcher import Batcher
-from genssl.serving.codec import Failure, Ready, decode_source
+from genssl.serving.codec import Failure, Ready, check_source, decode_source
+from genssl.serving.codec_pool import CodecPool, Turn
 from genssl.serving.embedder import Embedder
 from genssl.serving.jobs import DeadlinePassedError, Made
 from genssl.serving.schedule import Priority
@@ -98,12 +99,13 @@ class Hosted:
         store: WriteThrough | None,
         counters: GeneratorCounters,
         file: ServerFile,
-        codec: Executor,
+        codec: CodecPool,
     ) -> None:
         self.generator_id, self.engine, self.batcher, self.counters = generator_id, engine, batcher, counters
         self._embedder, self._memory, self._store = embedder, memory, store
         self._file, self._codec = file, codec
         self._settings: dict[tuple[tuple[str, float], ...], Settings] = {}
+        self.source_bytes = engine.generator.preprocess(np.zeros((3, 8, 8), np.uint8)).nbytes  # of one that is decoded
 
     def info(self) -> pb.GeneratorInfo:
         """Returns what ListGenerators says of it."""
@@ -173,10 +175,12 @@ class Hosted:
         wanted: Sequence[Wanted | Failure],
         found: Mapping[bytes, Ready],
         caller: Caller,
+        turn: Turn,
     ) -> Outcome:
-        """Makes what an admitted request wants and `find` did not find.
+        """Makes what an admitted request wants and `find` did not find; its images are decoded at their `turn`.
 
         Raises:
+            RequestRefusedError: if its images have too many pixels in all.
             DeadlinePassedError: if a variant was not finished by the caller's deadline.
         """
         items: dict[int, Ready | Failure] = {}
@@ -191,7 +195,7 @@ class Hosted:
         if left and self._store is not None:
             await self._store.room()
         needed = sorted({item.source for item in left.values()})
-        embeddings, missing, device_seconds = await self._embed(request.sources, needed, caller.priority)
+        embeddings, missing, device_seconds = await self._embed(request.sources, needed, turn)
         # While the sources were embedded, another request may have made the same variants.
         meanwhile = self._in_memory({item.name for item in left.values() if item.key is not None})
         rows: dict[int, Row] = {}
@@ -264,7 +268,7 @@ class Hosted:
         return found
 
     async def _embed(
-        self, sources: Sequence[pb.SourceImage], needed: Sequence[int], priority: Priority
+        self, sources: Sequence[pb.SourceImage], needed: Sequence[int], turn: Turn
     ) -> tuple[dict[int, torch.Tensor | Failure], list[bytes], float]:
         """Returns each needed source's embedding or why there is none, digests to be sent with data, device seconds."""
         found: dict[int, torch.Tensor | Failure] = {}
@@ -284,20 +288,8 @@ class Hosted:
         self.counters.embeddings_reused = self._embedder.hits
         if not unknown:
             return found, missing, 0.0
-        loop = asyncio.get_running_loop()
-        decoded = await asyncio.gather(
-            *(
-                loop.run_in_executor(self._codec, decode_source, sources[position], self.engine, self._file.limits)
-                for position in unknown
-            )
-        )
-        images: dict[bytes, UInt8Array] = {}
-        for position, image in zip(unknown, decoded, strict=True):
-            if isinstance(image, Failure):
-                found[position] = image
-            else:
-                images[sources[position].digest] = image
-        embeddings, seconds = await self._embedder.embed(images, priority)
+        images = await self._decode({position: sources[position] for position in unknown}, found, turn)
+        embeddings, seconds = await self._embedder.embed(images, turn.priority)
         for position in unknown:
             if position in found:
                 continue
@@ -308,3 +300,32 @@ class Hosted:
                 else embedding
             )
         return found, missing, seconds
+
+    async def _decode(
+        self, sources: Mapping[int, pb.SourceImage], failed: dict[int, torch.Tensor | Failure], turn: Turn
+    ) -> dict[bytes, UInt8Array]:
+        """Returns preprocessed sources uint8 [3, S, S] by digest; enters those that cannot be decoded in `failed`."""
+        limits = self._file.limits
+        check, decode = partial(check_source, limits=limits), partial(decode_source, engine=self.engine, limits=limits)
+        # Hashing and reading a header are charged by the bytes, three of which are about as much work as a pixel.
+        sizes = [source.ByteSize() // 3 for source in sources.values()]
+        checked = await self._codec.map(turn, check, list(sources.values()), sizes)
+        pixels = {}
+        for position, found in zip(sources, checked, strict=True):
+            if isinstance(found, Failure):
+                failed[position] = found
+            else:
+                pixels[position] = found
+        if (total := sum(pixels.values())) > limits.max_request_pixels:
+            raise RequestRefusedError(
+                f"the request's {len(pixels)} images have {total:,} pixels in all; the limit is "
+                f"{limits.max_request_pixels:,} (limits.max_request_pixels); send fewer at once, or smaller ones"
+            )
+        decoded = await self._codec.map(turn, decode, [sources[position] for position in pixels], list(pixels.values()))
+        images: dict[bytes, UInt8Array] = {}
+        for position, image in zip(pixels, decoded, strict=True):
+            if isinstance(image, Failure):
+                failed[position] = image
+            else:
+                images[sources[position].digest] = image
+        return images

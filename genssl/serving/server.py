@@ -30,6 +30,7 @@ from genssl.serving.admission import Admission
 from genssl.serving.auth import TokenInterceptor, read_tokens, server_credentials
 from genssl.serving.batcher import Batcher
 from genssl.serving.channel import SERVICE, server_options
+from genssl.serving.dropping import remember_starters
 from genssl.serving.embedder import Embedder
 from genssl.serving.hosted import Hosted
 from genssl.serving.jobs import BatchReport
@@ -37,6 +38,7 @@ from genssl.serving.metrics import MetricsServer
 from genssl.serving.rejections import GuardInterceptor
 from genssl.serving.service import GenerationService
 from genssl.serving.statistics import GeneratorCounters, Statistics
+from genssl.serving.transfer import TransferInterceptor
 from genssl.serving.write_through import WriteThrough
 from genssl.variants.engine import VariantEngine
 from genssl.variants.memory import MemoryCache
@@ -67,7 +69,11 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
     statistics = Statistics(
         str(device), queued_bytes=lambda: admission.num_bytes, queued_of=lambda client: service.queued[client]
     )
-    interceptors: list[grpc.aio.ServerInterceptor] = [GuardInterceptor(statistics)]
+    interceptors: list[grpc.aio.ServerInterceptor] = [
+        TransferInterceptor(file.limits, admission, statistics),
+        GuardInterceptor(statistics),
+    ]
+    remember_starters(asyncio.get_running_loop())
     if file.tokens:
         interceptors.append(
             TokenInterceptor(read_tokens(file.tokens, file.limits.max_variants_per_request), statistics)
@@ -75,7 +81,12 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
     credentials = server_credentials(file.tls) if file.tls is not None else None
     service = GenerationService(file, str(device), threads, admission, statistics)
     health_service = health.aio.HealthServicer()
-    server = grpc.aio.server(options=server_options(file.limits.max_message_bytes), interceptors=interceptors)
+    options = server_options(
+        file.limits.max_message_bytes,
+        connections=file.limits.max_connections,
+        calls=file.limits.max_calls_per_connection,
+    )
+    server = grpc.aio.server(options=options, interceptors=interceptors)
     pb_grpc.add_GenerationServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Literal, NoReturn
 
 import grpc
@@ -20,8 +21,9 @@ from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.serving.admission import Admission, Claim
 from genssl.serving.auth import Token, current_token
-from genssl.serving.channel import MESSAGE_OVERHEAD, ROW_OVERHEAD
-from genssl.serving.codec import OUTPUT_ENCODINGS, Failure, Ready, encode_variants
+from genssl.serving.channel import MESSAGE_OVERHEAD, ROW_OVERHEAD, host_of
+from genssl.serving.codec import OUTPUT_ENCODINGS, Failure, Ready, encode_variant
+from genssl.serving.codec_pool import CodecPool, Turn
 from genssl.serving.hosted import Caller, Hosted, Wanted
 from genssl.serving.jobs import DeadlinePassedError
 from genssl.serving.rejections import refuse
@@ -60,7 +62,13 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
     ) -> None:
         self.hosted: dict[str, Hosted] = {}
         self.state: Literal["loading", "serving", "draining"] = "loading"
-        self.codec = ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="genssl-codec")
+        self._codec_threads = ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="genssl-codec")
+        self.codec = CodecPool(
+            self._codec_threads,
+            threads=CODEC_THREADS,
+            most_pixels=file.limits.max_image_pixels,
+            ageing_seconds=file.ageing_seconds,
+        )
         self._file, self._limits = file, file.limits
         self._device_name, self._threads, self._statistics = device_name, threads, statistics
         self._admission = admission
@@ -81,7 +89,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             max_image_pixels=limits.max_image_pixels,
             max_queued_variants=limits.max_queued_variants,
             max_queued_variants_per_client=self._admission.most(token.max_queued_variants if token else None),
-            max_queued_bytes=limits.max_queued_bytes,
+            max_queued_bytes=limits.most_queued_bytes(),
             max_queued_bytes_per_client=limits.max_queued_bytes_per_client,
             buckets=self._file.buckets[-1:] if self._file.batching == "deterministic" else self._file.buckets,
             batching=BATCHING[self._file.batching],
@@ -115,21 +123,20 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         claim = await self._admit(request, hosted, wanted, client, context)
         counters, charged = self._statistics.client(client), 0
         self.queued[client] += claim.variants
+        self._admission.hold(claim)
         try:
-            with self._admission.hold(claim):
-                found = await hosted.find(wanted)
-                left = [item for item in wanted if isinstance(item, Wanted) and item.name not in found]
-                caller = await self._in_time(request, hosted, left, client, context)
-                charged = await self._charge(token, len(left), context)
-                outcome = await hosted.make(request, wanted, found, caller)
-                encoded = time.perf_counter()
-                encoding = request.output.encoding or pb.IMAGE_ENCODING_RAW
-                if encoding == pb.IMAGE_ENCODING_RAW and claim.num_bytes < ENCODED_IN_PLACE_BYTES:
-                    variants = encode_variants(outcome.items, encoding)
-                else:
-                    variants = await asyncio.get_running_loop().run_in_executor(
-                        self.codec, encode_variants, outcome.items, encoding
-                    )
+            found = await hosted.find(wanted)
+            left = [item for item in wanted if isinstance(item, Wanted) and item.name not in found]
+            caller = await self._in_time(request, hosted, left, client, context)
+            charged = await self._charge(token, len(left), context)
+            turn = Turn(token.name if token else host_of(context.peer()), client, caller.priority)
+            outcome = await hosted.make(request, wanted, found, caller, turn)
+            encoded = time.perf_counter()
+            variants = await self._encode(outcome.items, request.output.encoding or pb.IMAGE_ENCODING_RAW, turn)
+        except RequestRefusedError as error:
+            if token is not None and token.rate is not None:
+                token.rate.give_back(charged)
+            await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "too_large", str(error))
         except DeadlinePassedError as error:
             await self._refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "deadline", str(error))
         except asyncio.CancelledError:
@@ -167,11 +174,25 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             ),
         )
 
+    async def _encode(
+        self, items: Sequence[Ready | Failure], encoding: pb.ImageEncoding, turn: Turn
+    ) -> list[pb.Variant]:
+        """Returns one message an item, in order."""
+        encode = partial(encode_variant, encoding=encoding)
+        pixels = [item.image.size // 3 if isinstance(item, Ready) else 0 for item in items]
+        if encoding == pb.IMAGE_ENCODING_RAW and 3 * sum(pixels) < ENCODED_IN_PLACE_BYTES:
+            variants = [encode(item) for item in items]
+        else:
+            variants = await self.codec.map(turn, encode, items, pixels)
+        for position, variant in enumerate(variants):
+            variant.spec_index = position
+        return variants
+
     async def close(self) -> None:
         """Stops every queue."""
         for hosted in self.hosted.values():
             await hosted.close()
-        self.codec.shutdown(wait=False, cancel_futures=True)
+        self._codec_threads.shutdown(wait=False, cancel_futures=True)
 
     async def _hosted(self, request: pb.GenerateVariantsRequest, context: grpc.aio.ServicerContext) -> Hosted:
         """Returns the generator that a request is for, or refuses."""
@@ -245,7 +266,16 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
                 f"{self._limits.max_message_bytes:,} bytes; "
                 f"ask for at most {room // (max(sizes) + ROW_OVERHEAD)} at once",
             )
-        claim = Claim(token.name if token else client, len(wanted), request.ByteSize() + answer)
+        decoded = hosted.source_bytes * sum(bool(source.data) for source in request.sources)
+        claim = Claim(token.name if token else client, len(wanted), request.ByteSize() + decoded + answer)
+        if claim.num_bytes > self._admission.most_bytes():
+            await self._refuse(
+                context,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "too_large",
+                f"the request, its decoded images and its answer would hold {claim.num_bytes:,} bytes; one client may "
+                f"hold {self._admission.most_bytes():,}; ask for fewer variants at once",
+            )
         token_most = token.max_queued_variants if token else None
         most = self._admission.most(token_most)
         if len(wanted) > most:
