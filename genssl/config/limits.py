@@ -71,7 +71,7 @@ class LimitsConfig(Section):
             )
         wanted = max(client, value or 0)
         if (most := limits.most_queued_bytes()) < wanted:
-            receiving = max(message, -(-COPIES * wanted // (RECEIVING_SHARE - 1)))
+            receiving = max(2 * message, -(-COPIES * wanted // (RECEIVING_SHARE - 1)))
             raise ValueError(
                 f"max_memory_bytes ({memory:,}) leaves {max(0, most):,} bytes for requests and answers beside "
                 f"{limits.fixed_bytes():,} for {limits.max_connections} connections of "
@@ -90,7 +90,7 @@ class LimitsConfig(Section):
     def messages_received_at_once(self) -> int:
         """Returns how many messages of the largest size may be on their way in at once."""
         rest = self.max_memory_bytes - self.fixed_bytes()
-        return max(1, rest // RECEIVING_SHARE // self.max_message_bytes)
+        return max(2, rest // RECEIVING_SHARE // self.max_message_bytes)
 
     def most_queued_bytes(self) -> int:
         """Returns how many bytes of requests and answers are held at once."""

@@ -48,7 +48,8 @@ def count_pixels(stored: StoredImage, *, max_bytes: int = MAX_BYTES, max_pixels:
     if len(stored.data) > max_bytes:
         raise DataError(f"the image has {len(stored.data):,} bytes; the limit is {max_bytes:,}")
     if stored.encoding == RAW:
-        return _raw_pixels(stored, max_pixels)[0].size
+        pixels: int = _raw_pixels(stored, max_pixels)[0].size
+        return pixels
     with _opened(stored, max_pixels) as image:
         width, height = image.size
     return int(width) * int(height)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,7 +103,8 @@ class Admission:
                 f"bytes {whose}",
                 self._bytes[claim.holder],
                 claim.num_bytes,
-                limits.max_queued_bytes_per_client,
+                # Not more than it leaves free (Choudhury and Hahne 1998), so that no few of them have all of it.
+                max(claim.num_bytes, min(limits.max_queued_bytes_per_client, self._most_bytes - self._claimed)),
             ),
             ("queue_full", "variants", self.variants, claim.variants, limits.max_queued_variants),
             ("queue_full", "bytes", self._claimed, claim.num_bytes, self._most_bytes),
@@ -118,24 +120,35 @@ class Admission:
                 )
         return None
 
-    def hold(self, claim: Claim) -> None:
+    def hold(self, claim: Claim) -> Callable[[], None]:
         """Counts a claim that `refuses` let in until the call that is being handled has sent its answer, or ended.
 
         The task of a call ends once its last byte was sent, or was dropped with the call.
+
+        Returns:
+            What to call once its variants wait no more: from then on its bytes alone count.
         """
         call = asyncio.current_task()
         assert call is not None, "a handler runs in a task"
-        self._count(claim, 1)
-        call.add_done_callback(lambda _: self._release(claim))
+        waiting = claim.variants
 
-    def _release(self, claim: Claim) -> None:
-        self._count(claim, -1)
-        self.heap.freed(claim.num_bytes)
+        def done() -> None:
+            nonlocal waiting
+            self._count(claim.holder, -waiting, 0)
+            waiting = 0
 
-    def _count(self, claim: Claim, sign: int) -> None:
-        self.variants += sign * claim.variants
-        self._claimed += sign * claim.num_bytes
-        self._variants[claim.holder] += sign * claim.variants
-        self._bytes[claim.holder] += sign * claim.num_bytes
-        if self._variants[claim.holder] == 0:  # the counters hold the clients of this moment alone
-            del self._variants[claim.holder], self._bytes[claim.holder]
+        def ended(_: object) -> None:
+            self._count(claim.holder, -waiting, -claim.num_bytes)
+            self.heap.freed(claim.num_bytes)
+
+        self._count(claim.holder, claim.variants, claim.num_bytes)
+        call.add_done_callback(ended)
+        return done
+
+    def _count(self, holder: str, variants: int, num_bytes: int) -> None:
+        self.variants += variants
+        self._claimed += num_bytes
+        self._variants[holder] += variants
+        self._bytes[holder] += num_bytes
+        if self._bytes[holder] == 0:  # the counters hold the clients of this moment alone
+            del self._variants[holder], self._bytes[holder]

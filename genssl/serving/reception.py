@@ -16,7 +16,8 @@ class Reception:
 
     Nothing but a window of a message comes in before it has a place, and its size is not known before it is finished:
     a place is for one of the largest. Whoever held places for the shortest time is next; and a connection may hold
-    only as many as it leaves free (Choudhury and Hahne 1998), so that one alone never has all of them.
+    only as many as it leaves free (Choudhury and Hahne 1998), so that one alone never has all of them. Half of the
+    places are for messages that take long, and the others change hands often, whatever those who have them do.
 
     Args:
         places: how many messages may be on their way in at once.
@@ -24,18 +25,22 @@ class Reception:
     """
 
     def __init__(self, places: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._free, self._clock = places, clock
+        self._free, self._free_long, self._clock = places, places // 2, clock
         self._held: Counter[str] = Counter()
+        self._held_long: Counter[str] = Counter()
         self._turns: Turns[asyncio.Future[None]] = Turns()
         self.taken = 0
 
     @asynccontextmanager
-    async def place(self, holder: str, connection: str) -> AsyncIterator[None]:
+    async def place(self, holder: str, connection: str) -> AsyncIterator[Callable[[], bool]]:
         """Waits for a place, and holds it until the block ends.
 
         Args:
             holder: the token's name, or the host.
             connection: of the message.
+
+        Yields:
+            What to call to keep the place for longer; it says whether that may be.
         """
         turn = asyncio.get_running_loop().create_future()
         self._turns.add(holder, connection, turn)
@@ -46,10 +51,18 @@ class Reception:
             if turn.done() and not turn.cancelled():
                 self._return(holder, connection, 0.0)
             raise
-        started = self._clock()
+        started, long = self._clock(), False
+
+        def keep() -> bool:
+            nonlocal long
+            long = self._held_long[connection] < self._free_long
+            self._count_long(connection, long)
+            return long
+
         try:
-            yield
+            yield keep
         finally:
+            self._count_long(connection, -long)
             self._return(holder, connection, self._clock() - started)
 
     def _grant(self) -> None:
@@ -64,6 +77,12 @@ class Reception:
             self.taken += 1
             self._held[connection] += 1
             turn.set_result(None)
+
+    def _count_long(self, connection: str, places: int) -> None:
+        self._free_long -= places
+        self._held_long[connection] += places
+        if not self._held_long[connection]:
+            del self._held_long[connection]
 
     def _return(self, holder: str, connection: str, seconds: float) -> None:
         self._free += 1

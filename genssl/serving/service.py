@@ -123,7 +123,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         claim = await self._admit(request, hosted, wanted, client, context)
         counters, charged = self._statistics.client(client), 0
         self.queued[client] += claim.variants
-        self._admission.hold(claim)
+        done = self._admission.hold(claim)
         try:
             found = await hosted.find(wanted)
             left = [item for item in wanted if isinstance(item, Wanted) and item.name not in found]
@@ -144,6 +144,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             self._statistics.rejected("cancelled" if remaining is None or remaining > 0 else "deadline")
             raise
         finally:
+            done()
             self.queued[client] -= claim.variants
             if not self.queued[client]:
                 del self.queued[client]

@@ -21,6 +21,7 @@ from genssl.serving.statistics import Reason, Statistics
 
 LARGE = f"/{SERVICE}/GenerateVariants"  # the one method whose messages carry images
 SMALL_BYTES, SMALL_SECONDS = 2**16, 2.0  # of all other methods' messages
+QUICK_SECONDS = 1.0  # a message that takes longer needs one of the places for those
 
 
 class TransferInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -115,18 +116,17 @@ class _Receiver:
         token = current_token()
         holder = token.name if token else host_of(peer)
         started = time.perf_counter()
-        async with self._reception.place(holder, peer):
+        async with self._reception.place(holder, peer) as keep_place:
             # Never cancelled: gRPC would not free a message that comes in for a reader who is gone.
             reading = asyncio.ensure_future(context.read())
             reading.add_done_callback(lambda task: task.cancelled() or task.exception())
-            await asyncio.wait([reading], timeout=self._seconds)
+            await asyncio.wait([reading], timeout=min(QUICK_SECONDS, self._seconds))
             if not reading.done():
-                self._admission.heap.freed(self._most)
-                found = (
-                    f"the message was not finished within {self._seconds:g} s (limits.receive_seconds); "
-                    "send smaller ones, or over a faster line"
-                )
-                await self._refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "deadline", found, started)
+                kept = keep_place()
+                if kept:
+                    await asyncio.wait([reading], timeout=self._seconds - QUICK_SECONDS)
+                if not reading.done():
+                    await self._refuse_slow(context, kept, started)
             message = reading.result()
             if message is grpc.aio.EOF:
                 return message
@@ -136,12 +136,33 @@ class _Receiver:
                 await self._refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too_large", found, started)
             return message if self._deserialize is None else self._deserialize(message)
 
+    async def _refuse_slow(self, context: grpc.aio.ServicerContext, kept: bool, started: float) -> NoReturn:
+        self._admission.heap.freed(self._most)
+        if kept:
+            message = (
+                f"the message was not finished within {self._seconds:g} s (limits.receive_seconds); "
+                "send smaller ones, or over a faster line"
+            )
+            await self._refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "deadline", message, started)
+        message = (
+            "as many messages as may take long come in already; come back when RetryInfo says, or send smaller ones"
+        )
+        await self._refuse(
+            context, grpc.StatusCode.RESOURCE_EXHAUSTED, "queue_full", message, started, retry_after=QUICK_SECONDS
+        )
+
     async def _refuse(
-        self, context: grpc.aio.ServicerContext, code: grpc.StatusCode, reason: Reason, message: str, started: float
+        self,
+        context: grpc.aio.ServicerContext,
+        code: grpc.StatusCode,
+        reason: Reason,
+        message: str,
+        started: float,
+        retry_after: float | None = None,
     ) -> NoReturn:
         drop_after(SMALL_SECONDS)  # a client that takes nothing from its socket would not even take the refusal
         self._statistics.request(self._method.rpartition("/")[2], code.name, time.perf_counter() - started)
-        await refuse(context, self._statistics, code, reason, message)
+        await refuse(context, self._statistics, code, reason, message, retry_after)
 
 
 async def _write_all(function: Callable[..., Any], request: Any, context: grpc.aio.ServicerContext) -> None:
