@@ -31,10 +31,19 @@ def remember_starters(loop: asyncio.AbstractEventLoop) -> None:
 
 def drop_after(seconds: float) -> None:
     """Drops the call that is being handled, with what it has written, unless it ends within so many seconds."""
+    timer = drop_timer(seconds)
+    _this_call().add_done_callback(lambda _: timer.cancel())
+
+
+def drop_timer(seconds: float) -> asyncio.TimerHandle:
+    """Drops the call that is being handled after so many seconds, unless the timer that it returns is cancelled."""
+    return asyncio.get_running_loop().call_later(seconds, _drop, _this_call())
+
+
+def _this_call() -> asyncio.Task[Any]:
     call = asyncio.current_task()
     assert call is not None, "a handler runs in a task"
-    timer = asyncio.get_running_loop().call_later(seconds, _drop, call)
-    call.add_done_callback(lambda _: timer.cancel())
+    return call
 
 
 def _drop(call: asyncio.Task[Any]) -> None:

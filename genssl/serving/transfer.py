@@ -14,7 +14,7 @@ from genssl.config.limits import LimitsConfig
 from genssl.serving.admission import Admission
 from genssl.serving.auth import current_token
 from genssl.serving.channel import SERVICE, host_of
-from genssl.serving.dropping import drop_after
+from genssl.serving.dropping import drop_after, drop_timer
 from genssl.serving.reception import Reception
 from genssl.serving.rejections import refuse
 from genssl.serving.statistics import Reason, Statistics
@@ -167,8 +167,42 @@ class _Receiver:
 
 async def _write_all(function: Callable[..., Any], request: Any, context: grpc.aio.ServicerContext) -> None:
     """Runs a handler that answers with a stream, of either of the two forms that they have."""
-    if inspect.isasyncgenfunction(function):
-        async for answer in function(request, context):
-            await context.write(answer)
-    else:
-        await function(request, context)
+    ahead = _WritingAhead(context)
+    try:
+        if inspect.isasyncgenfunction(function):
+            async for answer in function(request, ahead):
+                await ahead.write(answer)
+        else:
+            await function(request, ahead)
+        await ahead.written()
+    finally:
+        ahead.close()
+
+
+class _WritingAhead:
+    """A call's context whose `write` waits for the client's taking of the answer before, and not for long.
+
+    The health service holds a lock while it writes: one watcher that reads nothing would keep it from telling the
+    others, and the server from stopping.
+    """
+
+    def __init__(self, context: grpc.aio.ServicerContext) -> None:
+        self._context = context
+        self._writing: asyncio.Future[None] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def write(self, message: Any) -> None:
+        await self.written()
+        self._writing = asyncio.ensure_future(self._context.write(message))
+        timer = drop_timer(SMALL_SECONDS)
+        self._writing.add_done_callback(lambda _: timer.cancel())
+
+    async def written(self) -> None:
+        if self._writing is not None:
+            await self._writing
+
+    def close(self) -> None:
+        if self._writing is not None and not self._writing.cancel() and not self._writing.cancelled():
+            self._writing.exception()  # the client went away; nobody else is to be told

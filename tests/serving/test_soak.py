@@ -73,7 +73,7 @@ def test_a_server_under_eight_clients_holds_no_more_after_ten_minutes_than_after
     tenth = len(samples) // 10
     early, late = (median(sample.held for sample in part) for part in (samples[:tenth], samples[-tenth:]))
     print(
-        f"held {early / 2**20:.1f} MB, then {late / 2**20:.1f} MB; the store's map {samples[-1].mapped / 2**20:.1f} MB"
+        f"held {early / 2**20:.1f}, then {late / 2**20:.1f} MiB; the store's map {samples[-1].mapped / 2**20:.1f} MiB"
     )
     assert late - early < GROWTH_BYTES
     assert len({sample.files for sample in samples}) == 1, sorted({sample.files for sample in samples})
