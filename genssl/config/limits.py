@@ -10,6 +10,7 @@ from genssl.config.base import Section
 CALL_BYTES = 64 * 2**10
 # A pixel on its way from file to conditioner, at its widest: a decoder's own, Pillow's four bytes, copies of three.
 DECODING_BYTES = 22
+BESIDE_PIXELS = 2**20
 # A finished message stands in gRPC's buffers, in their pieces and in one piece while it is handed over.
 HANDED_OVER = 2
 SMALL_MESSAGES = 2  # on their way in beside those with images; how large they are is not known before they are here
@@ -63,7 +64,9 @@ class LimitsConfig(Section):
             return value  # another one is wrong, and is reported
         limits = cls.model_construct(**info.data)
         message, client, memory = limits.max_message_bytes, limits.max_queued_bytes_per_client, limits.max_memory_bytes
-        name, least = min((client, "max_queued_bytes_per_client"), (value or client, "max_queued_bytes"))[::-1]
+        name, least = "max_queued_bytes_per_client", client
+        if value is not None and value < client:
+            name, least = "max_queued_bytes", value
         if message > least:
             raise ValueError(
                 f"max_message_bytes ({message:,}) is more than {name} ({least:,}), so that such a message would always "
@@ -84,8 +87,12 @@ class LimitsConfig(Section):
     def fixed_bytes(self) -> int:
         """Returns the part of `max_memory_bytes` for calls as such, decoding and messages being handed over."""
         calls = self.max_connections * self.max_calls_per_connection * CALL_BYTES
-        decoding = DECODING_BYTES * self.max_image_pixels + 2 * self.max_image_bytes
+        decoding = DECODING_BYTES * self.pixels_at_once() + 2 * self.max_image_bytes
         return calls + decoding + (HANDED_OVER + SMALL_MESSAGES) * self.max_message_bytes
+
+    def pixels_at_once(self) -> int:
+        """Returns how many pixels are decoded at once: an image of the largest size, and small ones beside it."""
+        return self.max_image_pixels + BESIDE_PIXELS
 
     def messages_received_at_once(self) -> int:
         """Returns how many messages of the largest size may be on their way in at once."""

@@ -72,7 +72,6 @@ class CodecPool:
         self._ageing_seconds, self._clock = ageing_seconds, clock
         self._lanes: dict[Priority, Turns[_Task]] = {priority: Turns() for priority in Priority}
         self._arrivals: dict[Priority, dict[_Task, None]] = {priority: {} for priority in Priority}
-        self._next: _Task | None = None
         self._running = self._pixels = 0
 
     async def map(
@@ -117,32 +116,31 @@ class CodecPool:
         self._arrivals[task.lane].pop(task, None)
 
     def _start(self) -> None:
-        """Starts tasks while there is room for the one whose turn it is."""
-        while self._running < self._threads:
-            task = self._next = self._next or self._take()
-            if task is None:
-                return
-            if task.function is None:  # its caller is gone
-                self._next = None
-                continue
-            if self._running and self._pixels + task.cost > self._most_pixels:
-                return
-            self._next = None
+        """Starts tasks, in their turn, while there is room."""
+        while self._running < self._threads and (task := self._take()):
+            assert task.function is not None, "it was wanted a moment ago"
             self._running += 1
             self._pixels += task.cost
             running = asyncio.get_running_loop().run_in_executor(self._executor, task.function)
             running.add_done_callback(partial(self._ended, task))
 
     def _take(self) -> _Task | None:
+        """Takes out the task that goes next; one for which there is no room lets smaller ones of others pass."""
         self._age()
         for lane, turns in self._lanes.items():
-            while taken := turns.take():
+            while taken := turns.take(lambda task, lane=lane: self._gone(task, lane) or self._fits(task)):  # type: ignore[misc]
                 holder, client, task = taken
-                if task.lane == lane and task.function is not None:
+                if not self._gone(task, lane):
                     turns.charge(holder, client, task.cost)
                     del self._arrivals[lane][task]
                     return task
         return None
+
+    def _gone(self, task: _Task, lane: Priority) -> bool:
+        return task.function is None or task.lane != lane
+
+    def _fits(self, task: _Task) -> bool:
+        return not self._running or self._pixels + task.cost <= self._most_pixels
 
     def _age(self) -> None:
         now = self._clock()

@@ -28,7 +28,7 @@ class Reception:
         self._free, self._free_long, self._clock = places, places // 2, clock
         self._held: Counter[str] = Counter()
         self._held_long: Counter[str] = Counter()
-        self._turns: Turns[asyncio.Future[None]] = Turns()
+        self._turns: Turns[tuple[str, asyncio.Future[None]]] = Turns()
         self.taken = 0
 
     @asynccontextmanager
@@ -43,7 +43,7 @@ class Reception:
             What to call to keep the place for longer; it says whether that may be.
         """
         turn = asyncio.get_running_loop().create_future()
-        self._turns.add(holder, connection, turn)
+        self._turns.add(holder, connection, (connection, turn))
         self._grant()
         try:
             await turn
@@ -67,10 +67,10 @@ class Reception:
 
     def _grant(self) -> None:
         while self._free:
-            taken = self._turns.take(lambda connection: self._held[connection] < self._free)
+            taken = self._turns.take(lambda waiting: self._held[waiting[0]] < self._free)
             if taken is None:
                 return
-            _, connection, turn = taken
+            _, connection, (_, turn) = taken
             if turn.cancelled():
                 continue
             self._free -= 1

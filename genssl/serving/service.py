@@ -66,7 +66,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         self.codec = CodecPool(
             self._codec_threads,
             threads=CODEC_THREADS,
-            most_pixels=file.limits.max_image_pixels,
+            most_pixels=file.limits.pixels_at_once(),
             ageing_seconds=file.ageing_seconds,
         )
         self._file, self._limits = file, file.limits

@@ -59,15 +59,15 @@ class Turns(Generic[Thing]):
             used.join(client)
         clients[client].append(thing)
 
-    def take(self, allowed: Callable[[str], bool] = lambda client: True) -> tuple[str, str, Thing] | None:
+    def take(self, allowed: Callable[[Thing], bool] = lambda thing: True) -> tuple[str, str, Thing] | None:
         """Takes out the thing whose turn it is, with its holder and client; None if none may go.
 
         Args:
-            allowed: says of a client whether it may have a turn now; if not, others go before it.
+            allowed: says whether the first thing of a client may go now; if not, others go before it.
         """
         for holder in sorted(self._waiting, key=self._holders.of):
             clients, used = self._waiting[holder], self._clients[holder]
-            client = min(filter(allowed, clients), key=used.of, default=None)
+            client = min((name for name in clients if allowed(clients[name][0])), key=used.of, default=None)
             if client is None:
                 continue
             thing = clients[client].popleft()

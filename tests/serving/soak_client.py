@@ -20,7 +20,7 @@ from genssl.variants.pool import VariantPool
 from genssl.variants.source import VariantRequest
 
 ROWS, PERIOD, AHEAD = 8, 1.0, 2
-REPEATED = 50  # indices come again after so many steps, from the server's store
+REPEATED = 40  # every fourth step asks once more for what was asked for so many steps before
 
 
 def main(address: str, number: int) -> None:
@@ -40,9 +40,10 @@ def main(address: str, number: int) -> None:
     )
 
     def requests(step: int) -> list[VariantRequest]:
-        index = 1000 * number + step - (REPEATED if step % 4 == 3 else 0)
+        if step % 4 == 3 and step > REPEATED:
+            step -= REPEATED + 1
         rows = [(number * 150 + ROWS * step + row) % len(dataset) for row in range(ROWS)]
-        return [VariantRequest(row, dataset.source_id(row), max(0, index)) for row in rows]
+        return [VariantRequest(row, dataset.source_id(row), 10_000 * number + step) for row in rows]
 
     step, origins = 0, dict[str, int]()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 import time
@@ -12,10 +13,12 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from PIL import Image
 
-from genssl.data.base import raw_image
+from genssl.data.base import StoredImage, raw_image
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
+from genssl.serving.rejections import read_refusal
 
 sys.path.insert(0, str(Path(__file__).parent))
 from raw_http2 import Connection, message
@@ -32,6 +35,7 @@ LIMITS = {
     "max_message_bytes": MESSAGE,
     "max_image_bytes": 2**20,
     "max_image_pixels": 400_000,
+    "max_request_pixels": 2_000_000,
     "max_queued_bytes_per_client": 16 * 2**20,
     "max_connections": 8,
     "max_calls_per_connection": CALLS,
@@ -197,6 +201,29 @@ def test_health_watches_that_are_never_read_do_not_keep_the_server_from_stopping
                 bad.call("/grpc.health.v1.Health/Watch", message(b""))
             bad.poll(0.5)
             assert server.stop() == 0
+
+
+def picture_request(greys: range) -> pb.GenerateVariantsRequest:
+    """A request with PNGs of 360,000 pixels, each of a grey of its own."""
+    sources = []
+    for grey in greys:
+        buffer = io.BytesIO()
+        Image.new("L", (600, 600), grey).save(buffer, "PNG")
+        stored = StoredImage(buffer.getvalue(), "file")
+        sources.append(pb.SourceImage(digest=stored.source_id, data=stored.data, encoding=pb.IMAGE_ENCODING_FILE))
+    specs = [pb.VariantSpec(source_index=index) for index in range(len(greys))]
+    return pb.GenerateVariantsRequest(generator_id="stable_unclip", sources=sources, variants=specs)
+
+
+def test_a_request_has_a_budget_of_pixels(stub):
+    answer = stub.GenerateVariants(picture_request(range(5)), timeout=60)
+    assert {variant.status.code for variant in answer.variants} == {pb.ITEM_CODE_OK}
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.GenerateVariants(picture_request(range(10, 16)), timeout=60)
+    refusal = read_refusal(caught.value)
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "TOO_LARGE")
+    assert "6 images have 2,160,000 pixels in all; the limit is 2,000,000" in refusal.message
+    assert held(stub) == 0
 
 
 def test_connections_beyond_the_limit_are_closed(server):
