@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -13,8 +15,11 @@ from genssl.data.base import StoredImage, UInt8Array
 from genssl.data.decode import count_pixels, decode
 from genssl.errors import DataError
 from genssl.generation.v1 import generation_pb2 as pb
+from genssl.serving.codec_pool import CodecPool, Turn
 from genssl.variants.engine import VariantEngine
 
+# Below this, building the answer takes less time than handing it to another thread.
+ENCODED_IN_PLACE_BYTES = 2**20
 OUTPUT_ENCODINGS = (pb.IMAGE_ENCODING_RAW, pb.IMAGE_ENCODING_PNG)
 _OK = pb.ItemStatus(code=pb.ITEM_CODE_OK)
 
@@ -77,8 +82,22 @@ def _stored(source: pb.SourceImage) -> StoredImage:
     )
 
 
-def encode_variant(item: Ready | Failure, encoding: pb.ImageEncoding) -> pb.Variant:
-    """Returns an item's message; its place among the others is left to the caller."""
+async def encode_variants(
+    items: Sequence[Ready | Failure], encoding: pb.ImageEncoding, pool: CodecPool, turn: Turn
+) -> list[pb.Variant]:
+    """Returns one message an item, in order; what takes long is done in the pool, at its turn."""
+    encode = partial(_variant, encoding=encoding)
+    pixels = [item.image.size // 3 if isinstance(item, Ready) else 0 for item in items]
+    if encoding == pb.IMAGE_ENCODING_RAW and 3 * sum(pixels) < ENCODED_IN_PLACE_BYTES:
+        variants = [encode(item) for item in items]
+    else:
+        variants = await pool.map(turn, encode, items, pixels)
+    for position, variant in enumerate(variants):
+        variant.spec_index = position
+    return variants
+
+
+def _variant(item: Ready | Failure, encoding: pb.ImageEncoding) -> pb.Variant:
     if isinstance(item, Failure):
         return pb.Variant(status=pb.ItemStatus(code=item.code, message=item.message))
     channels, height, width = item.image.shape

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Literal, NoReturn
 
 import grpc
@@ -22,7 +21,7 @@ from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.serving.admission import Admission, Claim
 from genssl.serving.auth import Token, current_token
 from genssl.serving.channel import MESSAGE_OVERHEAD, ROW_OVERHEAD, host_of
-from genssl.serving.codec import OUTPUT_ENCODINGS, Failure, Ready, encode_variant
+from genssl.serving.codec import OUTPUT_ENCODINGS, Failure, Ready, encode_variants
 from genssl.serving.codec_pool import CodecPool, Turn
 from genssl.serving.hosted import Caller, Hosted, Wanted
 from genssl.serving.jobs import DeadlinePassedError
@@ -34,8 +33,6 @@ from genssl.variants.engine import Settings
 log = logging.getLogger(__name__)
 
 CODEC_THREADS = 2
-# Below this, building the answer takes less time than handing it to another thread.
-ENCODED_IN_PLACE_BYTES = 2**20
 BATCHING = {"dynamic": pb.BATCHING_DYNAMIC, "deterministic": pb.BATCHING_DETERMINISTIC}
 ORIGINS: dict[int, Origin] = {
     pb.ORIGIN_GENERATED: "generated",
@@ -132,7 +129,8 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             turn = Turn(token.name if token else host_of(context.peer()), client, caller.priority)
             outcome = await hosted.make(request, wanted, found, caller, turn)
             encoded = time.perf_counter()
-            variants = await self._encode(outcome.items, request.output.encoding or pb.IMAGE_ENCODING_RAW, turn)
+            encoding = request.output.encoding or pb.IMAGE_ENCODING_RAW
+            variants = await encode_variants(outcome.items, encoding, self.codec, turn)
         except RequestRefusedError as error:
             if token is not None and token.rate is not None:
                 token.rate.give_back(charged)
@@ -174,20 +172,6 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
                 encode_seconds=ended - encoded,
             ),
         )
-
-    async def _encode(
-        self, items: Sequence[Ready | Failure], encoding: pb.ImageEncoding, turn: Turn
-    ) -> list[pb.Variant]:
-        """Returns one message an item, in order."""
-        encode = partial(encode_variant, encoding=encoding)
-        pixels = [item.image.size // 3 if isinstance(item, Ready) else 0 for item in items]
-        if encoding == pb.IMAGE_ENCODING_RAW and 3 * sum(pixels) < ENCODED_IN_PLACE_BYTES:
-            variants = [encode(item) for item in items]
-        else:
-            variants = await self.codec.map(turn, encode, items, pixels)
-        for position, variant in enumerate(variants):
-            variant.spec_index = position
-        return variants
 
     async def close(self) -> None:
         """Stops every queue."""
