@@ -5,69 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 
 from genssl.config.address import check_address, is_local
 from genssl.config.base import BUCKETS, Buckets, ComponentConfig, Kind, Section
-
-# What the server allows in one limit it must be able to take under another: (smaller, larger, bytes beside it).
-MESSAGE_ROOM = 2**16
-WITHIN = (
-    ("max_image_bytes", "max_message_bytes", MESSAGE_ROOM),
-    ("max_message_bytes", "max_queued_bytes_per_client", 0),
-    ("max_queued_bytes_per_client", "max_queued_bytes", 0),
-    ("max_variants_per_request", "max_queued_variants_per_client", 0),
-    ("max_queued_variants_per_client", "max_queued_variants", 0),
-)
-
-
-class LimitsConfig(Section):
-    """What one request may ask for; advertised by GetServerInfo and checked before anything is decoded.
-
-    A limit that the file does not give follows a lower one that it lies within: with `max_message_bytes: 1048576` alone
-    images may have 983,040 bytes. Limits that contradict each other are refused.
-    """
-
-    max_variants_per_request: int = Field(1024, ge=1)
-    max_message_bytes: int = Field(32 * 2**20, ge=2**16)
-    max_image_bytes: int = Field(16 * 2**20, ge=2**10)
-    max_image_pixels: int = Field(16_000_000, ge=64)
-    max_size_factor: float = Field(
-        4.0, ge=1, description="how many times a generator's own image_size or output_size a request may ask for"
-    )
-    max_queued_variants: int = Field(
-        16384, ge=1, description="rows waiting in the server; more are refused with RESOURCE_EXHAUSTED"
-    )
-    max_queued_variants_per_client: int = Field(8192, ge=1)
-    max_queued_bytes: int = Field(
-        512 * 2**20, ge=2**16, description="bytes of requests and finished variants held at once"
-    )
-    max_queued_bytes_per_client: int = Field(256 * 2**20, ge=2**16)
-
-    @model_validator(mode="after")
-    def _without_contradiction(self) -> LimitsConfig:
-        found: list[str] = []
-        followed: dict[str, str] = {}
-        for name, within, beside in reversed(WITHIN):  # the widest first, so that what follows can be followed
-            value, most = getattr(self, name), getattr(self, within) - beside
-            within = followed.get(within, within)
-            if value <= most:
-                continue
-            least = next(rule.ge for rule in type(self).model_fields[name].metadata if hasattr(rule, "ge"))
-            if name not in self.model_fields_set and most >= least:
-                self.__dict__[name], followed[name] = most, within
-                continue
-            default = "" if within in self.model_fields_set else ", its default"
-            room = f" less {beside:,} for the rest of a message" if beside else ""
-            found.append(
-                f"{name} is {value:,}, but {within} allows {most + beside:,}{default}{room}: raise {within} to "
-                f"{value + beside} or more, or lower {name} to {most}"
-                if most >= least
-                else f"{within} is {most + beside:,}, too little for any {name}; raise it to {least + beside}"
-            )
-        if found:
-            raise ValueError("; ".join(found))
-        return self
+from genssl.config.limits import LimitsConfig
 
 
 class StoreConfig(Section):

@@ -7,6 +7,8 @@ header that claims 65500 x 65500 pixels.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -17,6 +19,7 @@ from genssl.errors import DataError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64_000_000
+ROWS_AT_ONCE = 256
 
 
 class TooManyPixelsError(DataError):
@@ -33,13 +36,38 @@ def decode(stored: StoredImage, *, max_bytes: int = MAX_BYTES, max_pixels: int =
         raise DataError(f"the image has {len(stored.data):,} bytes; the limit is {max_bytes:,}")
     if stored.encoding == RAW:
         return _raw_pixels(stored, max_pixels)
+    with _opened(stored, max_pixels) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        upright = _to_rgb(image)
+    return np.ascontiguousarray(np.asarray(upright).transpose(2, 0, 1))
+
+
+def count_pixels(stored: StoredImage, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> int:
+    """Returns how many pixels an image says it has; reads its header alone.
+
+    Raises:
+        DataError: if the image is too large, of a foreign format, or raw with a wrong shape.
+    """
+    if len(stored.data) > max_bytes:
+        raise DataError(f"the image has {len(stored.data):,} bytes; the limit is {max_bytes:,}")
+    if stored.encoding == RAW:
+        pixels: int = _raw_pixels(stored, max_pixels)[0].size
+        return pixels
+    with _opened(stored, max_pixels) as image:
+        width, height = image.size
+    return int(width) * int(height)
+
+
+@contextmanager
+def _opened(stored: StoredImage, max_pixels: int) -> Iterator[Image.Image]:
+    """Opens an image file whose header says that it has no more pixels; whatever fails is a DataError."""
     try:
         with Image.open(io.BytesIO(stored.data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise TooManyPixelsError(f"the image has {width} x {height} pixels; the limit is {max_pixels:,} in all")
-            image.load()
-            upright = _to_rgb(ImageOps.exif_transpose(image))
+            yield image
     except UnidentifiedImageError:
         raise DataError(f"not an image of a known format ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:  # Pillow's own limit, which it checks before ours
@@ -48,14 +76,16 @@ def decode(stored: StoredImage, *, max_bytes: int = MAX_BYTES, max_pixels: int =
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ValueError, EOFError, ...
         raise DataError(f"the image is corrupt: {error}") from None
-    return np.ascontiguousarray(np.asarray(upright).transpose(2, 0, 1))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # 16 bits and more: Pillow's own conversion would clip at 255
-        grey = np.asarray(image, dtype=np.float64)
-        return Image.fromarray((grey.clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+        grey = np.empty((image.height, image.width), np.uint8)
+        for top in range(0, image.height, ROWS_AT_ONCE):  # as float64 all of it would take 16 bytes a pixel
+            rows = image.crop((0, top, image.width, min(top + ROWS_AT_ONCE, image.height)))
+            grey[top : top + rows.height] = (np.asarray(rows, np.float64).clip(0, 65535) / 257).round()
+        return Image.fromarray(grey).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _raw_pixels(stored: StoredImage, max_pixels: int) -> UInt8Array:

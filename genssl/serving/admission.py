@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from genssl.config.server import LimitsConfig
+from genssl.config.limits import SMALL_MESSAGES, LimitsConfig
+from genssl.serving.heap import STEP_BYTES, HeapTrimmer
+from genssl.serving.reception import Reception
 
 FullReason = Literal["queue_full", "client_queue_full"]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a request holds from admission to its answer.
+    """What a request holds from admission until its answer was sent or dropped.
 
     Attributes:
         holder: whose limits it counts towards: the token's name, or, on a server without tokens, the client's.
         variants: how many it wants.
-        num_bytes: of the request and of the answer it will get.
+        num_bytes: of the request, of its decoded images, and of the answer it will get.
     """
 
     holder: str
@@ -44,17 +46,34 @@ class Full:
 
 
 class Admission:
-    """Counts what has been admitted and not yet answered. Lives on one event loop.
+    """Counts what has been admitted and not yet left the server. Lives on one event loop.
 
     Args:
         limits: of the server file.
+
+    Attributes:
+        large: where messages with images come in.
+        small: where all others do, so that those need not wait for messages with images.
+        heap: told of what is freed.
     """
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._limits = limits
+        self._most_bytes = limits.most_queued_bytes()
         self._variants: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
-        self.variants = self.num_bytes = 0
+        self._claimed = self.variants = 0
+        self.large, self.small = Reception(limits.messages_received_at_once()), Reception(SMALL_MESSAGES)
+        self.heap = HeapTrimmer(min(STEP_BYTES, limits.max_memory_bytes // 16))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of requests and answers held now, and of messages that may be on their way in."""
+        return self._claimed + (self.large.taken + self.small.taken) * self._limits.max_message_bytes
+
+    def most_bytes(self) -> int:
+        """Returns the most bytes that one request with its answer can ever have here."""
+        return min(self._most_bytes, self._limits.max_queued_bytes_per_client)
 
     def most(self, token_most: int | None) -> int:
         """Returns the most variants that one client can ever have here at once."""
@@ -84,10 +103,11 @@ class Admission:
                 f"bytes {whose}",
                 self._bytes[claim.holder],
                 claim.num_bytes,
-                limits.max_queued_bytes_per_client,
+                # Not more than it leaves free (Choudhury and Hahne 1998), so that no few of them have all of it.
+                max(claim.num_bytes, min(limits.max_queued_bytes_per_client, self._most_bytes - self._claimed)),
             ),
             ("queue_full", "variants", self.variants, claim.variants, limits.max_queued_variants),
-            ("queue_full", "bytes", self.num_bytes, claim.num_bytes, limits.max_queued_bytes),
+            ("queue_full", "bytes", self._claimed, claim.num_bytes, self._most_bytes),
         )
         for reason, what, held, wanted, most in tests:
             if held + wanted > most:
@@ -100,19 +120,35 @@ class Admission:
                 )
         return None
 
-    @contextmanager
-    def hold(self, claim: Claim) -> Iterator[None]:
-        """Counts a claim that `refuses` let in, until the block ends."""
-        self._count(claim, 1)
-        try:
-            yield
-        finally:
-            self._count(claim, -1)
+    def hold(self, claim: Claim) -> Callable[[], None]:
+        """Counts a claim that `refuses` let in until the call that is being handled has sent its answer, or ended.
 
-    def _count(self, claim: Claim, sign: int) -> None:
-        self.variants += sign * claim.variants
-        self.num_bytes += sign * claim.num_bytes
-        self._variants[claim.holder] += sign * claim.variants
-        self._bytes[claim.holder] += sign * claim.num_bytes
-        if self._variants[claim.holder] == 0:  # the counters hold the clients of this moment alone
-            del self._variants[claim.holder], self._bytes[claim.holder]
+        The task of a call ends once its last byte was sent, or was dropped with the call.
+
+        Returns:
+            What to call once its variants wait no more: from then on its bytes alone count.
+        """
+        call = asyncio.current_task()
+        assert call is not None, "a handler runs in a task"
+        waiting = claim.variants
+
+        def done() -> None:
+            nonlocal waiting
+            self._count(claim.holder, -waiting, 0)
+            waiting = 0
+
+        def ended(_: object) -> None:
+            self._count(claim.holder, -waiting, -claim.num_bytes)
+            self.heap.freed(claim.num_bytes)
+
+        self._count(claim.holder, claim.variants, claim.num_bytes)
+        call.add_done_callback(ended)
+        return done
+
+    def _count(self, holder: str, variants: int, num_bytes: int) -> None:
+        self.variants += variants
+        self._claimed += num_bytes
+        self._variants[holder] += variants
+        self._bytes[holder] += num_bytes
+        if self._bytes[holder] == 0:  # the counters hold the clients of this moment alone
+            del self._variants[holder], self._bytes[holder]

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from genssl.config.server import MESSAGE_ROOM
+from genssl.config.limits import MESSAGE_ROOM, LimitsConfig
 
 # Bytes that protobuf fields take beside the pixels, a message and a variant, generously.
 MESSAGE_OVERHEAD, ROW_OVERHEAD = MESSAGE_ROOM, 128
 
-CONCURRENT_CALLS = 64  # streams of one connection; further ones are refused
-
-
-def stated_calls(streams: int) -> int:
-    """Returns how many calls at once a client is told to make on a connection of at most so many streams.
-
-    Half: with as many as there are streams, some calls were refused (findings/grpc_refused_stream.sh), as if the server
-    counted a stream for a while after its call has ended. gRPC's own waiting for MAX_CONCURRENT_STREAMS does not help.
-    """
-    return max(1, streams // 2)
-
+# What comes in of a message before it is asked for, and how far one connection may run ahead.
+WINDOW_BYTES = 16 * 2**10
 
 SERVICE = "genssl.generation.v1.GenerationService"
 
@@ -28,6 +19,8 @@ CLIENT_MESSAGE_BYTES = 256 * 2**20
 
 # What a server is asked beside variants, at once: who it is, and its statistics.
 OTHER_CALLS = 2
+# At a server that does not say how many calls a connection may have; the first ones allowed 64 streams.
+UNSTATED_CALLS = 32
 
 CLIENT_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", CLIENT_MESSAGE_BYTES),
@@ -66,15 +59,19 @@ SERVER_KEEPALIVE: dict[str, int] = {
 
 
 def server_options(
-    max_message_bytes: int, keepalive: Mapping[str, int] = SERVER_KEEPALIVE
+    limits: LimitsConfig, keepalive: Mapping[str, int] = SERVER_KEEPALIVE
 ) -> list[tuple[str, int | str]]:
-    """Returns the options of a server that accepts and sends messages of at most this size."""
+    """Returns the options of a server that keeps these limits."""
     return [
         *keepalive.items(),
-        ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.max_send_message_length", max_message_bytes),
-        # Messages are received before anything can be refused, so their number is bounded as well as their size.
-        ("grpc.max_concurrent_streams", CONCURRENT_CALLS),
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_send_message_length", limits.max_message_bytes),
+        ("grpc.max_allowed_incoming_connections", limits.max_connections),
+        ("grpc.max_concurrent_streams", limits.streams_per_connection()),
+        # Before a message is asked for, only a window of it comes in. gRPC would widen windows to what the line can
+        # carry: a connection could push 1 GB into 64 calls that nobody read.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
         # A second server on the same port must fail, not share its connections.
         ("grpc.so_reuseport", 0),

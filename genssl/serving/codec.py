@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from PIL import Image
 
-from genssl.config.server import LimitsConfig
+from genssl.config.limits import LimitsConfig
 from genssl.data.base import StoredImage, UInt8Array
-from genssl.data.decode import TooManyPixelsError, decode
+from genssl.data.decode import TooManyPixelsError, count_pixels, decode
 from genssl.errors import DataError
 from genssl.generation.v1 import generation_pb2 as pb
+from genssl.serving.codec_pool import CodecPool, Turn
 from genssl.variants.engine import VariantEngine
 
+# Below this, building the answer takes less time than handing it to another thread.
+ENCODED_IN_PLACE_BYTES = 2**20
 OUTPUT_ENCODINGS = (pb.IMAGE_ENCODING_RAW, pb.IMAGE_ENCODING_PNG)
 _OK = pb.ItemStatus(code=pb.ITEM_CODE_OK)
 
@@ -36,49 +41,73 @@ class Ready:
     shared: bool = False
 
 
-def decode_source(source: pb.SourceImage, engine: VariantEngine, limits: LimitsConfig) -> UInt8Array | Failure:
-    """Checks, decodes and preprocesses one source to uint8 [3, S, S]."""
+def check_source(source: pb.SourceImage, limits: LimitsConfig) -> int | Failure:
+    """Checks one source as far as that goes without decoding it; returns how many pixels it says it has."""
     if source.encoding not in (pb.IMAGE_ENCODING_RAW, pb.IMAGE_ENCODING_FILE):
         return Failure(pb.ITEM_CODE_BAD_IMAGE, "a source's encoding must be RAW or FILE")
-    if len(source.data) > limits.max_image_bytes:  # before it is hashed
+    stored = _stored(source)
+    if len(stored.data) > limits.max_image_bytes:  # before it is hashed
         return Failure(
             pb.ITEM_CODE_BAD_IMAGE,
-            f"the image has {len(source.data):,} bytes; the limit is {limits.max_image_bytes:,} "
+            f"the image has {len(stored.data):,} bytes; the limit is {limits.max_image_bytes:,} "
             "(limits.max_image_bytes of the server file)",
         )
-    stored = StoredImage(
-        data=source.data,
-        encoding="raw" if source.encoding == pb.IMAGE_ENCODING_RAW else "file",
-        channels=source.channels,
-        height=source.height,
-        width=source.width,
-    )
     # Checked here and not believed: a wrong digest would poison embeddings, cache and store for other clients.
     if stored.source_id != source.digest:
         return Failure(
             pb.ITEM_CODE_DIGEST_MISMATCH, f"the data has the digest {stored.source_id.hex()}, not {source.digest.hex()}"
         )
     try:
-        return engine.generator.preprocess(
-            decode(stored, max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels)
-        )
-    except TooManyPixelsError as error:
-        return Failure(pb.ITEM_CODE_BAD_IMAGE, f"{error} (limits.max_image_pixels of the server file)")
+        return count_pixels(stored, max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels)
     except DataError as error:
-        return Failure(pb.ITEM_CODE_BAD_IMAGE, str(error))
+        return _bad_image(error)
 
 
-def encode_variants(items: list[Ready | Failure], encoding: pb.ImageEncoding) -> list[pb.Variant]:
-    """Returns one message an item, in order."""
-    return [_variant(position, item, encoding) for position, item in enumerate(items)]
+def decode_source(source: pb.SourceImage, engine: VariantEngine, limits: LimitsConfig) -> UInt8Array | Failure:
+    """Decodes and preprocesses one source that was checked, to uint8 [3, S, S]."""
+    try:
+        return engine.generator.preprocess(
+            decode(_stored(source), max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels)
+        )
+    except DataError as error:
+        return _bad_image(error)
 
 
-def _variant(position: int, item: Ready | Failure, encoding: pb.ImageEncoding) -> pb.Variant:
+def _bad_image(error: DataError) -> Failure:
+    setting = " (limits.max_image_pixels of the server file)" if isinstance(error, TooManyPixelsError) else ""
+    return Failure(pb.ITEM_CODE_BAD_IMAGE, f"{error}{setting}")
+
+
+def _stored(source: pb.SourceImage) -> StoredImage:
+    return StoredImage(
+        data=source.data,
+        encoding="raw" if source.encoding == pb.IMAGE_ENCODING_RAW else "file",
+        channels=source.channels,
+        height=source.height,
+        width=source.width,
+    )
+
+
+async def encode_variants(
+    items: Sequence[Ready | Failure], encoding: pb.ImageEncoding, pool: CodecPool, turn: Turn
+) -> list[pb.Variant]:
+    """Returns one message an item, in order; what takes long is done in the pool, at its turn."""
+    encode = partial(_variant, encoding=encoding)
+    pixels = [item.image.size // 3 if isinstance(item, Ready) else 0 for item in items]
+    if encoding == pb.IMAGE_ENCODING_RAW and 3 * sum(pixels) < ENCODED_IN_PLACE_BYTES:
+        variants = [encode(item) for item in items]
+    else:
+        variants = await pool.map(turn, encode, items, pixels)
+    for position, variant in enumerate(variants):
+        variant.spec_index = position
+    return variants
+
+
+def _variant(item: Ready | Failure, encoding: pb.ImageEncoding) -> pb.Variant:
     if isinstance(item, Failure):
-        return pb.Variant(spec_index=position, status=pb.ItemStatus(code=item.code, message=item.message))
+        return pb.Variant(status=pb.ItemStatus(code=item.code, message=item.message))
     channels, height, width = item.image.shape
     return pb.Variant(
-        spec_index=position,
         data=item.image.tobytes() if encoding == pb.IMAGE_ENCODING_RAW else _png(item.image),
         encoding=encoding,
         channels=channels,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 
+import numpy as np
 import torch
 
 from genssl.config.server import ServerFile
@@ -16,10 +16,10 @@ from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.locate import shown
 from genssl.generators.variation import merge
 from genssl.serving.batcher import Batcher
-from genssl.serving.codec import Failure, Ready, decode_source
+from genssl.serving.codec import Failure, Ready, check_source, decode_source
+from genssl.serving.codec_pool import CodecPool, Turn
 from genssl.serving.embedder import Embedder
 from genssl.serving.jobs import DeadlinePassedError, Made, Spent
-from genssl.serving.schedule import Priority
 from genssl.serving.statistics import GeneratorCounters
 from genssl.serving.write_through import WriteThrough
 from genssl.variants.engine import Row, Settings, VariantEngine
@@ -31,13 +31,10 @@ KEPT_SETTINGS = 64  # parameter mappings whose digests are remembered; a run use
 
 
 @dataclass(frozen=True)
-class Caller:
+class Caller(Turn):
     """Who asks, how urgently, and until when (event loop time; None: no deadline); and what it has cost so far."""
 
-    client: str
-    priority: Priority
-    deadline: float | None
-    holder: str = ""
+    deadline: float | None = None
     spent: Spent = field(default_factory=Spent)
 
 
@@ -101,12 +98,13 @@ class Hosted:
         store: WriteThrough | None,
         counters: GeneratorCounters,
         file: ServerFile,
-        codec: Executor,
+        codec: CodecPool,
     ) -> None:
         self.generator_id, self.engine, self.batcher, self.counters = generator_id, engine, batcher, counters
         self._embedder, self._memory, self._store = embedder, memory, store
         self._file, self._codec = file, codec
         self._settings: dict[tuple[tuple[str, float], ...], Settings] = {}
+        self.source_bytes = engine.generator.preprocess(np.zeros((3, 8, 8), np.uint8)).nbytes  # of one that is decoded
 
     def info(self) -> pb.GeneratorInfo:
         """Returns what ListGenerators says of it."""
@@ -180,6 +178,7 @@ class Hosted:
         """Makes what an admitted request wants and `find` did not find.
 
         Raises:
+            RequestRefusedError: if its images have too many pixels in all.
             DeadlinePassedError: if a variant was not finished by the caller's deadline.
         """
         items: dict[int, Ready | Failure] = {}
@@ -292,19 +291,7 @@ class Hosted:
         self.counters.embeddings_reused = self._embedder.hits
         if not unknown:
             return found, missing, 0.0
-        loop = asyncio.get_running_loop()
-        decoded = await asyncio.gather(
-            *(
-                loop.run_in_executor(self._codec, decode_source, sources[position], self.engine, self._file.limits)
-                for position in unknown
-            )
-        )
-        images: dict[bytes, UInt8Array] = {}
-        for position, image in zip(unknown, decoded, strict=True):
-            if isinstance(image, Failure):
-                found[position] = image
-            else:
-                images[sources[position].digest] = image
+        images = await self._decode({position: sources[position] for position in unknown}, found, caller)
         embeddings, seconds = await self._embedder.embed(
             images, caller.priority, client=caller.client, holder=caller.holder
         )
@@ -318,3 +305,32 @@ class Hosted:
                 else embedding
             )
         return found, missing, seconds
+
+    async def _decode(
+        self, sources: Mapping[int, pb.SourceImage], failed: dict[int, torch.Tensor | Failure], turn: Turn
+    ) -> dict[bytes, UInt8Array]:
+        """Returns preprocessed sources uint8 [3, S, S] by digest; enters those that cannot be decoded in `failed`."""
+        limits = self._file.limits
+        check, decode = partial(check_source, limits=limits), partial(decode_source, engine=self.engine, limits=limits)
+        # Hashing and reading a header are charged by the bytes, three of which are about as much work as a pixel.
+        sizes = [source.ByteSize() // 3 for source in sources.values()]
+        checked = await self._codec.map(turn, check, list(sources.values()), sizes)
+        pixels = {}
+        for position, found in zip(sources, checked, strict=True):
+            if isinstance(found, Failure):
+                failed[position] = found
+            else:
+                pixels[position] = found
+        if (total := sum(pixels.values())) > limits.max_request_pixels:
+            raise RequestRefusedError(
+                f"the request's {len(pixels)} images have {total:,} pixels in all; the limit is "
+                f"{limits.max_request_pixels:,} (limits.max_request_pixels); send fewer at once, or smaller ones"
+            )
+        decoded = await self._codec.map(turn, decode, [sources[position] for position in pixels], list(pixels.values()))
+        images: dict[bytes, UInt8Array] = {}
+        for position, image in zip(pixels, decoded, strict=True):
+            if isinstance(image, Failure):
+                failed[position] = image
+            else:
+                images[sources[position].digest] = image
+        return images

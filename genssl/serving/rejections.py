@@ -125,7 +125,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Counts every call, and turns an exception that escapes a handler into INTERNAL with a request id.
 
     gRPC would send the exception's text to the client; the client gets the id alone, and the server's log has the
-    traceback under it. Must be the first of a server's interceptors, so that it sees the answers of the others.
+    traceback under it. Must come before the interceptors that answer calls, so that it sees their answers.
 
     Args:
         statistics: gets method, code and seconds of each call.

@@ -31,6 +31,7 @@ from genssl.serving.auth import TokenInterceptor, Tokens
 from genssl.serving.batcher import Batcher
 from genssl.serving.certificates import ServerCertificate
 from genssl.serving.channel import SERVICE, server_options
+from genssl.serving.dropping import remember_starters
 from genssl.serving.embedder import Embedder
 from genssl.serving.hosted import Hosted
 from genssl.serving.jobs import BatchReport
@@ -39,6 +40,7 @@ from genssl.serving.rejections import GuardInterceptor
 from genssl.serving.reread import Refreshable, keep_rereading
 from genssl.serving.service import GenerationService
 from genssl.serving.statistics import GeneratorCounters, Statistics
+from genssl.serving.transfer import TransferInterceptor
 from genssl.serving.write_through import WriteThrough
 from genssl.variants.engine import VariantEngine
 from genssl.variants.memory import MemoryCache
@@ -73,7 +75,8 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
         str(device), queued_bytes=lambda: admission.num_bytes, queued_of=lambda client: service.queued[client]
     )
     guard = GuardInterceptor(statistics)
-    interceptors: list[grpc.aio.ServerInterceptor] = [guard]
+    interceptors: list[grpc.aio.ServerInterceptor] = [TransferInterceptor(file.limits, admission, statistics), guard]
+    remember_starters(asyncio.get_running_loop())
     reread: list[Refreshable] = []
     if file.tokens:
         tokens = Tokens(file.tokens, file.limits.max_variants_per_request)
@@ -87,7 +90,7 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
         reread.append(certificate)
     service = GenerationService(file, str(device), threads, admission, statistics)
     health_service = health.aio.HealthServicer()
-    server = grpc.aio.server(options=server_options(file.limits.max_message_bytes), interceptors=interceptors)
+    server = grpc.aio.server(options=server_options(file.limits), interceptors=interceptors)
     pb_grpc.add_GenerationServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

@@ -20,8 +20,9 @@ from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.serving.admission import Admission, Claim
 from genssl.serving.auth import Token, current_token, holder_of
-from genssl.serving.channel import CONCURRENT_CALLS, MESSAGE_OVERHEAD, ROW_OVERHEAD, stated_calls
+from genssl.serving.channel import MESSAGE_OVERHEAD, ROW_OVERHEAD
 from genssl.serving.codec import OUTPUT_ENCODINGS, Failure, Ready, encode_variants
+from genssl.serving.codec_pool import CodecPool
 from genssl.serving.hosted import Caller, Hosted, Wanted
 from genssl.serving.jobs import DeadlinePassedError
 from genssl.serving.rejections import refuse
@@ -32,8 +33,6 @@ from genssl.variants.engine import Settings
 log = logging.getLogger(__name__)
 
 CODEC_THREADS = 2
-# Below this, building the answer takes less time than handing it to another thread.
-ENCODED_IN_PLACE_BYTES = 2**20
 BATCHING = {"dynamic": pb.BATCHING_DYNAMIC, "deterministic": pb.BATCHING_DETERMINISTIC}
 ORIGINS: dict[int, Origin] = {
     pb.ORIGIN_GENERATED: "generated",
@@ -60,7 +59,13 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
     ) -> None:
         self.hosted: dict[str, Hosted] = {}
         self.state: Literal["loading", "serving", "draining"] = "loading"
-        self.codec = ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="genssl-codec")
+        self._codec_threads = ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="genssl-codec")
+        self.codec = CodecPool(
+            self._codec_threads,
+            threads=CODEC_THREADS,
+            most_pixels=file.limits.pixels_at_once(),
+            ageing_seconds=file.ageing_seconds,
+        )
         self._file, self._limits = file, file.limits
         self._device_name, self._threads, self._statistics = device_name, threads, statistics
         self._admission = admission
@@ -81,13 +86,13 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             max_image_pixels=limits.max_image_pixels,
             max_queued_variants=limits.max_queued_variants,
             max_queued_variants_per_client=self._admission.most(token.max_queued_variants if token else None),
-            max_queued_bytes=limits.max_queued_bytes,
+            max_queued_bytes=limits.most_queued_bytes(),
             max_queued_bytes_per_client=limits.max_queued_bytes_per_client,
             buckets=self._file.buckets[-1:] if self._file.batching == "deterministic" else self._file.buckets,
             batching=BATCHING[self._file.batching],
             instance_id=self._instance_id,
             threads=self._threads,
-            max_concurrent_calls=stated_calls(CONCURRENT_CALLS),
+            max_concurrent_calls=limits.max_calls_per_connection,
         )
 
     async def ListGenerators(
@@ -116,21 +121,18 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         claim = await self._admit(request, hosted, wanted, client, context)
         counters, charged, caller = self._statistics.client(client), 0, None
         self.queued[client] += claim.variants
+        done = self._admission.hold(claim)
         try:
-            with self._admission.hold(claim):
-                found = await hosted.find(wanted)
-                left = [item for item in wanted if isinstance(item, Wanted) and item.name not in found]
-                caller = await self._in_time(request, hosted, left, client, context)
-                charged = await self._charge(token, len(left), context)
-                outcome = await hosted.make(request, wanted, found, caller)
-                encoded = time.perf_counter()
-                encoding = request.output.encoding or pb.IMAGE_ENCODING_RAW
-                if encoding == pb.IMAGE_ENCODING_RAW and claim.num_bytes < ENCODED_IN_PLACE_BYTES:
-                    variants = encode_variants(outcome.items, encoding)
-                else:
-                    variants = await asyncio.get_running_loop().run_in_executor(
-                        self.codec, encode_variants, outcome.items, encoding
-                    )
+            found = await hosted.find(wanted)
+            left = [item for item in wanted if isinstance(item, Wanted) and item.name not in found]
+            caller = await self._in_time(request, hosted, left, client, context)
+            charged = await self._charge(token, len(left), context)
+            outcome = await hosted.make(request, wanted, found, caller)
+            encoded = time.perf_counter()
+            encoding = request.output.encoding or pb.IMAGE_ENCODING_RAW
+            variants = await encode_variants(outcome.items, encoding, self.codec, caller)
+        except RequestRefusedError as error:
+            await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "too_large", str(error))
         except DeadlinePassedError as error:
             await self._refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "deadline", str(error))
         except asyncio.CancelledError:
@@ -138,6 +140,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             self._statistics.rejected("cancelled" if remaining is None or remaining > 0 else "deadline")
             raise
         finally:
+            done()
             self.queued[client] -= claim.variants
             if not self.queued[client]:
                 del self.queued[client]
@@ -172,7 +175,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         """Stops every queue."""
         for hosted in self.hosted.values():
             await hosted.close()
-        self.codec.shutdown(wait=False, cancel_futures=True)
+        self._codec_threads.shutdown(wait=False, cancel_futures=True)
 
     async def _hosted(self, request: pb.GenerateVariantsRequest, context: grpc.aio.ServicerContext) -> Hosted:
         """Returns the generator that a request is for, or refuses."""
@@ -246,7 +249,16 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
                 f"{self._limits.max_message_bytes:,} bytes; "
                 f"ask for at most {room // (max(sizes) + ROW_OVERHEAD)} at once",
             )
-        claim = Claim(token.name if token else client, len(wanted), request.ByteSize() + answer)
+        decoded = hosted.source_bytes * sum(bool(source.data) for source in request.sources)
+        claim = Claim(token.name if token else client, len(wanted), request.ByteSize() + decoded + answer)
+        if claim.num_bytes > self._admission.most_bytes():
+            await self._refuse(
+                context,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "too_large",
+                f"the request, its decoded images and its answer would hold {claim.num_bytes:,} bytes; one client may "
+                f"hold {self._admission.most_bytes():,}; ask for fewer variants at once",
+            )
         token_most = token.max_queued_variants if token else None
         most = self._admission.most(token_most)
         if len(wanted) > most:
@@ -284,7 +296,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             priority = token.lowered(priority)
         holder = holder_of(token, context.peer())
         if remaining is None:
-            return Caller(client, priority, None, holder)
+            return Caller(holder, client, priority)
         rows: Counter[BatchKey] = Counter(item.settings.batch_key for item in left)
         wait = hosted.batcher.predicted_wait(rows, priority, client=client, holder=holder) if rows else None
         if wait is not None and wait > remaining:
@@ -295,7 +307,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
                 f"these variants would be ready in {wait:.2f} s, after the deadline in {remaining:.2f} s",
                 retry_after=wait - remaining,
             )
-        return Caller(client, priority, asyncio.get_running_loop().time() + remaining, holder)
+        return Caller(holder, client, priority, asyncio.get_running_loop().time() + remaining)
 
     async def _charge(self, token: Token | None, variants: int, context: grpc.aio.ServicerContext) -> int:
         """Takes variants that may have to be made from the token's rate, or refuses; returns how many it took."""

@@ -19,11 +19,10 @@ from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.serving.channel import (
     CLIENT_OPTIONS,
-    CONCURRENT_CALLS,
     MESSAGE_OVERHEAD,
     OTHER_CALLS,
     ROW_OVERHEAD,
-    stated_calls,
+    UNSTATED_CALLS,
 )
 from genssl.serving.diagnosis import MARK as TLS_MARK
 from genssl.serving.diagnosis import diagnose
@@ -239,7 +238,7 @@ class Target:
     @property
     def has_room(self) -> bool:
         """Says whether one more request may be in flight: within the window, and what a connection may have."""
-        calls = self.info.max_concurrent_calls or stated_calls(CONCURRENT_CALLS)  # servers that do not tell
+        calls = self.info.max_concurrent_calls or UNSTATED_CALLS
         return self.in_flight < min(self.window.size, max(1, calls - OTHER_CALLS))
 
     @property

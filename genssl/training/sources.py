@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import torch
 
+from genssl.config.limits import MESSAGE_ROOM, LimitsConfig
 from genssl.config.recipe import Recipe
-from genssl.config.server import MESSAGE_ROOM, LimitsConfig, ServerFile, generator_id
+from genssl.config.server import ServerFile, generator_id
 from genssl.data.base import ImageDataset
 from genssl.data.decode import MAX_BYTES, MAX_PIXELS
 from genssl.errors import RequestRefusedError
@@ -45,6 +46,9 @@ from genssl.variants.source import VariantSource
 from genssl.variants.store_facts import GeneratorFacts
 from genssl.variants.store_record import Encoding
 from genssl.variants.stored import StoredSource
+
+# What an embedded server may hold for its one run: enough for pictures as large as the reader takes.
+EMBEDDED_BYTES = 4 * 2**30
 
 
 @dataclass
@@ -92,7 +96,10 @@ def server_file(recipe: Recipe, threads: int | Literal["auto"], known: Sequence[
         buckets=recipe.variants.buckets,
         batching=recipe.variants.batching,
         limits=LimitsConfig(
-            max_image_bytes=MAX_BYTES, max_image_pixels=MAX_PIXELS, max_message_bytes=MAX_BYTES + MESSAGE_ROOM
+            max_image_bytes=MAX_BYTES,
+            max_image_pixels=MAX_PIXELS,
+            max_message_bytes=MAX_BYTES + MESSAGE_ROOM,
+            max_memory_bytes=EMBEDDED_BYTES,
         ),
         known_fingerprints=sorted({*known, *known_fingerprints(recipe)}),
         generators=[recipe.generator],

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from genssl.config.document import parse_document
+from genssl.config.limits import COPIES, LimitsConfig
 from genssl.config.load import validate
 from genssl.config.server import ServerFile, generator_id
 from genssl.errors import ConfigError
@@ -192,3 +195,31 @@ def test_all_contradictions_are_told_at_once():
     )
     assert "raise max_message_bytes" in problem
     assert "raise max_queued_variants to 9" in problem
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        ({"max_memory_bytes": 2**29}, r"leaves 0 bytes for requests and answers beside .*; raise it to"),
+        ({"max_queued_bytes": 2**32}, r"which is less than max_queued_bytes \(4,294,967,296\); raise it to"),
+        ({"max_connections": 10_000}, r"for 10000 connections of 32 calls"),
+    ],
+)
+def test_limits_beyond_the_memory_bound_are_refused(limits, says):
+    with pytest.raises(ValueError, match=says):
+        LimitsConfig(**limits)
+
+
+def test_the_memory_that_a_refusal_names_is_enough():
+    for limits in ({"max_queued_bytes": 2**32}, {"max_connections": 10_000}, {"max_memory_bytes": 2**29}):
+        with pytest.raises(ValueError, match="raise it to") as caught:
+            LimitsConfig(**limits)
+        enough = int(re.search(r"raise it to ([\d,]+)", str(caught.value))[1].replace(",", ""))
+        assert LimitsConfig(**limits | {"max_memory_bytes": enough}).most_queued_bytes() >= 256 * 2**20
+
+
+def test_the_parts_of_the_memory_bound_are_the_whole():
+    for limits in (LimitsConfig(), LimitsConfig(max_queued_bytes=2**28), LimitsConfig(max_memory_bytes=2**34)):
+        receiving = limits.messages_received_at_once() * limits.max_message_bytes
+        assert limits.fixed_bytes() + receiving + COPIES * limits.most_queued_bytes() <= limits.max_memory_bytes
+    assert LimitsConfig(max_queued_bytes=2**28).most_queued_bytes() == 2**28

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from genssl.config.limits import LimitsConfig
 from genssl.serving.channel import CLIENT_OPTIONS, SERVER_KEEPALIVE, server_options
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]) + bytes([0, 0, 0, 4, 1, 0, 0, 0, 0])
@@ -24,7 +25,7 @@ async def serving(**milliseconds: int) -> AsyncIterator[tuple[str, health.aio.He
     times = {f"grpc.{name}_ms": value for name, value in milliseconds.items()}
     times = {name.replace("http2_", "http2."): value for name, value in times.items()}
     assert times.keys() <= SERVER_KEEPALIVE.keys(), "only what the server sets can be shortened"
-    server = grpc.aio.server(options=server_options(2**20, SERVER_KEEPALIVE | times))
+    server = grpc.aio.server(options=server_options(LimitsConfig(), SERVER_KEEPALIVE | times))
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -115,7 +116,7 @@ def test_a_client_ends_a_connection_that_does_not_answer_its_pings():
 
 
 def test_pings_come_in_time_and_offend_nobody():
-    client, server = dict(CLIENT_OPTIONS), dict(server_options(2**20))
+    client, server = dict(CLIENT_OPTIONS), dict(server_options(LimitsConfig()))
     assert client["grpc.keepalive_time_ms"] > server["grpc.http2.min_recv_ping_interval_without_data_ms"]
     assert client["grpc.keepalive_time_ms"] + client["grpc.http2.ping_timeout_ms"] < 50_000, "within a call's deadline"
     assert server["grpc.keepalive_time_ms"] + server["grpc.http2.ping_timeout_ms"] <= 120_000

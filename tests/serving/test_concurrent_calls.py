@@ -10,8 +10,9 @@ import grpc
 import pytest
 
 from genssl import AsyncVariantClient
+from genssl.config.limits import LimitsConfig
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.serving.channel import CONCURRENT_CALLS, OTHER_CALLS, stated_calls
+from genssl.serving.channel import OTHER_CALLS
 from genssl.serving.target_pool import Tally, TargetPool
 from genssl.serving.targets import Target
 from genssl.variants import background
@@ -59,7 +60,7 @@ def test_calls_beyond_what_a_connection_may_have_wait_and_none_is_reset(server, 
     retries, troubles, most = outcome_of(server.address, clients, digits)
     assert sum(retries) == 0, "none was repeated"
     assert troubles == [""] * clients
-    assert most <= stated_calls(CONCURRENT_CALLS) - OTHER_CALLS
+    assert most <= LimitsConfig().max_calls_per_connection - OTHER_CALLS
 
 
 def test_a_server_states_fewer_calls_than_it_has_streams(server):
@@ -71,7 +72,7 @@ def test_a_server_states_fewer_calls_than_it_has_streams(server):
         finally:
             await client.close()
 
-    assert 2 <= background.run(ask(), 60) <= CONCURRENT_CALLS // 2
+    assert 2 <= background.run(ask(), 60) <= LimitsConfig().max_calls_per_connection
 
 
 @pytest.mark.parametrize(("stated", "most"), [(0, 30), (8, 6), (2, 1), (10**6, 50)])

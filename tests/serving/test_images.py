@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from genssl.config.server import LimitsConfig
+from genssl.config.limits import LimitsConfig
 from genssl.data.base import StoredImage, raw_image
 from genssl.data.decode import resize_and_crop
 from genssl.serving.images import MOST_RAW_BYTES, MOST_RAW_PIXELS, stored_image

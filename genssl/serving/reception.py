@@ -1,0 +1,94 @@
+"""Which messages come in: as many at once as memory is set aside for, and whose turn it is."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from genssl.serving.turns import Turns
+
+
+class Reception:
+    """Places for messages that are not finished yet. Lives on one event loop.
+
+    Nothing but a window of a message comes in before it has a place, and its size is not known before it is finished:
+    a place is for one of the largest. Whoever held places for the shortest time is next; and a connection may hold
+    only as many as it leaves free (Choudhury and Hahne 1998), so that one alone never has all of them. Half of the
+    places are for messages that take long, and the others change hands often, whatever those who have them do.
+
+    Args:
+        places: how many messages may be on their way in at once.
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, places: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._free, self._free_long, self._clock = places, places // 2, clock
+        self._held: Counter[str] = Counter()
+        self._held_long: Counter[str] = Counter()
+        self._turns: Turns[tuple[str, asyncio.Future[None]]] = Turns()
+        self.taken = 0
+
+    @asynccontextmanager
+    async def place(self, holder: str, connection: str) -> AsyncIterator[Callable[[], bool]]:
+        """Waits for a place, and holds it until the block ends.
+
+        Args:
+            holder: the token's name, or the host.
+            connection: of the message.
+
+        Yields:
+            What to call to keep the place for longer; it says whether that may be.
+        """
+        turn = asyncio.get_running_loop().create_future()
+        self._turns.add(holder, connection, (connection, turn))
+        self._grant()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._return(holder, connection, 0.0)
+            raise
+        started, long = self._clock(), False
+
+        def keep() -> bool:
+            nonlocal long
+            long = self._held_long[connection] < self._free_long
+            self._count_long(connection, long)
+            return long
+
+        try:
+            yield keep
+        finally:
+            self._count_long(connection, -long)
+            self._return(holder, connection, self._clock() - started)
+
+    def _grant(self) -> None:
+        while self._free:
+            taken = self._turns.take(lambda waiting: self._held[waiting[0]] < self._free)
+            if taken is None:
+                return
+            _, connection, (_, turn) = taken
+            if turn.cancelled():
+                continue
+            self._free -= 1
+            self.taken += 1
+            self._held[connection] += 1
+            turn.set_result(None)
+
+    def _count_long(self, connection: str, places: int) -> None:
+        self._free_long -= places
+        self._held_long[connection] += places
+        if not self._held_long[connection]:
+            del self._held_long[connection]
+
+    def _return(self, holder: str, connection: str, seconds: float) -> None:
+        self._free += 1
+        self.taken -= 1
+        self._held[connection] -= 1
+        if not self._held[connection]:
+            del self._held[connection]
+        self._turns.charge(holder, connection, seconds)
+        self._grant()
