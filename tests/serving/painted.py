@@ -22,7 +22,7 @@ from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.generators.base import Alive, GeneratorSpec, Parameters
 from genssl.serving.admission import Admission
-from genssl.serving.auth import TokenInterceptor, read_tokens
+from genssl.serving.auth import TokenInterceptor, Tokens
 from genssl.serving.batcher import Batcher
 from genssl.serving.embedder import Embedder
 from genssl.serving.hosted import Hosted
@@ -138,7 +138,7 @@ async def serving(settings: str = "") -> AsyncIterator[Serving]:
     )
     service.hosted, service.state = {"painter": hosted}, "serving"
     largest = file.limits.max_variants_per_request
-    guards = [TokenInterceptor(read_tokens(file.tokens, largest), statistics)] if file.tokens else []
+    guards = [TokenInterceptor(Tokens(file.tokens, largest), statistics)] if file.tokens else []
     server = grpc.aio.server(interceptors=guards)
     pb_grpc.add_GenerationServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
