@@ -141,10 +141,14 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         """Returns once every unary call has been answered; streams, which may wait for ever, do not count."""
         await self._answered.wait()
 
-    def _begin(self, context: grpc.aio.ServicerContext) -> None:
+    def _begin(self) -> None:
+        call = asyncio.current_task()
+        assert call is not None, "a handler runs in a task"
         self._answering += 1
         self._answered.clear()
-        context.add_done_callback(self._end)  # after the answer has left, not only the handler
+        # The task ends after the answer has left. A callback of the context would make a cycle of references, and a
+        # call that is dropped would keep its stream until the garbage is collected; see `dropping`.
+        call.add_done_callback(self._end)
 
     def _end(self, _: object) -> None:
         self._answering -= 1
@@ -189,7 +193,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             failed: list[str] = []
             response = None
             if not streams:
-                self._begin(context)
+                self._begin()
             with self._watched(method, request, context, failed):
                 if request is _GARBLED:
                     message = "the message is not the protocol buffer that this method takes"

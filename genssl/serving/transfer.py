@@ -57,20 +57,20 @@ class TransferInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             return grpc.stream_stream_rpc_method_handler(streams, None, handler.response_serializer)
         assert not handler.request_streaming, "there is no such method"
         unary = self._unary(handler.unary_unary, receiver, handler.response_serializer)
-        return grpc.stream_stream_rpc_method_handler(unary)
+        return grpc.stream_unary_rpc_method_handler(unary)
 
     def _unary(
         self, function: Callable[..., Any], receiver: _Receiver, serialize: Callable[[Any], bytes]
     ) -> Callable[..., Any]:
-        async def call(_: object, context: grpc.aio.ServicerContext) -> None:
+        async def call(_: object, context: grpc.aio.ServicerContext) -> bytes:
             message = await receiver.receive(context)
             if message is grpc.aio.EOF:
-                return
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call ended without a message")
             answer = [await function(message, context)]
             message = None  # neither it nor the parsed answer may wait for the client beside the answer's bytes
             data = serialize(answer.pop())
             drop_after(self._limits.send_seconds)
-            await context.write(data)
+            return data
 
         return call
 
