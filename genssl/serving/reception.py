@@ -42,15 +42,10 @@ class Reception:
         Yields:
             What to call to keep the place for longer; it says whether that may be.
         """
-        turn = asyncio.get_running_loop().create_future()
-        self._turns.add(holder, connection, (connection, turn))
-        self._grant()
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._return(holder, connection, 0.0)
-            raise
+        if not self._turns and self._held[connection] < self._free:
+            self._hold(connection)
+        else:
+            await self._wait(holder, connection)
         started, long = self._clock(), False
 
         def keep() -> bool:
@@ -62,8 +57,25 @@ class Reception:
         try:
             yield keep
         finally:
-            self._count_long(connection, -long)
+            if long:
+                self._count_long(connection, -1)
             self._return(holder, connection, self._clock() - started)
+
+    async def _wait(self, holder: str, connection: str) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._turns.add(holder, connection, (connection, turn))
+        self._grant()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._return(holder, connection, 0.0)
+            raise
+
+    def _hold(self, connection: str) -> None:
+        self._free -= 1
+        self.taken += 1
+        self._held[connection] += 1
 
     def _grant(self) -> None:
         while self._free:
@@ -73,9 +85,7 @@ class Reception:
             _, connection, (_, turn) = taken
             if turn.cancelled():
                 continue
-            self._free -= 1
-            self.taken += 1
-            self._held[connection] += 1
+            self._hold(connection)
             turn.set_result(None)
 
     def _count_long(self, connection: str, places: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Container
 from typing import Generic, TypeVar
 
 Thing = TypeVar("Thing")
-REMEMBERED = 1024  # names of which nothing waits
+REMEMBERED = 1024  # names of which nothing waits, at least; at most twice as many
 
 
 class _Used:
@@ -35,7 +35,9 @@ class _Used:
         self._used[name] = max(self._used.pop(name, 0.0), self._now) + cost
 
     def forget(self, waiting: Container[str]) -> None:
-        """Forgets names of which nothing waits, but for the latest."""
+        """Forgets names of which nothing waits, but for the latest; looks at them only once there are many."""
+        if len(self._used) <= 2 * REMEMBERED:
+            return
         idle = [name for name in self._used if name not in waiting]
         for name in idle[: max(0, len(idle) - REMEMBERED)]:
             del self._used[name]
@@ -75,19 +77,23 @@ class Turns(Generic[Thing]):
             self._holders.served(holder)
             if not clients[client]:
                 del clients[client]
-                used.forget(clients)
             if not clients:
                 del self._waiting[holder]
-                self._holders.forget(self._waiting)
-                for name in [name for name in self._clients if name not in self._waiting][:-REMEMBERED]:
-                    del self._clients[name]
             return holder, client, thing
         return None
 
     def charge(self, holder: str, client: str, cost: float) -> None:
         """Counts what a turn used against a holder and its client."""
+        used = self._clients.get(holder)
+        if used is None:
+            used = self._clients[holder] = _Used()
         self._holders.charge(holder, cost)
-        self._clients.setdefault(holder, _Used()).charge(client, cost)
+        used.charge(client, cost)
+        self._holders.forget(self._waiting)
+        used.forget(self._waiting.get(holder, {}))
+        if len(self._clients) > 2 * REMEMBERED:
+            for name in [name for name in self._clients if name not in self._waiting][:-REMEMBERED]:
+                del self._clients[name]
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
