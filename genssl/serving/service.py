@@ -129,8 +129,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             turn = Turn(token.name if token else host_of(context.peer()), client, caller.priority)
             outcome = await hosted.make(request, wanted, found, caller, turn)
             encoded = time.perf_counter()
-            encoding = request.output.encoding or pb.IMAGE_ENCODING_RAW
-            variants = await encode_variants(outcome.items, encoding, self.codec, turn)
+            variants = await encode_variants(outcome.items, request.output.encoding, self.codec, turn)
         except RequestRefusedError as error:
             if token is not None and token.rate is not None:
                 token.rate.give_back(charged)
@@ -258,7 +257,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
                 context,
                 grpc.StatusCode.INVALID_ARGUMENT,
                 "too_large",
-                f"the request, its decoded images and its answer would hold {claim.num_bytes:,} bytes; one client may "
+                f"the request, its decoded images and its answer would hold {claim.num_bytes:,} bytes; a client may "
                 f"hold {self._admission.most_bytes():,}; ask for fewer variants at once",
             )
         token_most = token.max_queued_variants if token else None
