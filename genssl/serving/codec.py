@@ -91,7 +91,8 @@ def _stored(source: pb.SourceImage) -> StoredImage:
 async def encode_variants(
     items: Sequence[Ready | Failure], encoding: pb.ImageEncoding, pool: CodecPool, turn: Turn
 ) -> list[pb.Variant]:
-    """Returns one message an item, in order; what takes long is done in the pool, at its turn."""
+    """Returns one message an item, in order, RAW unless told otherwise; what takes long is done in the pool."""
+    encoding = encoding or pb.IMAGE_ENCODING_RAW
     encode = partial(_variant, encoding=encoding)
     pixels = [item.image.size // 3 if isinstance(item, Ready) else 0 for item in items]
     if encoding == pb.IMAGE_ENCODING_RAW and 3 * sum(pixels) < ENCODED_IN_PLACE_BYTES:

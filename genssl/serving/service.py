@@ -129,8 +129,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             charged = await self._charge(token, len(left), context)
             outcome = await hosted.make(request, wanted, found, caller)
             encoded = time.perf_counter()
-            encoding = request.output.encoding or pb.IMAGE_ENCODING_RAW
-            variants = await encode_variants(outcome.items, encoding, self.codec, caller)
+            variants = await encode_variants(outcome.items, request.output.encoding, self.codec, caller)
         except RequestRefusedError as error:
             await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "too_large", str(error))
         except DeadlinePassedError as error:
@@ -256,7 +255,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
                 context,
                 grpc.StatusCode.INVALID_ARGUMENT,
                 "too_large",
-                f"the request, its decoded images and its answer would hold {claim.num_bytes:,} bytes; one client may "
+                f"the request, its decoded images and its answer would hold {claim.num_bytes:,} bytes; a client may "
                 f"hold {self._admission.most_bytes():,}; ask for fewer variants at once",
             )
         token_most = token.max_queued_variants if token else None
