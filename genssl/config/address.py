@@ -25,15 +25,20 @@ def check_address(value: str) -> str:
     scheme, found, rest = value.partition("://")
     if found and (scheme != "dns" or "/" not in rest):
         raise ValueError(f"{FORM}, without {scheme}://{_instead(rest)}")
-    if found:
-        rest = rest.partition("/")[2]  # what stands before it is a name server
-    elif value.startswith(("dns:", "ipv4:", "ipv6:")) and value.count(":") > 1:
-        rest = value.partition(":")[2]
-    else:
-        rest = value
-    for one in rest.split(",") if value.startswith(("ipv4:", "ipv6:")) else [rest]:
+    for one in hosts_and_ports(value):
         _check_host_and_port(one)
     return value
+
+
+def hosts_and_ports(address: str) -> list[str]:
+    """Returns every host:port that an address of TCP names, without gRPC's own forms around it."""
+    scheme, found, rest = address.partition("://")
+    if found:
+        return [rest.partition("/")[2]]  # what stands before it is a name server
+    scheme, _, rest = address.partition(":")
+    if scheme not in ("dns", "ipv4", "ipv6") or ":" not in rest:
+        return [address]
+    return [rest] if scheme == "dns" else rest.split(",")
 
 
 def check_target_address(value: str) -> str:

@@ -11,6 +11,8 @@ import ssl
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from genssl.config.address import hosts_and_ports
+
 if TYPE_CHECKING:
     from genssl.serving.targets import ClientTLS
 
@@ -26,7 +28,7 @@ def diagnose(address: str, tls: ClientTLS | None) -> str:
     """Connects to every address that a server's name has, and returns why gRPC's connections fail.
 
     Args:
-        address: host:port or unix:/path.
+        address: as `check_target_address` takes it.
         tls: the client's settings; None: it speaks no TLS.
 
     Returns:
@@ -36,7 +38,7 @@ def diagnose(address: str, tls: ClientTLS | None) -> str:
         places = list(_places(address))[:MOST_ADDRESSES]
     except OSError as error:
         return f"{address}: {error.strerror}"
-    host = "localhost" if address.startswith("unix:") else address.rpartition(":")[0].strip("[]")
+    host = "localhost" if address.startswith("unix:") else hosts_and_ports(address)[0].rpartition(":")[0].strip("[]")
     found = [(place, *_reason(family, target, host, tls)) for family, target, place in places]
     reasons = [f"{place}: {reason}" for place, _, reason in sorted(found, key=lambda one: not one[1]) if reason]
     return (MARK if any(about_tls for _, about_tls, _ in found) else "") + "; ".join(reasons)
@@ -48,9 +50,10 @@ def _places(address: str) -> Iterator[tuple[int, Any, str]]:
         path = address.removeprefix("unix:")
         yield socket.AF_UNIX, path, path
         return
-    host, _, port = address.rpartition(":")
-    for family, _, _, _, target in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM):
-        yield family, target, f"[{target[0]}]:{port}" if family == socket.AF_INET6 else f"{target[0]}:{port}"
+    for one in hosts_and_ports(address):
+        host, _, port = one.rpartition(":")
+        for family, _, _, _, target in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM):
+            yield family, target, f"[{target[0]}]:{port}" if family == socket.AF_INET6 else f"{target[0]}:{port}"
 
 
 def _reason(family: int, target: Any, host: str, tls: ClientTLS | None) -> tuple[bool, str]:

@@ -214,9 +214,8 @@ class Schedule(Generic[Job]):
         self._by_priority = dict.fromkeys(Priority, 0)
         self._risen = dict.fromkeys(Priority, 0)
         self._held: dict[str, int] = {}
-        self._served: dict[
-            str, float
-        ] = {}  # seconds of the device by holder, on a scale that newcomers join at its foot
+        # Seconds of the device by holder, on a scale that newcomers join at its foot.
+        self._served: dict[str, float] = {}
         self._foot = 0.0
         self._length = 0
 

@@ -127,3 +127,9 @@ def test_every_address_has_its_reason_and_tls_comes_first(secure, monkeypatch):
 
 def test_a_socket_file_that_nobody_serves(tmp_path):
     assert diagnose(f"unix:{tmp_path}/nobody.sock", None) == f"{tmp_path}/nobody.sock: No such file or directory"
+
+
+@pytest.mark.parametrize("form", ["dns:///127.0.0.1:{}", "dns:127.0.0.1:{}", "ipv4:127.0.0.1:{}"])
+def test_the_forms_of_grpc_are_looked_at_by_the_hosts_they_name(secure, form):
+    port = secure.rpartition(":")[2]
+    assert diagnose(form.format(port), None).startswith(f"TLS: 127.0.0.1:{port}: it speaks TLS")
