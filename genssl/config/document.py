@@ -127,8 +127,10 @@ def _replace(
     document: Document, path_text: str, where: str, read: Callable[[KeyPath], tuple[Any, dict[KeyPath, str]]]
 ) -> None:
     parts = path_text.strip().split(".")
-    if not all(parts) or len(parts) > MAX_DEPTH:
+    if not all(parts):
         raise ConfigError([f"{where}: {WRITTEN_AS}"])
+    if len(parts) > MAX_DEPTH:
+        raise ConfigError([f"{where}: the key path has {len(parts)} parts; at most {MAX_DEPTH} are allowed"])
     parent: Any = document.data
     path: KeyPath = ()
     for part in parts[:-1]:

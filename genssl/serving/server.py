@@ -225,8 +225,11 @@ class _Loader:
 
     def _known(self) -> set[str]:
         """Returns the fingerprints of the variants that there are already, here and at the clients."""
-        stored = read_manifest(self._file.store.path).generators if self._file.store is not None else ()
-        return {*self._file.known_fingerprints, *stored}
+        known = set(self._file.known_fingerprints)
+        if self._file.store is not None:
+            manifest = read_manifest(self._file.store.path)
+            known |= {*manifest.generators, manifest.pinned or ""}
+        return known
 
     async def _host(self, config: ComponentConfig) -> Hosted:
         loop, name = asyncio.get_running_loop(), generator_id(config)

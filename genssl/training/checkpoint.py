@@ -155,9 +155,15 @@ class Checkpoints:
             said = ", ".join(
                 f"{name} {identity.get(name) or 'none'} (now: {self._identity[name] or 'none'})" for name in differing
             )
+            way = ""
+            if differing == ["generator"] and identity.get("generator"):
+                way = (
+                    ". If only genssl is newer, its server takes the former name by "
+                    f"known_fingerprints: ['{identity['generator']}'] in its file"
+                )
             raise UserError(
                 f"{path} is the checkpoint of another run: {said}. A run goes on only with the recipe, data and "
-                "generator that it was begun with; restore those, or start another run with --out"
+                f"generator that it was begun with; restore those, or start another run with --out{way}"
             )
 
 

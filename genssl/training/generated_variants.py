@@ -24,10 +24,10 @@ def load_engine(recipe: Recipe, device: torch.device, known: Sequence[str] = ())
     Args:
         recipe: has the generator.
         device: where it runs.
-        known: fingerprints in hexadecimal, besides those of the recipe's store; see `open_generator`.
+        known: fingerprints in hexadecimal, in place of those of the recipe's store; see `open_generator`.
     """
     assert recipe.generator is not None, "there is a generator where there are variants"
-    generator = open_generator(recipe.generator, device, {*known, *known_fingerprints(recipe)})
+    generator = open_generator(recipe.generator, device, known or known_fingerprints(recipe))
     return VariantEngine(generator, recipe.variants.buckets, deterministic=recipe.variants.batching == "deterministic")
 
 

@@ -72,7 +72,7 @@ class OpenSource:
 def start_server(recipe: Recipe, log_path: Path, known: Sequence[str] = ()) -> Iterator[EmbeddedServer | None]:
     """Starts the embedded server if the recipe wants one; it loads while the caller prepares the training.
 
-    Its generator gets the fingerprints `known`, besides those of the recipe's store; see `open_generator`.
+    Its generator gets the fingerprints `known`, or else those of the recipe's store; see `open_generator`.
     """
     if not recipe.uses_variants() or recipe.variants.source != "online" or recipe.variants.server != "embedded":
         yield None
@@ -101,7 +101,7 @@ def server_file(recipe: Recipe, threads: int | Literal["auto"], known: Sequence[
             max_message_bytes=MAX_BYTES + MESSAGE_ROOM,
             max_memory_bytes=EMBEDDED_BYTES,
         ),
-        known_fingerprints=sorted({*known, *known_fingerprints(recipe)}),
+        known_fingerprints=sorted(known or known_fingerprints(recipe)),
         generators=[recipe.generator],
     )
 
@@ -136,7 +136,7 @@ def open_source(
         device: of in-process generation.
         server: the run's own, if it has one.
         folder: for what `late: reuse` keeps on disk while the source is open; None if no step is to be taken.
-        known: fingerprints in hexadecimal, besides those of the recipe's store; see `open_generator`.
+        known: fingerprints in hexadecimal, in place of those of the recipe's store; see `open_generator`.
 
     Raises:
         ServerUnavailableError, RequestRefusedError, GeneratorError, StoreError: if there are no variants to be had.

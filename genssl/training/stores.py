@@ -115,13 +115,13 @@ def known_fingerprints(recipe: Recipe, store: Path | None = None) -> list[str]:
     """
     found: list[str] = []
     folder = store or recipe.variants.store
-    if folder is not None and folder.exists():
+    if recipe.variants.replay is not None:  # it goes by one name, whatever others the store may know
+        with suppress(OSError, ValueError, KeyError, TypeError), recipe.variants.replay.open() as log:
+            found.append(str(json.loads(log.readline())["fingerprint"]))
+    if not found and folder is not None and folder.exists():
         with suppress(StoreError):  # who opens it says what is wrong
             manifest = read_manifest(folder)
             found += [*manifest.generators, manifest.pinned or ""]
-    if recipe.variants.replay is not None:
-        with suppress(OSError, ValueError, KeyError, TypeError), recipe.variants.replay.open() as log:
-            found.append(str(json.loads(log.readline())["fingerprint"]))
     return [name for name in found if re.fullmatch(r"[0-9a-f]{32}", name)]
 
 

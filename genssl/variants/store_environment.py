@@ -8,6 +8,7 @@ the time that a device takes to make them, and without it a power loss can corru
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ import lmdb
 from genssl.errors import fork_message
 from genssl.variants.store_committed import read_committed, write_committed
 from genssl.variants.store_manifest import StoreError
-from genssl.variants.store_meta import DATA, has_only_begun, look_at_metas
+from genssl.variants.store_meta import DATA, has_only_begun, is_cut_short, look_at_metas
 from genssl.variants.store_record import digest_of, is_intact
 from genssl.variants.store_verified import VerifiedRecords
 
@@ -29,6 +30,7 @@ T = TypeVar("T")
 Key = TypeVar("Key", bytes, tuple[bytes, bytes])  # of a scan
 LOCK = "lock.mdb"
 MAX_READERS, SLOT_BYTES = 1024, 64  # read transactions at once, over all processes
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of file systems without hard links
 MAP_BYTES = 2**30  # address space, not disk: the file grows with what is written
 DAMAGED = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.CursorFullError)  # what LMDB says of a tree that is
 MISLED = "another variant's: a page of the tree is damaged"
@@ -70,7 +72,7 @@ class Environment:
         self.verified = VerifiedRecords()
         committed = read_committed(folder)  # before the tree, which another process may be writing
         self.loss = look_at_metas(folder, committed or 0)
-        if writable and has_only_begun(folder, valid=False):
+        if writable and is_cut_short(folder):
             (folder / DATA).unlink(missing_ok=True)  # a full disk may have cut it short: LMDB would refuse it
         lock = writable or _can_lock(folder)
         if lock:
@@ -304,6 +306,9 @@ def _allocate_lock(path: Path) -> None:
         os.link(temporary, path)  # unlike a rename, fails where another process was first
     except FileExistsError:
         pass
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise  # the disk is full
     finally:
         os.close(descriptor)
         temporary.unlink()

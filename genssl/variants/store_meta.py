@@ -41,14 +41,15 @@ def look_at_metas(folder: Path, committed: int) -> str | None:
     """
     data = folder / DATA
     size = data.stat().st_size if data.exists() else 0
-    if size < 2 * PAGE_BYTES:
+    if size < 2 * PAGE_BYTES and not _is_whole_elsewhere(data, size):
         if committed:
             raise lmdb.CorruptedError(f"{data} is empty or gone: {committed:,} records were committed here")
         return None
     found = _metas(data)
+    size = data.stat().st_size  # after them: a writer's file grows before a meta page says so
     if {page for _, _, page in found} > {PAGE_BYTES}:
         raise lmdb.CorruptedError(f"{data} is damaged: its meta pages do not agree on the size of a page")
-    ours = [meta for meta in found if meta[2] == PAGE_BYTES]
+    ours = [meta for meta in found if meta[2] == PAGE_BYTES]  # none in a file of a machine with other pages
     missing = (max(ours)[1] + 1) * PAGE_BYTES - size if ours else 0
     # The last pages of a sound file may never have been written, if one commit took and freed them.
     if missing > SPARE_PAGES * PAGE_BYTES:
@@ -69,6 +70,19 @@ def _metas(data: Path) -> list[tuple[int, int, int]]:
             metas.append(file.read(META.size))
     fields = [META.unpack(meta) for meta in metas if len(meta) == META.size]
     return [(transaction, last, page) for magic, page, last, transaction in fields if magic == META_MAGIC]
+
+
+def _is_whole_elsewhere(data: Path, size: int) -> bool:
+    """Says whether a file too short for two pages of this machine has those of a machine with smaller ones."""
+    return size > 0 and any(page < PAGE_BYTES and size >= 2 * page for _, _, page in _metas(data))
+
+
+def is_cut_short(folder: Path) -> bool:
+    """Says whether a writer's file has not even its meta pages, so that nothing can be in it."""
+    data = folder / DATA
+    return has_only_begun(folder, valid=False) and not (
+        data.exists() and _is_whole_elsewhere(data, data.stat().st_size)
+    )
 
 
 def has_only_begun(folder: Path, *, valid: bool = True) -> bool:

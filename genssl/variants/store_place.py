@@ -45,9 +45,9 @@ class StorePlace:
         was_gone = self.gone
         try:
             self.gone = _identity(self._data) != self._identity
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:  # also of a disk that has gone away, or does not answer
             self.gone = True
-        what = f"{self._folder} was deleted, moved or replaced while this process had it open"
+        what = f"{self._folder} was deleted, moved or replaced while this process had it open, or its disk is gone"
         if strict and self.gone:
             raise StoreError(f"{what}. Put it back, or start again with a new folder")
         if self.gone and not was_gone:

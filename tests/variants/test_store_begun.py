@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from genssl.training.stores import refuse_foreign
+from genssl.variants import store_meta
 from genssl.variants.store import VariantStore
 from genssl.variants.store_manifest import StoreError
+from genssl.variants.store_meta import DATA, PAGE_BYTES, has_only_begun, is_cut_short, look_at_metas
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -124,3 +128,42 @@ def test_a_store_is_taken_up_when_a_full_disk_has_room_again(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 8
+
+
+def test_a_store_of_a_machine_with_smaller_pages_is_not_taken_for_one_cut_short(tmp_path, monkeypatch):
+    writer = tmp_path / "writer"
+    writer.mkdir()
+    with lmdb.open(str(writer), max_dbs=2) as environment:
+        environment.open_db(b"variants")
+    monkeypatch.setattr("genssl.variants.store_meta.PAGE_BYTES", 16 * PAGE_BYTES)
+    assert has_only_begun(writer, valid=False), "to this machine it is shorter than two pages"
+    assert not is_cut_short(writer)
+    assert look_at_metas(writer, 1) is None
+    (writer / DATA).write_bytes((writer / DATA).read_bytes()[:PAGE_BYTES])
+    assert is_cut_short(writer)
+
+
+def test_a_file_system_without_hard_links_has_stores_too(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("genssl.variants.store_environment.os.link", refuse)
+    with VariantStore(tmp_path / "store") as store:
+        assert store.writer is not None
+        assert len(store) == 0
+
+
+def test_a_commit_between_two_looks_at_a_file_is_no_truncation(tmp_path, monkeypatch):
+    writer = tmp_path / "writer"
+    writer.mkdir()
+    with lmdb.open(str(writer), max_dbs=2) as environment:
+        table = environment.open_db(b"variants")
+        metas = store_meta._metas
+
+        def grown(data: Path) -> list[tuple[int, int, int]]:
+            with environment.begin(write=True, db=table) as transaction:
+                transaction.put(bytes(16), bytes(64 * PAGE_BYTES))
+            return metas(data)
+
+        monkeypatch.setattr(store_meta, "_metas", grown)
+        assert look_at_metas(writer, 0) is None

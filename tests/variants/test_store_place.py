@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from genssl.variants.key import VariantKey
 from genssl.variants.store import VariantStore
 from genssl.variants.store_manifest import StoreError
+from genssl.variants.store_place import StorePlace
 
 MAKE = """
 import sys
@@ -99,3 +101,18 @@ def test_a_store_of_the_same_name_can_be_made_by_a_new_process_only_or_after_clo
         assert not store.look()
     with VariantStore(folder) as store:
         assert store.put_many([item(0)]) == 1
+
+
+def test_a_disk_that_does_not_answer_is_a_folder_that_is_gone(tmp_path, monkeypatch):
+    (tmp_path / "data.mdb").touch()
+    place = StorePlace(tmp_path, tmp_path / "data.mdb")
+
+    def unanswered(_: Path) -> tuple[int, int]:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("genssl.variants.store_place._identity", unanswered)
+        assert not place.look()
+        with pytest.raises(StoreError, match="its disk is gone"):
+            place.look(strict=True)
+    assert place.look()
