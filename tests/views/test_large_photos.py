@@ -16,7 +16,7 @@ from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.serving.codec import Failure, decode_source
+from genssl.serving.codec import Failure, check_source, decode_source
 from genssl.serving.images import stored_image
 from genssl.training.pregenerate import pregenerate
 from genssl.training.sources import server_file
@@ -93,9 +93,10 @@ def test_the_embedded_server_takes_what_the_reader_takes(unclip, tmp_path):
     stored = stored_image(path)
     source = pb.SourceImage(digest=stored.source_id, data=stored.data, encoding=pb.IMAGE_ENCODING_FILE)
     engine = VariantEngine(unclip, [1])
+    assert check_source(source, limits) == 6000 * 4000
     assert not isinstance(decode_source(source, engine, limits), Failure)
     low = limits.model_copy(update={"max_image_bytes": 2**10})
-    refused = decode_source(source, engine, low)
+    refused = check_source(source, low)
     assert isinstance(refused, Failure)
     assert refused.message.endswith("the limit is 1,024 (limits.max_image_bytes of the server file)")
 
