@@ -53,7 +53,11 @@ class LimitsConfig(Section):
     max_size_factor: float = Field(
         4.0, ge=1, description="how many times a generator's own image_size or output_size a request may ask for"
     )
-    max_connections: int = Field(128, ge=1, description="connections at once; further ones are closed at once")
+    max_connections: int = Field(
+        128,
+        ge=1,
+        description="connections at once; further ones are closed at once (a worker of a DataLoader has its own)",
+    )
     max_calls_per_connection: int = Field(32, ge=1, description="further ones wait at the client")
     receive_seconds: float = Field(20.0, gt=0, description="for a message to come in whole, once its turn has come")
     send_seconds: float = Field(30.0, gt=0, description="for a client to take its answer; then the call is dropped")

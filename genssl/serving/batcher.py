@@ -202,10 +202,12 @@ class Batcher:
         timer = None if deadline is None else self._loop.call_at(deadline, self._leave, ticket, "deadline", late)
         try:
             await ticket.answered
-        except asyncio.CancelledError as cancelled:
-            self._leave(ticket, "cancelled", cancelled)
+        except asyncio.CancelledError:
+            # Not this exception: its traceback would keep the whole call, in a cycle through the results.
+            self._leave(ticket, "cancelled", GenerationFailedError("the call was cancelled"))
             raise
         finally:
+            ticket.jobs.clear()  # they lead back to the ticket, and images would stay until the garbage is collected
             if timer is not None:
                 timer.cancel()
         return [result for result in ticket.results if result is not None]

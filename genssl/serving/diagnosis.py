@@ -20,6 +20,7 @@ PROBE_SECONDS = 2.0  # for each step at each address
 MOST_ADDRESSES = 4
 HANDSHAKE, ALERT = b"\x16\x03", b"\x15\x03"  # how every record of TLS that may answer begins
 MARK = "TLS: "
+HUNG_UP = "it hangs up at once; perhaps it has as many connections as it takes (limits.max_connections)"
 GIVE_TLS = "it speaks TLS, and this client does not; give it tls (variants.tls in a recipe)"
 NO_TLS = "it speaks no TLS, and this client does; leave tls out, or give the server's file a tls block"
 
@@ -63,6 +64,8 @@ def _reason(family: int, target: Any, host: str, tls: ClientTLS | None) -> tuple
             connection.settimeout(PROBE_SECONDS)
             connection.connect(target)
             there = _speaks_tls(connection, host)
+        if there is None:
+            return False, HUNG_UP
         if tls is None or not there:
             return (there, GIVE_TLS) if there else (tls is not None, NO_TLS if tls is not None else "")
         with socket.socket(family, socket.SOCK_STREAM) as connection:
@@ -76,8 +79,8 @@ def _reason(family: int, target: Any, host: str, tls: ClientTLS | None) -> tuple
         return False, error.strerror or str(error)
 
 
-def _speaks_tls(connection: socket.socket, host: str) -> bool:
-    """Greets as a client of TLS does, and says whether the answer is one of TLS."""
+def _speaks_tls(connection: socket.socket, host: str) -> bool | None:
+    """Greets as a client of TLS does, and says whether the answer is one of TLS; None if there is none at all."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent but the greeting
     context.set_alpn_protocols(["h2"])
@@ -87,9 +90,10 @@ def _speaks_tls(connection: socket.socket, host: str) -> bool:
     except ssl.SSLWantReadError:
         connection.sendall(hello.read())
     try:
-        return connection.recv(2) in (HANDSHAKE, ALERT)
+        first = connection.recv(2)
     except ConnectionError:
-        return False
+        return None
+    return first in (HANDSHAKE, ALERT) if first else None
 
 
 def _refusal_by_tls(connection: socket.socket, host: str, tls: ClientTLS) -> str:

@@ -3,7 +3,8 @@
 grpc.aio has no way for a server to reset a stream: neither the end of a handler nor an abort does, since what was
 written waits in front of the status for as long as the client keeps its window closed. But gRPC resets the stream of a
 call to which nothing refers any more. Two tasks do: the one that runs the handler, and the one that started it and
-listens for the client's cancellation. Cancelling both lets go of the call.
+listens for the client's cancellation. Cancelling both lets go of the call; while a message of it comes in, only once
+that has ended, which the end of the connection does at the latest (`channel.SERVER_KEEPALIVE`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import weakref
 from collections.abc import Coroutine
 from typing import Any
 
+REFUSAL_SECONDS = 2.0  # for a client to take a refusal: one that takes nothing from its socket would not even take that
 _HANDLER = "_handle_exceptions"  # grpc.aio's coroutine that runs a handler
 _starters: weakref.WeakKeyDictionary[asyncio.Task[Any], asyncio.Task[Any]] = weakref.WeakKeyDictionary()
 

@@ -219,7 +219,7 @@ class Hosted:
                 items[position] = Ready(one.image, pb.ORIGIN_GENERATED, one.shared)
                 device_seconds += one.seconds
             elif isinstance(one, DeadlinePassedError):
-                raise one
+                raise DeadlinePassedError(str(one))  # not itself: its traceback would lead back to `made`
             else:
                 items[position] = Failure(
                     pb.ITEM_CODE_GENERATOR_FAILED, str(one) or "the generator failed; see the server's log"

@@ -7,8 +7,32 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from genssl.serving.turns import Turns
+
+
+class Place:
+    """Room for one message that comes in.
+
+    Attributes:
+        long: whether it is one of those for messages that take long.
+        reading: what must have ended before the place is free again.
+    """
+
+    def __init__(self, reception: Reception, connection: str) -> None:
+        self._reception, self._connection = reception, connection
+        self.long = False
+        self.reading: asyncio.Future[Any] | None = None
+
+    def keep_for_long(self) -> bool:
+        """Keeps the place for longer; says whether that may be."""
+        self.long = self._reception.keep_for_long(self._connection)
+        return self.long
+
+    def keep_until(self, reading: asyncio.Future[Any]) -> None:
+        """Keeps the place until the message has ended, whole or not, even if nobody waits for it any more."""
+        self.reading = reading
 
 
 class Reception:
@@ -32,34 +56,38 @@ class Reception:
         self.taken = 0
 
     @asynccontextmanager
-    async def place(self, holder: str, connection: str) -> AsyncIterator[Callable[[], bool]]:
-        """Waits for a place, and holds it until the block ends.
+    async def place(self, holder: str, connection: str) -> AsyncIterator[Place]:
+        """Waits for a place, and holds it until the block ends, or later; see `Place.keep_until`.
 
         Args:
             holder: the token's name, or the host.
-            connection: of the message.
-
-        Yields:
-            What to call to keep the place for longer; it says whether that may be.
+            connection: of the message; all clients at a Unix socket count as one.
         """
         if not self._turns and self._held[connection] < self._free:
             self._hold(connection)
         else:
             await self._wait(holder, connection)
-        started, long = self._clock(), False
+        place, started = Place(self, connection), self._clock()
 
-        def keep() -> bool:
-            nonlocal long
-            long = self._held_long[connection] < self._free_long
-            self._count_long(connection, long)
-            return long
-
-        try:
-            yield keep
-        finally:
-            if long:
+        def leave(_: object = None) -> None:
+            if place.long:
                 self._count_long(connection, -1)
             self._return(holder, connection, self._clock() - started)
+
+        try:
+            yield place
+        finally:
+            if place.reading is None or place.reading.done():
+                leave()
+            else:
+                place.reading.add_done_callback(leave)
+
+    def keep_for_long(self, connection: str) -> bool:
+        """Lets a connection keep a place for longer, if that may be."""
+        may = self._held_long[connection] < self._free_long
+        if may:
+            self._count_long(connection, 1)
+        return may
 
     async def _wait(self, holder: str, connection: str) -> None:
         turn = asyncio.get_running_loop().create_future()

@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from genssl.serving.channel import SERVICE
+from genssl.serving.dropping import REFUSAL_SECONDS, drop_after
 
 if TYPE_CHECKING:
     from genssl.serving.statistics import Reason, Statistics
@@ -88,6 +89,7 @@ async def refuse(
     """
     statistics.rejected(reason)
     text, trailers = _status(code, detail or reason.upper(), message, retry_after, metadata or {}, violations or {})
+    drop_after(REFUSAL_SECONDS)
     await context.abort(code, text, trailing_metadata=trailers)
     raise AssertionError("abort raises")
 
@@ -259,6 +261,7 @@ def _forgiving(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], 
 async def _abort_internal(context: grpc.aio.ServicerContext, request_id: str) -> NoReturn:
     message = f"the server failed on this request; its log says more under the request id {request_id}"
     text, trailers = _status(grpc.StatusCode.INTERNAL, "INTERNAL", message, None, {"request_id": request_id}, {})
+    drop_after(REFUSAL_SECONDS)
     try:
         await context.abort(grpc.StatusCode.INTERNAL, text, trailing_metadata=trailers)
     except grpc.aio.InternalError:  # the client has left; the log has said what there is to say

@@ -115,13 +115,14 @@ class _Receiver:
         peer = context.peer()
         holder = holder_of(current_token(), peer)
         started = time.perf_counter()
-        async with self._reception.place(holder, peer) as keep_place:
+        async with self._reception.place(holder, peer) as place:
             # Never cancelled: gRPC would not free a message that comes in for a reader who is gone.
             reading = asyncio.ensure_future(context.read())
             reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+            place.keep_until(reading)  # what has come in is held until then, though its call be refused before
             await asyncio.wait([reading], timeout=min(QUICK_SECONDS, self._seconds))
             if not reading.done():
-                kept = keep_place()
+                kept = place.keep_for_long()
                 if kept:
                     await asyncio.wait([reading], timeout=self._seconds - QUICK_SECONDS)
                 if not reading.done():
@@ -159,7 +160,6 @@ class _Receiver:
         started: float,
         retry_after: float | None = None,
     ) -> NoReturn:
-        drop_after(SMALL_SECONDS)  # a client that takes nothing from its socket would not even take the refusal
         self._statistics.request(self._method.rpartition("/")[2], code.name, time.perf_counter() - started)
         await refuse(context, self._statistics, code, reason, message, retry_after)
 

@@ -99,6 +99,7 @@ def server_file(recipe: Recipe, threads: int | Literal["auto"], known: Sequence[
             max_image_bytes=MAX_BYTES,
             max_image_pixels=MAX_PIXELS,
             max_message_bytes=MAX_BYTES + MESSAGE_ROOM,
+            max_request_pixels=max(10**9, recipe.variants.rows_per_request * MAX_PIXELS),
             max_memory_bytes=EMBEDDED_BYTES,
         ),
         known_fingerprints=sorted(known or known_fingerprints(recipe)),

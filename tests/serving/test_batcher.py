@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
@@ -320,6 +322,36 @@ def test_cancelled_rows_that_wait_are_never_computed():
     on = bench(test)
     assert on.painter.batches == [[250], [4]]
     assert on.drops == [(3, "cancelled")]
+
+
+def test_calls_that_are_over_are_let_go_without_waiting_for_the_garbage_to_be_collected():
+    watched: list[weakref.ref[torch.Tensor]] = []
+
+    async def test(on: Bench) -> None:
+        def submit(seeds: Sequence[int], **settings: Any) -> asyncio.Task[list[Made | BaseException]]:
+            rows = [on.row(seed) for seed in seeds]
+            watched.extend(weakref.ref(row.embedding) for row in rows)
+            return asyncio.ensure_future(on.batcher.submit(rows, **settings))
+
+        assert greys(await submit([1, 2])) == [1, 2]
+        held = await on.hold()
+        cancelled = submit([3])
+        late = submit([4], deadline=asyncio.get_running_loop().time() + 0.01)
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        assert isinstance((await late)[0], DeadlinePassedError)
+        on.painter.gate.set()
+        await held
+        del cancelled, late
+        on.made.clear()
+        await asyncio.sleep(0.01)
+        assert [ref() for ref in watched] == [None] * 4
+
+    gc.disable()
+    try:
+        bench(test)
+    finally:
+        gc.enable()
 
 
 def test_a_running_batch_stops_between_steps_when_nobody_wants_it():

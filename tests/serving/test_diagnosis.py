@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -133,3 +135,19 @@ def test_a_socket_file_that_nobody_serves(tmp_path):
 def test_the_forms_of_grpc_are_looked_at_by_the_hosts_they_name(secure, form):
     port = secure.rpartition(":")[2]
     assert diagnose(form.format(port), None).startswith(f"TLS: 127.0.0.1:{port}: it speaks TLS")
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_one_that_hangs_up_at_once_is_not_taken_for_one_without_tls(folder, tls):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                listener.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        said = diagnose(f"127.0.0.1:{port}", ClientTLSConfig(ca=folder / "ca.pem") if tls else None)
+        thread.join()
+    assert said.startswith(f"127.0.0.1:{port}: it hangs up at once")

@@ -187,7 +187,7 @@ def test_only_a_window_of_a_message_comes_in_before_its_turn(server, stub):
         for _ in range(40):
             bad.poll(0.01)
         waiting = [left for left in bad._unsent.values() if len(left)]
-        assert len(waiting) >= CALLS // 2
+        assert len(waiting) + len(bad.ended) >= CALLS // 2, "some may have been refused by now"
         assert all(len(left) >= MESSAGE - 100 - 2**16 for left in waiting)
         assert held(stub) <= LIMITS["max_memory_bytes"] // 4
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from genssl.serving.reception import Reception
+from genssl.serving.reception import Place, Reception
 
 
 class Sender:
@@ -14,11 +14,11 @@ class Sender:
 
     def __init__(self, reception: Reception, connection: str, holder: str = "host") -> None:
         self.entered, self._end = asyncio.Event(), asyncio.Event()
-        self.keep: Callable[[], bool] | None = None
+        self.place: Place | None = None
         self.task = asyncio.ensure_future(self._send(reception, holder, connection))
 
     async def _send(self, reception: Reception, holder: str, connection: str) -> None:
-        async with reception.place(holder, connection) as self.keep:
+        async with reception.place(holder, connection) as self.place:
             self.entered.set()
             await self._end.wait()
 
@@ -87,13 +87,13 @@ def test_places_are_kept_for_long_by_half_at_most():
         reception = Reception(8)
         senders = [Sender(reception, f"c{number}") for number in range(6)]
         await settle()
-        assert [sender.keep() for sender in senders] == [True] * 4 + [False] * 2
+        assert [sender.place.keep_for_long() for sender in senders] == [True] * 4 + [False] * 2
         await senders[0].finish()
-        assert senders[5].keep()
+        assert senders[5].place.keep_for_long()
         await stop(*senders)
         one = [Sender(reception, "one") for _ in range(4)]
         await settle()
-        assert [sender.keep() for sender in one] == [True, True, False, False]
+        assert [sender.place.keep_for_long() for sender in one] == [True, True, False, False]
         await stop(*one)
 
     run(test)
@@ -109,6 +109,20 @@ def test_a_sender_that_is_gone_before_its_turn_takes_none():
         await settle()
         assert inside([second, last]) == 2
         await stop(second, last)
+        assert reception.taken == 0
+
+    run(test)
+
+
+def test_a_place_is_kept_until_its_message_has_ended_though_its_call_is_over():
+    async def test() -> None:
+        reception = Reception(2)
+        reading = asyncio.get_running_loop().create_future()
+        async with reception.place("host", "slow") as place:
+            place.keep_until(reading)
+        assert reception.taken == 1
+        reading.set_result(None)
+        await settle()
         assert reception.taken == 0
 
     run(test)

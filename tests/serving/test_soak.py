@@ -86,7 +86,8 @@ def test_a_server_under_eight_clients_holds_no_more_after_ten_minutes_than_after
     )
     assert late - early < GROWTH_BYTES
     assert len({sample.files for sample in samples}) == 1, sorted({sample.files for sample in samples})
-    assert len({sample.own_threads for sample in samples}) == 1, sorted({sample.own_threads for sample in samples})
+    own = [sample.own_threads for sample in samples]
+    assert max(own) <= min(own) + 1, own  # the loop's pool may start its second thread late
     pool = [sample.grpc_threads for sample in samples]
     assert max(pool) <= min(pool) + 4, pool
     assert samples[0].mapped > 0, "the store's map was found"
