@@ -25,7 +25,8 @@ from genssl.data.base import ImageDataset
 from genssl.errors import UserError
 from genssl.runtime import pick_device, set_threads, usable_cores
 from genssl.serving.embedded import EmbeddedServer
-from genssl.training.sources import OpenSource, add_store, open_in_process, open_remote, server_file, server_threads
+from genssl.training.shared_server import server_file, server_threads
+from genssl.training.sources import OpenSource, add_store, open_in_process, open_remote
 from genssl.training.splits import load_splits
 from genssl.training.stores import known_fingerprints, refuse_foreign
 from genssl.variants.ledger import Ledger

@@ -34,8 +34,8 @@ from genssl.training.provenance import provenance
 from genssl.training.report import write_report
 from genssl.training.resume import entry, identity, is_finished, require_same, require_same_step
 from genssl.training.samples import draw_run_samples
-from genssl.training.shared_server import start_shared_server
-from genssl.training.sources import open_source, open_stored_first, require_stored, server_threads
+from genssl.training.shared_server import server_threads, start_shared_server
+from genssl.training.sources import open_source, open_stored_first, require_stored
 from genssl.training.splits import load_splits
 from genssl.training.stopping import Stopped, StopSignals
 from genssl.training.update import Update

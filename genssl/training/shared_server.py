@@ -1,4 +1,4 @@
-"""The embedded server of a run with several ranks: one a machine, started by the first rank there."""
+"""The embedded server of a run: what it serves, and one a machine of several ranks, started by the first one there."""
 
 from __future__ import annotations
 
@@ -6,12 +6,70 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
+from genssl.config.limits import MESSAGE_ROOM, LimitsConfig
 from genssl.config.recipe import Recipe
+from genssl.config.server import ServerFile
+from genssl.data.decode import MAX_BYTES, MAX_PIXELS
 from genssl.errors import ServerUnavailableError
+from genssl.runtime import usable_cores
 from genssl.serving.embedded import EmbeddedServer
 from genssl.training.distributed import Ranks
-from genssl.training.sources import start_server
+from genssl.training.stores import known_fingerprints
+
+# What an embedded server may hold for its one run: enough for pictures as large as the reader takes.
+EMBEDDED_BYTES = 4 * 2**30
+
+
+@contextmanager
+def start_server(recipe: Recipe, log_path: Path, known: Sequence[str] = ()) -> Iterator[EmbeddedServer | None]:
+    """Starts the embedded server if the recipe wants one; it loads while the caller prepares the training.
+
+    Its generator gets the fingerprints `known`, or else those of the recipe's store; see `open_generator`.
+    """
+    if not recipe.uses_variants() or recipe.variants.source != "online" or recipe.variants.server != "embedded":
+        yield None
+        return
+    with EmbeddedServer(server_file(recipe, server_threads(recipe), known), log_path) as server:
+        yield server
+
+
+def server_file(recipe: Recipe, threads: int | Literal["auto"], known: Sequence[str] = ()) -> ServerFile:
+    """Returns what an embedded server serves: every picture that the data sets' own reader takes.
+
+    Args:
+        recipe: has the generator.
+        threads: that the server computes with on a CPU.
+        known: as `start_server` takes it.
+    """
+    assert recipe.generator is not None
+    return ServerFile(
+        device=recipe.train.device,
+        threads=threads,
+        buckets=recipe.variants.buckets,
+        batching=recipe.variants.batching,
+        limits=LimitsConfig(
+            max_image_bytes=MAX_BYTES,
+            max_image_pixels=MAX_PIXELS,
+            max_message_bytes=MAX_BYTES + MESSAGE_ROOM,
+            max_request_pixels=max(10**9, recipe.variants.rows_per_request * MAX_PIXELS),
+            max_memory_bytes=EMBEDDED_BYTES,
+        ),
+        known_fingerprints=sorted(known or known_fingerprints(recipe)),
+        generators=[recipe.generator],
+    )
+
+
+def server_threads(recipe: Recipe) -> int:
+    """Returns how many torch threads an embedded server uses: half the cores, since the trainer works beside it.
+
+    Under `batching: deterministic` it is the trainer's number, where the recipe has one: sums of floating-point numbers
+    depend on how many threads share them, and in-process generation uses the trainer's.
+    """
+    if recipe.variants.batching == "deterministic" and recipe.train.threads != "auto":
+        return recipe.train.threads
+    return max(1, usable_cores() // 2)
 
 
 class JoinedServer(EmbeddedServer):

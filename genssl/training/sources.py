@@ -6,22 +6,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from genssl.config.limits import MESSAGE_ROOM, LimitsConfig
 from genssl.config.recipe import Recipe
-from genssl.config.server import ServerFile, generator_id
+from genssl.config.server import generator_id
 from genssl.data.base import ImageDataset
-from genssl.data.decode import MAX_BYTES, MAX_PIXELS
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.base import Parameters
 from genssl.generators.configs import GeneratorConfig
 from genssl.generators.locate import shown
 from genssl.generators.variation import varying_parameters
-from genssl.runtime import usable_cores
 from genssl.serving.embedded import EmbeddedServer
 from genssl.serving.messages import Priority
 from genssl.serving.remote import RemoteSource
@@ -29,7 +26,6 @@ from genssl.serving.token_file import read_token_file
 from genssl.training.cost_plan import views_per_pair
 from genssl.training.generated_variants import load_engine
 from genssl.training.stores import (
-    known_fingerprints,
     lay_under,
     open_stored,
     refuse_foreign,
@@ -47,9 +43,6 @@ from genssl.variants.store_facts import GeneratorFacts
 from genssl.variants.store_record import Encoding
 from genssl.variants.stored import StoredSource
 
-# What an embedded server may hold for its one run: enough for pictures as large as the reader takes.
-EMBEDDED_BYTES = 4 * 2**30
-
 
 @dataclass
 class OpenSource:
@@ -66,56 +59,6 @@ class OpenSource:
     provenance: dict[str, Any]
     facts: GeneratorFacts
     remote: RemoteSource | None = None
-
-
-@contextmanager
-def start_server(recipe: Recipe, log_path: Path, known: Sequence[str] = ()) -> Iterator[EmbeddedServer | None]:
-    """Starts the embedded server if the recipe wants one; it loads while the caller prepares the training.
-
-    Its generator gets the fingerprints `known`, or else those of the recipe's store; see `open_generator`.
-    """
-    if not recipe.uses_variants() or recipe.variants.source != "online" or recipe.variants.server != "embedded":
-        yield None
-        return
-    with EmbeddedServer(server_file(recipe, server_threads(recipe), known), log_path) as server:
-        yield server
-
-
-def server_file(recipe: Recipe, threads: int | Literal["auto"], known: Sequence[str] = ()) -> ServerFile:
-    """Returns what an embedded server serves: every picture that the data sets' own reader takes.
-
-    Args:
-        recipe: has the generator.
-        threads: that the server computes with on a CPU.
-        known: as `start_server` takes it.
-    """
-    assert recipe.generator is not None
-    return ServerFile(
-        device=recipe.train.device,
-        threads=threads,
-        buckets=recipe.variants.buckets,
-        batching=recipe.variants.batching,
-        limits=LimitsConfig(
-            max_image_bytes=MAX_BYTES,
-            max_image_pixels=MAX_PIXELS,
-            max_message_bytes=MAX_BYTES + MESSAGE_ROOM,
-            max_request_pixels=max(10**9, recipe.variants.rows_per_request * MAX_PIXELS),
-            max_memory_bytes=EMBEDDED_BYTES,
-        ),
-        known_fingerprints=sorted(known or known_fingerprints(recipe)),
-        generators=[recipe.generator],
-    )
-
-
-def server_threads(recipe: Recipe) -> int:
-    """Returns how many torch threads an embedded server uses: half the cores, since the trainer works beside it.
-
-    Under `batching: deterministic` it is the trainer's number, where the recipe has one: sums of floating-point numbers
-    depend on how many threads share them, and in-process generation uses the trainer's.
-    """
-    if recipe.variants.batching == "deterministic" and recipe.train.threads != "auto":
-        return recipe.train.threads
-    return max(1, usable_cores() // 2)
 
 
 @contextmanager

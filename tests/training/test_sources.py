@@ -6,7 +6,8 @@ import pytest
 
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.training.sources import _check_same_model, server_threads
+from genssl.training.shared_server import server_threads
+from genssl.training.sources import _check_same_model
 
 
 def test_another_generator_is_refused_with_all_the_servers(quick_recipe):

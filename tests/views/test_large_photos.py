@@ -19,7 +19,7 @@ from genssl.generation.v1 import generation_pb2 as pb
 from genssl.serving.codec import Failure, check_source, decode_source
 from genssl.serving.images import stored_image
 from genssl.training.pregenerate import pregenerate
-from genssl.training.sources import server_file
+from genssl.training.shared_server import server_file
 from genssl.variants.engine import VariantEngine
 from tests.serving.conftest import running_server
 
