@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +15,17 @@ import numpy as np
 
 BARE = Path(__file__).with_name("bare_server.py")
 GREY = [np.full((1, 4, 4), level, np.uint8) for level in range(200)]
+
+
+@contextmanager
+def stopped(pid: int):
+    """Holds a child process still; the signal alone lets its other threads answer until they are told."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from genssl.variants.ledger import Ledger
 from genssl.variants.source import VariantRequest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bare import GREY, bare_server
+from bare import GREY, bare_server, stopped
 
 
 class Clock:
@@ -134,16 +134,12 @@ def test_a_server_that_is_stuck_costs_one_deadline_and_not_one_a_batch(tmp_path,
     with bare_server(tmp_path) as (address, calls):
         views = GenerativeViews(pictures, address, late="real", deadline_seconds=1.0)
         views.__getitems__([0, 1])
-        pid = calls()[-1]["pid"]
-        os.kill(pid, signal.SIGSTOP)
-        try:
+        with stopped(calls()[-1]["pid"]):
             del counted[:]
             for first in range(2, 82, 4):
                 views.__getitems__(range(first, first + 4))
             assert counted == [4], "the first batch waits, nineteen do not"
             assert views.origins == {"generated": 0, "store": 2, "real": 80}
-        finally:
-            os.kill(pid, signal.SIGCONT)
         ends = time.monotonic() + 60
         while views.origins["store"] == 2:
             assert time.monotonic() < ends, "variants come again"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import sys
 import time
 from contextlib import contextmanager
@@ -22,23 +20,13 @@ from genssl.variants import background
 from genssl.variants.source import VariantRequest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bare import GREY, bare_server
+from bare import GREY, bare_server, stopped
 
 
 @contextmanager
 def two_servers(folder):
     with bare_server(folder) as first, bare_server(folder) as second:
         yield dict([first, second])
-
-
-@contextmanager
-def stopped(calls):
-    pid = calls()[-1]["pid"]
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def used_both(client: VariantClient, servers) -> None:
@@ -65,7 +53,7 @@ def test_a_stuck_server_fails_one_call_by_name_and_is_asked_again_when_it_is_bac
     with two_servers(tmp_path) as servers, VariantClient(list(servers), deadline_seconds=1.5) as client:
         used_both(client, servers)
         (healthy, _), (stuck, stuck_calls) = servers.items()
-        with stopped(stuck_calls):
+        with stopped(stuck_calls()[-1]["pid"]):
             failures = []
             for index in range(6):
                 try:
@@ -93,7 +81,7 @@ def test_the_server_with_the_oldest_unanswered_call_is_named_while_it_waits(tmp_
                 while not (first_calls() and second_calls()):  # as in `used_both`
                     assert time.monotonic() < ends
                     await client.variants(GREY[:3], 0)
-                with stopped(second_calls):
+                with stopped(second_calls()[-1]["pid"]):
                     calls = [asyncio.ensure_future(client.variants(GREY[:3], index)) for index in range(2)]
                     answered, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
                     assert (len(answered), len(waiting)) == (1, 1)
