@@ -17,7 +17,7 @@ ADDRESS = "127.0.0.1:50051"
 
 def program(marker: str) -> str:
     """Returns the one Python block of the README that has `marker` in it."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/own-training-loop.md").read_text(), re.DOTALL)
     (block,) = [block for block in blocks if marker in block]
     return block
 
