@@ -158,7 +158,7 @@ def read_description(folder: Path) -> Description | None:
     if int(version) < VERSION:
         raise DataError(
             f"{path} has format {found.format!r}, which does not say all that a store needs; export the store again "
-            f"with this genssl {GENSSL}, or import the images as another program's: --dataset-root and --generator-name"
+            f"with this genssl {GENSSL}"
         )
     if int(version) > VERSION:
         raise DataError(f"{path} has format {found.format!r}; this genssl {GENSSL} reads {VERSION}: upgrade genssl")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -34,8 +35,8 @@ SHARD_BYTES = 8192  # four shards
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """Four photos of two classes, of which one has a name that spreadsheets and shells stumble over."""
-    for number, name in enumerate(("cats/a.png", 'cats/b, "c"\n.png', "dogs/ä.png", "dogs/d.png")):
+    """Four photos of two classes, with names over which spreadsheets and shells stumble, one of them no UTF-8."""
+    for number, name in enumerate(("cats/a.png", 'cats/b, "c"\n.png', "dogs/ä.png", os.fsdecode(b"dogs/\xff.png"))):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture(number).transpose(1, 2, 0)).save(path)
@@ -76,7 +77,7 @@ def content(folder: Path) -> dict[bytes, tuple[VariantKey, tuple[int, ...], byte
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
-    with (folder / "variants.csv").open(newline="", encoding="utf-8") as file:
+    with (folder / "variants.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return list(csv.DictReader(file))
 
 
