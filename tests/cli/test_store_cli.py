@@ -13,6 +13,7 @@ from PIL import Image
 from genssl.data.base import StoredImage
 from genssl.variants.key import VariantKey
 from genssl.variants.store import VariantStore
+from genssl.variants.store_verify import verify
 
 GENERATOR = b"g" * 16
 
@@ -136,7 +137,7 @@ def test_an_export_is_imported_without_a_word_of_what_it_is(genssl, store, tmp_p
     for out, folder in (("one", "shards"), ("two", "pictures")):
         done = genssl("import", folder, out)
         assert (done.returncode, done.stdout, done.stderr) == (0, f"{out}: 14 variants imported\n", "")
-        assert genssl("verify", out).returncode == 0
+        assert verify(tmp_path / out).damage == []
     (image, *_) = (tmp_path / "pictures").glob("*.png")
     image.write_bytes(image.read_bytes()[:60])
     done = genssl("import", "pictures", "three")

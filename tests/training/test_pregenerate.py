@@ -120,7 +120,7 @@ def test_the_manifest_names_generator_and_data_set(whole):
     assert manifest["dataset_blocks"] == [{"name": "digits"}]
 
 
-@pytest.mark.parametrize("format_", ["webdataset", "folder"])
+@pytest.mark.parametrize("format_", ["folder", pytest.param("webdataset", marks=pytest.mark.slow)])
 def test_a_store_made_of_its_export_serves_a_run_the_same_batches(whole, tmp_path, digits_train, format_):
     """And the export names the digit and its number for each image, by the data set that the manifest names."""
     folder, done = whole
