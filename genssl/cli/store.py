@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -122,31 +122,52 @@ def export(
             show_default=False,
         ),
     ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where path and label of the sources are looked up: a data set, or {name: folder, root: photos}. "
+            "By default the one of the recipe that filled the store.",
+            show_default=False,
+        ),
+    ] = None,
     shard_mb: Annotated[int, typer.Option(min=1, help="Largest size of a shard in MiB.")] = 256,
 ) -> None:
     """Write a store's variants as files for other tools, in the order of source and index.
 
-    Files are named <source id>_<index>, with metadata in .json beside each .png of a shard. OUT appears when it is
-    complete.
+    Files are named <source id>_<index>. The .json beside each .png, and a row of variants.csv, say what it was made of:
+    path and label of the source, index, seed, parameters, fingerprint of the generator. OUT appears when it is
+    complete; genssl store import makes a store of it again.
 
     \b
     genssl store export variants shards
-    genssl store export variants pictures --format folder
+    genssl store export variants pictures --format folder --dataset '{name: folder, root: photos}'
     """
+    from genssl.cli.store_sources import sources_of
     from genssl.variants.store_export import export as write
 
+    sources, note = sources_of(folder, dataset)
     with _progress("exported") as (progress, started):
         done = write(
             folder,
             out,
             format_.value,
             generator=generator,
+            sources=sources,
             shard_bytes=shard_mb * 2**20,
             progress=progress,
             started=started,
         )
     shards = f" in {done.shards} shards" if format_ == ExportFormat.webdataset else ""
     print(f"{out}: {done.variants:,} variants{shards}, {done.bytes:,} bytes")
+    if note:
+        print(note)
+    for line in sources.problems if done.unknown and sources is not None else ():
+        print(line)
+    if done.unknown:
+        print(f"{out}: {done.unknown:,} sources are not in the data set, so path and label of their variants are empty")
+    if not done.parameters:
+        print(f"{out}: the store knows the parameters by their digest alone, so their values are empty")
     for line in done.lacking:
         print(line)
     if done.damaged or done.lacking:
@@ -157,7 +178,12 @@ def export(
 @app.command("import")
 def import_(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Images named <stem>_<k>.JPEG, at any depth.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="FOLDER",
+            help="What genssl store export wrote, or images named <stem>_<k>.JPEG, at any depth.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Path,
@@ -166,32 +192,65 @@ def import_(
         ),
     ],
     dataset_root: Annotated[
-        Path,
-        typer.Option(metavar="ROOT", help="The data set, whose images are named <stem>.JPEG.", show_default=False),
-    ],
+        Path | None,
+        typer.Option(
+            metavar="ROOT",
+            help="For another program's images: the data set, whose images are named <stem>.JPEG.",
+            show_default=False,
+        ),
+    ] = None,
     generator_name: Annotated[
-        str, typer.Option(metavar="NAME", help="What made the variants; names them in the store.", show_default=False)
-    ],
-    licence: Annotated[str, typer.Option(help="Of the variants; kept in the store.")] = "",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="For another program's images: what made them; names them in the store.",
+            show_default=False,
+        ),
+    ] = None,
+    licence: Annotated[str, typer.Option(help="Of another program's images; kept in the store.")] = "",
     encoding: Annotated[ImportEncoding, typer.Option(help="How images are stored; both are lossless.")] = (
         ImportEncoding.png
     ),
     skip_unknown: Annotated[
-        bool, typer.Option("--skip-unknown", help="Leave out images that belong to none of the data set.")
+        bool,
+        typer.Option(
+            "--skip-unknown",
+            help="Leave out images that belong to none of the data set, or that an export does not name or lacks.",
+        ),
     ] = False,
 ) -> None:
-    """Make a store of variants that another program wrote into a folder laid out like the paper's.
+    """Make a store of what genssl store export wrote, or of variants that another program wrote.
 
-    An interrupted import goes on where it stopped. Exit code 1 if images could not be decoded and were left out.
+    Those of another program lie in a folder laid out like the paper's, and need --dataset-root and --generator-name. An
+    interrupted import goes on where it stopped. Exit code 1 if images are damaged or gone and were left out.
 
     \b
+    genssl store import shards store
     genssl store import icgan-variants store --dataset-root imagenet/train --generator-name icgan --licence CC-BY-NC-4.0
     """
     from genssl.errors import UserError
-    from genssl.variants.store_import import import_folder
+    from genssl.variants.store_table import DESCRIPTION
 
+    how: dict[str, Any] = {"encoding": encoding.value, "skip_unknown": skip_unknown}
+    foreign = dataset_root is not None or generator_name is not None
+    if not foreign and (folder / DESCRIPTION).is_file():
+        if licence:
+            raise UserError(f"--licence: {folder / DESCRIPTION} names the licence; leave the option out")
+        _import_export(folder, out, how)
+        return
+    if dataset_root is None or generator_name is None:
+        missing = "--dataset-root" if dataset_root is None else "--generator-name"
+        raise UserError(
+            f"{missing} is missing: {folder} has no {DESCRIPTION}, so it is no export of a store; for images of "
+            "another program give both --dataset-root ROOT and --generator-name NAME"
+            if not foreign
+            else f"{missing} is missing; images of another program need both --dataset-root and --generator-name, and "
+            "what genssl store export wrote needs neither"
+        )
     if not generator_name.strip():
         raise UserError("--generator-name is empty; name what made the variants, such as icgan-biggan-256")
+    from genssl.variants.store_import import import_folder
+
     with _progress("imported") as (progress, started):
         done = import_folder(
             folder,
@@ -199,18 +258,36 @@ def import_(
             dataset_root=dataset_root,
             generator_name=generator_name,
             licence=licence,
-            encoding=encoding.value,
-            skip_unknown=skip_unknown,
             progress=progress,
             started=started,
+            **how,
         )
-    for line in done.corrupt:
-        print(line)
-    before = f", {done.present:,} stored before" if done.present else ""
     unknown = f", {done.unknown:,} of no image in {dataset_root} left out" if done.unknown else ""
-    print(f"{out}: {done.variants:,} variants imported{before}{unknown}")
-    if done.corrupt:
-        print(f"{folder}: {len(done.corrupt):,} images cannot be decoded and were left out")
+    _say_imported(folder, out, done.variants, done.present, unknown, done.corrupt, "cannot be decoded")
+
+
+def _import_export(folder: Path, out: Path, how: dict[str, Any]) -> None:
+    from genssl.variants.store_restore import restore
+
+    with _progress("imported") as (progress, started):
+        done = restore(folder, out, progress=progress, started=started, **how)
+    unknown = f", {done.unknown:,} images in no row of the table left out" if done.unknown else ""
+    absent = f", {done.absent:,} without a file left out" if done.absent else ""
+    _say_imported(folder, out, done.variants, done.present, unknown + absent, done.corrupt, "are not what was exported")
+    if done.absent:
+        raise typer.Exit(1)
+
+
+def _say_imported(
+    folder: Path, out: Path, variants: int, present: int, left_out: str, corrupt: list[str], how: str
+) -> None:
+    """Prints what an import did; exit code 1 if images were left out because of what is in them."""
+    for line in corrupt:
+        print(line)
+    before = f", {present:,} stored before" if present else ""
+    print(f"{out}: {variants:,} variants imported{before}{left_out}")
+    if corrupt:
+        print(f"{folder}: {len(corrupt):,} images {how} and were left out")
         raise typer.Exit(1)
 
 

@@ -51,7 +51,8 @@ class ImageDataset(Protocol):
     """One split of a data set. Row numbers run from 0 to len - 1 and never change between runs.
 
     One whose images have sizes of their own has besides `pixels(row)`, which returns uint8 [3, H, W] as decoded; the
-    views of a training are then cropped from the whole image, and not from the square that `image` returns.
+    views of a training are then cropped from the whole image, and not from the square that `image` returns. One whose
+    images are files has `path(row)`, which returns where the file lies below the data set's root.
 
     Attributes:
         name: registry name, for provenance.
@@ -88,3 +89,9 @@ def pixels_of(dataset: ImageDataset) -> Callable[[int], UInt8Array] | None:
     """Returns what decodes an image at its own size, if the images of the data set have sizes of their own."""
     pixels: Callable[[int], UInt8Array] | None = getattr(dataset, "pixels", None)
     return pixels
+
+
+def path_of(dataset: ImageDataset, row: int) -> str | None:
+    """Returns where an image's file lies below the root of its data set; None if the images are no files."""
+    path: Callable[[int], str] | None = getattr(dataset, "path", None)
+    return None if path is None else path(row)

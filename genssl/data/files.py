@@ -35,6 +35,7 @@ class FileDataset:
         self.class_names = class_names
         self.image_size = config.image_size
         self.skipped: list[str] = []
+        self._root = config.root.expanduser().absolute()
         self._skips_corrupt = config.on_corrupt == "skip"
         # Strings and not Paths: ImageNet has 1.3 million of them.
         self._paths: list[str] = []
@@ -62,6 +63,11 @@ class FileDataset:
             return decode(stored)
         except DataError as error:
             raise self._fault(row, str(error)) from None
+
+    def path(self, row: int) -> str:
+        """Returns where the file lies below dataset.root, with slashes; its absolute path if it lies elsewhere."""
+        path = Path(self._paths[row]).absolute()
+        return (path.relative_to(self._root) if path.is_relative_to(self._root) else path).as_posix()
 
     def label(self, row: int) -> int:
         """Returns the class 0 .. len(class_names) - 1, or -1 for an unlabelled image."""

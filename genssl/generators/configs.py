@@ -164,7 +164,9 @@ class StableUnCLIPConfig(GeneratorConfig):
     )
     model: str = Field(min_length=1, description="builtin:NAME, a diffusers folder, or a hub id")
     revision: str | None = Field(None, description="commit of a hub model; pin it")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of the weights; on a GPU bfloat16, since float16 overflows in Stable Diffusion 2"
+    )
     tiny_vae: str | None = Field(
         None,
         min_length=1,
@@ -202,6 +204,16 @@ class StableUnCLIPConfig(GeneratorConfig):
         if value < info.data.get("guidance_start", 0.0):
             raise ValueError(f"guidance_end is {value:g}, before guidance_start {info.data['guidance_start']:g}")
         return value
+
+    def warnings(self) -> list[str]:
+        """Warns also of a precision that Stable Diffusion 2 does not bear."""
+        if self.dtype != "float16":
+            return super().warnings()
+        return [
+            *super().warnings(),
+            "dtype: float16 overflows in Stable Diffusion 2, which ends the run; set it to bfloat16, or to float32 "
+            "where the GPU has none",
+        ]
 
 
 class FlowConfig(GeneratorConfig):

@@ -96,7 +96,7 @@ class VICRegConfig(MethodConfig):
     projector_hidden_dim: int = Field(8192, ge=1)
     projector_output_dim: int = Field(8192, ge=2)
     invariance_weight: float = Field(25.0, ge=0, description="the paper's lambda")
-    variance_weight: float = Field(25.0, ge=0, description="the paper's mu")
+    variance_weight: float = Field(25.0, ge=0, description="the paper's mu; solo-learn's 25 is 50 here")
     covariance_weight: float = Field(1.0, ge=0, description="the paper's nu")
     batch_statistics: BatchStatistics = "per_view"
 

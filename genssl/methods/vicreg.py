@@ -1,7 +1,8 @@
 """VICReg (Bardes et al. 2022, arXiv 2105.04906).
 
 Deviations from the official code: none; `genssl.methods.losses.vicreg` says where that code and the paper's equations
-differ.
+differ. solo-learn's variance term is the sum of the two views', here it is their mean, as in the official code: its
+weight of 25 is 50 here.
 
 Generated views: the same loss with the first view.
 """

@@ -144,6 +144,8 @@ def pregenerate(
             "pregenerate: the recipe has no generator block; add one, such as that of recipes/simclr_sd.yaml"
         )
     refuse_foreign(folder, "--store")
+    for warning in recipe.generator.warnings():
+        report.note(f"warning: generator.{warning}")
     recipe = _on_own_device(recipe)
     device = pick_device(recipe.train.device)
     if device.type == "cpu":

@@ -30,6 +30,15 @@ def generator_block(recipe: Recipe) -> dict[str, Any]:
     return recipe.generator.model_dump(mode="json", exclude={"id"})
 
 
+def dataset_block(recipe: Recipe) -> dict[str, Any]:
+    """Returns the recipe's dataset block as a store's manifest keeps it, readable from any folder."""
+    block = recipe.dataset.model_dump(mode="json", exclude={"download"})
+    for name in ("root", "test_root"):
+        if isinstance(path := getattr(recipe.dataset, name, None), Path):
+            block[name] = str(path.expanduser().absolute())
+    return block
+
+
 def refuse_foreign(folder: Path, where: str) -> None:
     """Raises StoreError if a folder can never become or be a store; before anything expensive, and without a trace.
 
@@ -76,7 +85,8 @@ def lay_under(
         described: dict[str, Any] = {"name": dataset.name, "images": len(dataset)}
         if variants:
             described["variants"] = variants
-        describe_contents(store, facts, generator_block(recipe), dataset_digest(dataset), described)
+        block = dataset_block(recipe)
+        describe_contents(store, facts, generator_block(recipe), dataset_digest(dataset), described, block)
     except BaseException:
         store.close()
         raise
@@ -132,7 +142,7 @@ def store_provenance(source: StoredSource) -> dict[str, Any]:
         "path": str(source.store.folder),
         "records": len(source.store),
         "bytes": source.store.bytes,
-        "manifest": manifest.model_dump(mode="json", exclude={"generator_blocks"}),
+        "manifest": manifest.model_dump(mode="json", exclude={"generator_blocks", "dataset_blocks"}),
     }
 
 

@@ -1,10 +1,11 @@
 """A store's variants as files that everyone reads: WebDataset shards, or a folder of PNGs.
 
     webdataset   variants-000000.tar, ...: <source id>_<index>.png and <source id>_<index>.json
-    folder       <source id>_<index>.png
+    folder       <source id>_<index>.png and <source id>_<index>.json
 
-Both hold `export.json` beside them: the generator with its licence, the parameters, and what there is. The order is
-that of the source ids, then of the indices; equal variants are exported as equal bytes.
+Both hold beside them `export.json`, the generator with its licence, the parameters, and what there is, and
+`variants.csv`, a row for each image that says what its .json says. The order is that of the source ids, then of the
+indices; equal variants are exported as equal bytes. `store_restore` makes a store of it again.
 """
 
 from __future__ import annotations
@@ -17,18 +18,31 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from genssl.variants.key import VariantKey
-from genssl.variants.store_manifest import StoreError, StoreManifest, read_manifest
+from genssl.variants.store_facts import contents_of, known_parameters
+from genssl.variants.store_manifest import StoredGenerator, StoreError, StoreManifest, read_manifest
 from genssl.variants.store_output import finished_at_once, write_synced
-from genssl.variants.store_record import PNG_MODES, digest_of, is_intact, png_of, read_head
+from genssl.variants.store_record import PNG_MODES, decode_image, digest_of, is_intact, png_of, read_head
 from genssl.variants.store_scan import Progress, Writer, distinct_links, link_key, open_writers
+from genssl.variants.store_sources import Sources
+from genssl.variants.store_table import (
+    DESCRIPTION,
+    FORMAT,
+    VERSION,
+    Description,
+    Shard,
+    TableWriter,
+    about,
+    open_table,
+)
 
 Format = Literal["webdataset", "folder"]
 SHARD_BYTES = 2**28
 BATCH = 64
 BLOCK = tarfile.BLOCKSIZE
+Files = Iterator[tuple[VariantKey, bytes, dict[str, Any]]]  # key, PNG and metadata
 
 
 @dataclass
@@ -40,6 +54,9 @@ class Exported:
         shards: how many; 0 for a folder.
         bytes: of its files.
         damaged: records that were left out.
+        unknown: sources that the data set lacks, so that path and label of their variants are empty; None if there was
+            no data set to look in.
+        parameters: whether the values of the parameters are known.
         lacking: one line for every writer whose records cannot be read or are gone in part.
     """
 
@@ -47,6 +64,8 @@ class Exported:
     shards: int = 0
     bytes: int = 0
     damaged: int = 0
+    unknown: int | None = None
+    parameters: bool = False
     lacking: list[str] = field(default_factory=list)
 
 
@@ -56,6 +75,7 @@ def export(
     format_: Format,
     *,
     generator: str | None = None,
+    sources: Sources | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = lambda done: None,
     started: Callable[[int], None] = lambda total: None,
@@ -68,6 +88,7 @@ def export(
         format_: "webdataset" or "folder".
         generator: "FINGERPRINT" or "FINGERPRINT/PARAMETERS" in hexadecimal, or the beginning of it; needed if the store
             holds several, since the names of the files do not tell them apart.
+        sources: where path and label of a source are looked up; None leaves them empty.
         shard_bytes: no shard is larger, except for one that holds a single larger image.
         progress: called with the number of variants written since its last call.
         started: called once with the number of variants.
@@ -80,23 +101,36 @@ def export(
     with open_writers(folder) as writers:
         kind, count = _chosen(folder, manifest, writers, generator)
         started(count)
+        values = known_parameters(manifest, kind[1])
         with finished_at_once(out, "exporting") as place:
             done = Exported(lacking=[f"{writer.name}: {writer.damage}" for writer in writers if writer.damage])
-            files = _files(folder, writers, kind, done, progress)
-            shards = _write_tars(files, place, shard_bytes, done) if format_ == "webdataset" else None
-            if shards is None:
-                _write_folder(files, place, done)
-            described = {
-                "format": f"genssl-export-{format_}/1",
-                "fingerprint": kind[0].hex(),
-                "parameters": kind[1].hex(),
-                "generator": manifest.generators[kind[0].hex()].model_dump()
-                if kind[0].hex() in manifest.generators
-                else {},
-                "variants": done.variants,
-                **({"shards": shards} if shards is not None else {}),
-            }
-            write_synced(place / "export.json", (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
+            done.parameters = values is not None
+            if sources is not None:
+                done.unknown = sources.look_for(
+                    source_id for source_id, link in distinct_links(writers) if (link[8:24], link[24:40]) == kind
+                )
+            files = _files(folder, writers, kind, sources, values, done, progress)
+            with open_table(place, "w") as text:
+                table = TableWriter(text, sorted(values or {}))
+                shards = _write_tars(files, place, shard_bytes, table, done) if format_ == "webdataset" else None
+                if shards is None:
+                    _write_folder(files, place, table, done)
+                text.flush()
+                os.fsync(text.fileno())
+                done.bytes += text.tell()
+            fingerprint = kind[0].hex()
+            described = Description(
+                format=f"{FORMAT}-{format_}/{VERSION}",
+                fingerprint=fingerprint,
+                parameters=kind[1].hex(),
+                parameter_values=values,
+                generator=manifest.generators.get(fingerprint, StoredGenerator()),
+                pinned=manifest.pinned == fingerprint,
+                manifest=contents_of(manifest, fingerprint),
+                variants=done.variants,
+                shards=shards,
+            ).model_dump(mode="json")
+            write_synced(place / DESCRIPTION, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
     return done
 
 
@@ -125,8 +159,14 @@ def _chosen(
 
 
 def _files(
-    folder: Path, writers: list[Writer], kind: tuple[bytes, bytes], done: Exported, progress: Progress
-) -> Iterator[tuple[VariantKey, bytes, dict[str, object]]]:
+    folder: Path,
+    writers: list[Writer],
+    kind: tuple[bytes, bytes],
+    sources: Sources | None,
+    values: dict[str, int | float] | None,
+    done: Exported,
+    progress: Progress,
+) -> Files:
     """Yields key, PNG and metadata of every variant, in order."""
     wanted = (
         key
@@ -147,40 +187,34 @@ def _files(
             if record is None:
                 done.damaged += 1
                 continue
-            channels, height, width = read_head(record).shape
+            channels = read_head(record).shape[0]
             if channels not in PNG_MODES:
                 raise StoreError(
                     f"{folder}: variant {key.index} of the source {key.source_id.hex()} has {channels} channels; PNG "
                     "holds 1 or 3, so this store cannot be exported"
                 )
-            yield (
-                key,
-                png_of(record),
-                {
-                    "source_id": key.source_id.hex(),
-                    "index": key.index,
-                    "fingerprint": key.fingerprint.hex(),
-                    "parameters": key.parameters.hex(),
-                    "channels": channels,
-                    "height": height,
-                    "width": width,
-                },
-            )
+            image = decode_image(record, checked=True)
+            if image is None:  # the checksum is right, and yet the PNG is none
+                done.damaged += 1
+                continue
+            source = sources.of(key.source_id) if sources is not None else None
+            yield key, png_of(record), about(key, image, source, values)
             done.variants += 1
         progress(len(batch))
 
 
-def _write_folder(files: Iterator[tuple[VariantKey, bytes, dict[str, object]]], place: Path, done: Exported) -> None:
-    for key, png, _ in files:
+def _write_folder(files: Files, place: Path, table: TableWriter, done: Exported) -> None:
+    for key, png, told in files:
+        text = json.dumps(told, sort_keys=True).encode()
         (place / f"{_stem(key)}.png").write_bytes(png)
-        done.bytes += len(png)
+        (place / f"{_stem(key)}.json").write_bytes(text)
+        table.write(f"{_stem(key)}.png", "", told)
+        done.bytes += len(png) + len(text)
 
 
-def _write_tars(
-    files: Iterator[tuple[VariantKey, bytes, dict[str, object]]], place: Path, shard_bytes: int, done: Exported
-) -> list[dict[str, object]]:
+def _write_tars(files: Files, place: Path, shard_bytes: int, table: TableWriter, done: Exported) -> list[Shard]:
     """Returns name, variants and bytes of every shard."""
-    shards: list[dict[str, object]] = []
+    shards: list[Shard] = []
     file: BinaryIO | None = None
     variants = 0
 
@@ -192,18 +226,19 @@ def _write_tars(
         file.flush()
         os.fsync(file.fileno())
         file.close()
-        shards.append({"name": Path(file.name).name, "variants": variants, "bytes": size})
+        shards.append(Shard(name=Path(file.name).name, variants=variants, bytes=size))
         done.bytes += size
 
     try:
-        for key, png, about in files:
+        for key, png, told in files:
             members = _member(f"{_stem(key)}.png", png) + _member(
-                f"{_stem(key)}.json", json.dumps(about, sort_keys=True).encode()
+                f"{_stem(key)}.json", json.dumps(told, sort_keys=True).encode()
             )
             if file is None or (variants and file.tell() + len(members) + 2 * BLOCK > shard_bytes):
                 finish()
                 file, variants = (place / f"variants-{len(shards):06d}.tar").open("wb"), 0
             file.write(members)
+            table.write(f"{_stem(key)}.png", Path(file.name).name, told)
             variants += 1
         finish()
     finally:

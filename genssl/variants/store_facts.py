@@ -2,6 +2,7 @@
 
 generator_blocks   a recipe's `generator` block, and the fingerprint and parameters that it came to
 datasets           by digest: name, images, and how many variants an image were made
+dataset_blocks     the recipes' `dataset` blocks: where path and label of a source can be looked up
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from genssl.variants.key import VariantKey, parameters_digest
 from genssl.variants.store import VariantStore
 from genssl.variants.store_manifest import StoreManifest, update_manifest
 
-BLOCKS, DATASETS = "generator_blocks", "datasets"
+BLOCKS, DATASETS, DATASET_BLOCKS = "generator_blocks", "datasets", "dataset_blocks"
 JOINED = 65_536
 
 
@@ -54,6 +55,7 @@ def describe_contents(
     block: Mapping[str, Any],
     dataset_digest: str,
     dataset: Mapping[str, Any],
+    dataset_block: Mapping[str, Any] | None = None,
 ) -> None:
     """Enters the generator, the block that asked for it, and the data set in the manifest of a store open for writing.
 
@@ -63,6 +65,7 @@ def describe_contents(
         block: the recipe's generator block, as JSON has it.
         dataset_digest: 32 hex digits.
         dataset: what else is known of the data set; the larger `variants` of this and an earlier entry stays.
+        dataset_block: the recipe's dataset block, as JSON has it.
 
     Raises:
         StoreError: if the store is pinned to another generator.
@@ -78,10 +81,14 @@ def describe_contents(
         blocks, datasets = _list(manifest, BLOCKS), _mapping(manifest, DATASETS)
         if entry not in blocks:
             blocks = [*blocks, entry]
+        sources = _list(manifest, DATASET_BLOCKS)
+        if dataset_block is not None and dataset_block not in sources:
+            sources = [*sources, dict(dataset_block)]
         before = datasets.get(dataset_digest)
         most = max(int(dataset.get("variants", 0)), int(before.get("variants", 0)) if isinstance(before, dict) else 0)
         described = dict(dataset) | ({"variants": most} if most else {})
-        return manifest.model_copy(update={BLOCKS: blocks, DATASETS: datasets | {dataset_digest: described}})
+        extra = {BLOCKS: blocks, DATASETS: datasets | {dataset_digest: described}}
+        return manifest.model_copy(update=extra | ({DATASET_BLOCKS: sources} if sources else {}))
 
     store.manifest = update_manifest(store.folder, change)
 
@@ -106,6 +113,45 @@ def find_generator(manifest: StoreManifest, block: Mapping[str, Any]) -> Generat
     if known is None or len(fingerprint) != 16:
         return None
     return GeneratorFacts(known.name, known.model, known.licence, fingerprint, parameters, known.tflops)
+
+
+def known_parameters(manifest: StoreManifest, digest: bytes) -> dict[str, float | int] | None:
+    """Returns the parameters that have a digest, or None if no recipe that filled the store had them."""
+    entries = [entry for entry in _list(manifest, BLOCKS) if isinstance(entry, dict)]
+    for entry in [{"parameters": {}}, *entries]:  # without any: of another program's images
+        try:
+            if parameters_digest(entry["parameters"]) == digest:
+                return dict(entry["parameters"])
+        except (KeyError, TypeError, ValueError, AttributeError):  # written by someone else
+            continue
+    return None
+
+
+def contents_of(manifest: StoreManifest, fingerprint: str) -> dict[str, Any]:
+    """Returns what the recipes that filled a store said, as far as it is about one generator."""
+    blocks = [entry for entry in _list(manifest, BLOCKS) if isinstance(entry, dict)]
+    return {
+        BLOCKS: [entry for entry in blocks if entry.get("fingerprint") == fingerprint],
+        DATASETS: _mapping(manifest, DATASETS),
+        DATASET_BLOCKS: _list(manifest, DATASET_BLOCKS),
+    }
+
+
+def with_contents(manifest: StoreManifest, contents: Mapping[str, Any]) -> StoreManifest:
+    """Returns a manifest that says also what `contents_of` another one did; it keeps what it says itself."""
+    extra: dict[str, Any] = {}
+    for name in (BLOCKS, DATASET_BLOCKS):
+        told = contents.get(name)
+        known = _list(manifest, name)
+        extra[name] = known + [entry for entry in (told if isinstance(told, list) else []) if entry not in known]
+    told = contents.get(DATASETS)
+    extra[DATASETS] = (told if isinstance(told, dict) else {}) | _mapping(manifest, DATASETS)
+    return manifest.model_copy(update={name: value for name, value in extra.items() if value})
+
+
+def dataset_blocks(manifest: StoreManifest) -> list[dict[str, Any]]:
+    """Returns the dataset blocks of the recipes that filled a store, the latest first."""
+    return [dict(block) for block in reversed(_list(manifest, DATASET_BLOCKS)) if isinstance(block, dict)]
 
 
 class StoredNames:

@@ -111,7 +111,7 @@ def decode_image(record: bytes, *, checked: bool = False) -> UInt8Array | None:
         return None
     encoding, channels, _, height, width = SHAPE.unpack_from(record, CHECKED_FROM)
     if encoding == PNG:
-        return _from_png(record[HEADER.size :], channels, height, width)
+        return from_png(record[HEADER.size :], channels, height, width)
     if encoding != RAW or len(record) != HEADER.size + channels * height * width:
         return None
     return np.ndarray((channels, height, width), np.uint8, record, HEADER.size)
@@ -153,7 +153,8 @@ def _to_png(image: UInt8Array) -> bytes:
     return buffer.getvalue()
 
 
-def _from_png(payload: bytes, channels: int, height: int, width: int) -> UInt8Array | None:
+def from_png(payload: bytes, channels: int, height: int, width: int) -> UInt8Array | None:
+    """Returns the image uint8 [C, h, w] of a PNG file, or None if it is damaged or has another shape."""
     from PIL import Image
 
     try:

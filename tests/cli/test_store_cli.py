@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from genssl.data.base import StoredImage
 from genssl.variants.key import VariantKey
 from genssl.variants.store import VariantStore
+from genssl.variants.store_verify import verify
 
 GENERATOR = b"g" * 16
 
@@ -110,6 +112,48 @@ def test_merge_export_and_import_make_folders_and_say_so(genssl, store, tmp_path
     assert genssl("verify", "mine").returncode == 0
 
 
+def test_an_export_is_imported_without_a_word_of_what_it_is(genssl, store, tmp_path):
+    """And what its images are of is told once it is known where to look."""
+    photos = np.random.default_rng(1).integers(0, 256, (2, 12, 12, 3), np.uint8)
+    for name, pixels in zip(("cats/a.png", "dogs/b.png"), photos, strict=True):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "photos" / name)
+        source = StoredImage((tmp_path / "photos" / name).read_bytes(), "file").source_id
+        with VariantStore(store) as opened:
+            opened.put_many([(VariantKey(source, GENERATOR, b"p" * 16, 0), pixels.transpose(2, 0, 1))])
+    done = genssl("export", "variants", "shards")
+    assert done.returncode == 0
+    assert "variants does not name its data set: path and label are empty; give --dataset" in done.stdout
+    assert "shards: the store knows the parameters by their digest alone" in done.stdout
+    block = "{name: folder, root: photos, labels: subfolders, test_root: other}"
+    (tmp_path / "other" / "cats").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(tmp_path / "other" / "cats" / "z.png")
+    done = genssl("export", "variants", "pictures", "--format", "folder", "--dataset", block)
+    assert done.returncode == 0
+    assert "pictures: 4 sources are not in the data set, so path and label" in done.stdout
+    table = (tmp_path / "pictures" / "variants.csv").read_text()
+    assert ",cats/a.png,0,cats,0," in table
+    assert ",dogs/b.png,1,dogs,0," in table
+    for out, folder in (("one", "shards"), ("two", "pictures")):
+        done = genssl("import", folder, out)
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"{out}: 14 variants imported\n", "")
+        assert verify(tmp_path / out).damage == []
+    (image, *_) = (tmp_path / "pictures").glob("*.png")
+    image.write_bytes(image.read_bytes()[:60])
+    done = genssl("import", "pictures", "three")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[1:] == [
+        "three: 13 variants imported",
+        "pictures: 1 images are not what was exported and were left out",
+    ]
+    image.unlink()
+    done = genssl("import", "pictures", "four")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "1 of its 14 variants have no file, such as" in done.stderr
+    done = genssl("import", "pictures", "four", "--skip-unknown")
+    assert (done.returncode, done.stdout) == (1, "four: 13 variants imported, 1 without a file left out\n")
+
+
 def test_damaged_records_are_left_out_and_the_exit_code_says_so(genssl, store):
     damage(store)
     done = genssl("merge", "all", "variants")
@@ -139,6 +183,16 @@ def test_damaged_records_are_left_out_and_the_exit_code_says_so(genssl, store):
         (
             ["import", ".", "out", "--dataset-root", ".", "--generator-name", " "],
             "--generator-name is empty; name what",
+        ),
+        (
+            ["import", ".", "out"],
+            "--dataset-root is missing: . has no export.json, so it is no export of a store; for ",
+        ),
+        (["import", ".", "out", "--dataset-root", "."], "--generator-name is missing; images of another program need "),
+        (["export", "variants", "out", "--dataset", "digit"], "--dataset 'digit': dataset.name: 'digit' is not one of"),
+        (
+            ["export", "variants", "out", "--dataset", "{name: folder, root: nowhere}"],
+            "dataset.root: {0}/nowhere does not exist; give the folder that holds the images",
         ),
         (["import", ".", "out", "--dataset-root", ".", "--generator-name", "x"], ".: no image belongs to one in .; "),
     ],

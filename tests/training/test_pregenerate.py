@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
@@ -27,6 +28,8 @@ from genssl.generators.locate import BUILTIN
 from genssl.training.pregenerate import Pregenerated, Shard, parse_shard, pregenerate
 from genssl.training.progress import Progress
 from genssl.training.run import run
+from genssl.training.stores import open_stored
+from genssl.variants.source import VariantRequest
 from genssl.variants.store import VariantStore
 from genssl.variants.store_manifest import StoreError
 from genssl.variants.store_verify import verify
@@ -114,6 +117,40 @@ def test_the_manifest_names_generator_and_data_set(whole):
     (block,) = manifest["generator_blocks"]
     assert block["fingerprint"] == fingerprint
     assert block["parameters"]["noise_level"] == 300
+    assert manifest["dataset_blocks"] == [{"name": "digits"}]
+
+
+@pytest.mark.parametrize("format_", ["folder", pytest.param("webdataset", marks=pytest.mark.slow)])
+def test_a_store_made_of_its_export_serves_a_run_the_same_batches(whole, tmp_path, digits_train, format_):
+    """And the export names the digit and its number for each image, by the data set that the manifest names."""
+    folder, done = whole
+    command = [sys.executable, "-m", "genssl", "store"]
+    for arguments in (["export", str(folder), "out", "--format", format_], ["import", "out", "again"]):
+        assert subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True).returncode == 0
+    with (tmp_path / "out" / "variants.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == done.total
+    for row in rows:
+        number = int(row["row"])
+        assert (row["dataset"], row["split"], row["path"]) == ("digits", "train", "")
+        assert digits_train.source_id(number).hex() == row["source_id"]
+        assert row["label"] == row["label_name"] == str(digits_train.label(number))
+        assert float(row["parameter.noise_level"]) == 300
+    assert contents(tmp_path / "again") == contents(folder)
+    assert verify(tmp_path / "again").damage == []
+    requests = [
+        VariantRequest(row, digits_train.source_id(row), index)
+        for row in PART.rows(len(digits_train))
+        for index in range(VARIANTS)
+    ]
+    taken = []
+    for store in (folder, tmp_path / "again"):
+        stored = recipe_of("variants.source=stored", f"variants.store={store}", f"variants.per_image={VARIANTS}")
+        source = open_stored(stored, digits_train, lambda: pytest.fail("the manifest knows the generator"))
+        taken.append(source.take(requests))
+        source.close()
+    assert set(taken[0].origins) == {"store"}
+    np.testing.assert_array_equal(taken[0].images, taken[1].images)
 
 
 def test_a_second_call_makes_nothing_and_a_larger_k_only_what_is_new(whole, tmp_path):

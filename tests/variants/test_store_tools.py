@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genssl.data.base import StoredImage
+from genssl.data.base import StoredImage, raw_image
 from genssl.errors import DataError
 from genssl.variants import store_import
 from genssl.variants.key import VariantKey, parameters_digest
@@ -327,15 +327,17 @@ def test_webdataset_shards_hold_every_variant_in_order(tmp_path):
                 assert (picture.name, about.name) == (f"{stem}.png", f"{stem}.json")
                 with Image.open(tar.extractfile(picture)) as opened:
                     np.testing.assert_array_equal(np.asarray(opened).transpose(2, 0, 1), image(number))
-                assert json.load(tar.extractfile(about)) == {
+                told = json.load(tar.extractfile(about))
+                assert told["pixels"] == raw_image(image(number)).source_id.hex()
+                assert (told["key"], told["seed"]) == (key(number).digest().hex(), key(number).seed())
+                names_of_it = {name: told[name] for name in ("source_id", "index", "fingerprint", "parameters")}
+                assert names_of_it == {
                     "source_id": key(number).source_id.hex(),
                     "index": number % OF_SOURCE,
                     "fingerprint": GENERATOR.hex(),
                     "parameters": PARAMETERS.hex(),
-                    "channels": 3,
-                    "height": 16,
-                    "width": 16,
                 }
+                assert [told[name] for name in ("channels", "height", "width")] == [3, 16, 16]
     assert len(names) == done.variants == 120
     described = json.loads((tmp_path / "out" / "export.json").read_text())
     assert described["generator"] == {"name": "flow", "model": "", "licence": "MIT", "tflops": None}
@@ -352,7 +354,7 @@ def test_equal_variants_are_exported_as_equal_bytes(tmp_path, format_):
         export(tmp_path / name, tmp_path / f"out-{name}", format_)
     one, other = ({p.name: p.read_bytes() for p in (tmp_path / f"out-{name}").iterdir()} for name in "ab")
     assert one == other
-    assert len(one) == (41 if format_ == "folder" else 2)
+    assert len(one) == (82 if format_ == "folder" else 3)
 
 
 def test_a_folder_of_pngs_leaves_damaged_variants_out(tmp_path):
@@ -399,7 +401,8 @@ def test_an_export_into_something_is_refused_and_an_empty_store_has_nothing(tmp_
         export(make(tmp_path / "none", []), tmp_path / "out", "webdataset")
     (tmp_path / "empty").mkdir()
     export(folder, tmp_path / "empty", "webdataset")
-    assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == ["export.json", "variants-000000.tar"]
+    names = sorted(path.name for path in (tmp_path / "empty").iterdir())
+    assert names == ["export.json", "variants-000000.tar", "variants.csv"]
 
 
 # ---- import
