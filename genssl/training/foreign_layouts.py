@@ -126,6 +126,7 @@ def resnet_config(path: Path, weights: Tensors) -> ResNetConfig:
         )
     kind = "small" if stem.shape[2] == 3 else "imagenet"
     config: ResNetConfig = _configured(path, model, stem=kind, width=int(stem.shape[0]), stages=len(blocks))
+    return config
 
 
 def vit_config(path: Path, weights: Tensors, heads: int | None) -> ViTConfig:
@@ -139,8 +140,10 @@ def vit_config(path: Path, weights: Tensors, heads: int | None) -> ViTConfig:
     model = next((model for model in VITS if model.channels == len(patches)), None)
     count = positions.shape[1] if positions is not None and positions.ndim == 3 else 0
     registers = weights["reg_token"].shape[1] if "reg_token" in weights else 0
-    grid = next((math.isqrt(n) for n in (count, count - 1) if n > 0 and math.isqrt(n) ** 2 == n), 0)
-    if model is None or depth == 0 or grid == 0:
+    # With registers positions belong to patches alone, as in timm's networks of DINOv2.
+    patches_placed = max(0, count if registers else count - 1)
+    grid = math.isqrt(patches_placed)
+    if model is None or depth == 0 or grid == 0 or grid**2 != patches_placed:
         raise EncoderError(
             f"{path}: is a ViT of {len(patches)} channels and {depth} blocks with positions {shape(positions)}, and "
             f"none of {', '.join(f'{model.__name__[3:-6]} ({model.channels})' for model in VITS)} with a square of "
@@ -160,14 +163,6 @@ def _configured(path: Path, model: type[ComponentConfig], **settings: Any) -> An
     except ValidationError as error:
         first = error.errors()[0]
         raise EncoderError(f"{path}: holds no {model.__name__[:-6]}: {first['loc'][0]}: {first['msg']}") from None
-
-
-def with_class_position(weights: Tensors, config: ViTConfig) -> Tensors:
-    """Returns the weights with a position of the class token, where timm's `no_embed_class` leaves it out."""
-    positions = weights["pos_embed"]
-    if config.registers or positions.shape[1] != (config.image_size // config.patch_size) ** 2:
-        return weights
-    return weights | {"pos_embed": torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)}
 
 
 def fixed_positions(positions: torch.Tensor) -> str | None:

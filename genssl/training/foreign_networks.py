@@ -40,7 +40,6 @@ from genssl.training.foreign_layouts import (
     unwrapped,
     vit_config,
     vits,
-    with_class_position,
 )
 
 OWN = "method.backbone."  # in a checkpoint.pt of genssl, whose encoders take images as they are
@@ -117,8 +116,6 @@ def foreign_backbone(path: Path, tensors: Tensors, asked: EncoderConfig) -> Fore
             facts["stem"] += ", no ReLU after the first norm (as lightly's children)"
     if prefix == OWN:
         statistics, facts["statistics"] = "none", "none (genssl's own)"
-    if isinstance(config, ViTConfig):
-        weights = with_class_position(weights, config)
     _load(path, network, weights, config)
     return ForeignBackbone(network, config, statistics, facts)
 
