@@ -195,7 +195,11 @@ def test_a_given_vit_has_its_heads_in_its_block(tmp_path):
         ({}, ("cls_token",), r"cls_token missing"),
         ({"fc_norm.weight": torch.ones(192)}, ("norm.weight", "norm.bias"), r"norm.weight, norm.bias missing and fc_n"),
         ({"blocks.0.ls1.gamma": torch.ones(192)}, (), r"blocks.0.ls2.gamma, blocks.1.ls1.gamma, .* and 1 more missing"),
-        ({"reg_token": torch.ones(1, 65, 192)}, (), r"holds no ViTTiny: registers: "),
+        (
+            {"reg_token": torch.ones(1, 65, 192), "pos_embed": torch.ones(1, 16, 192)},
+            (),
+            r"holds no ViTTiny: registers: ",
+        ),
         ({"pos_embed": torch.ones(1, 1 + 24, 192)}, (), r"3 blocks with positions 1x25x192"),
         ({"pos_embed": torch.ones(1, 1 + 23, 192)}, (), r"a ViT of 192 channels and 3 blocks with positions 1x24x192"),
         ({"pos_embed": torch.ones(1, 16, 192)}, (), r"with positions 1x16x192"),
