@@ -299,7 +299,10 @@ def test_moco_v3s_resnet(tmp_path):
 
 def test_moco_v3s_convolutional_stem_is_refused(tmp_path):
     vits = reference("moco-v3", "vits")
-    stem = lambda bias, dynamic_img_pad, **settings: vits.ConvStem(**settings)  # noqa: E731
+
+    def stem(img_size: int, patch_size: int, in_chans: int, embed_dim: int, **_: Any) -> Any:
+        return vits.ConvStem(img_size, patch_size, in_chans, embed_dim)
+
     model = vits.VisionTransformerMoCo(embed_dim=384, depth=2, num_heads=12, embed_layer=stem)
     with pytest.raises(EncoderError, match=r"no ResNet and no ViT"):
         loaded(tmp_path / "x.pth", model.state_dict())
