@@ -224,7 +224,7 @@ BACKBONES = Registry(
                 f"ViT{size}Config",
                 f"ViT-{size} for any image and patch size",
             )
-            for size in ("Tiny", "Small")
+            for size in ("Tiny", "Small", "Base", "Large")
         ),
         _builtin(
             "backbones",

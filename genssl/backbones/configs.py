@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -65,6 +65,17 @@ class ViTConfig(ComponentConfig):
     interpolate_positions: bool = Field(
         False, description="views of other sizes, such as those of multi-crop, get interpolated position embeddings"
     )
+    heads: int | None = Field(
+        None, ge=1, description="of attention; by default one for 64 channels, and MoCo v3's ViT-Small has 12"
+    )
+    layer_scale: float | None = Field(
+        None,
+        gt=0,
+        description="first value of LayerScale (CaiT, arXiv 2103.17239), as DINOv2 has it; by default there is none",
+    )
+    registers: int = Field(0, ge=0, le=64, description="register tokens (arXiv 2309.16588)")
+
+    channels: ClassVar[int]
 
     @field_validator("patch_size")
     @classmethod
@@ -74,17 +85,41 @@ class ViTConfig(ComponentConfig):
             raise ValueError(f"image_size is {size}, which patches of {value} pixels do not divide")
         return value
 
+    @field_validator("heads")
+    @classmethod
+    def _divides_the_channels(cls, value: int | None) -> int | None:
+        if value is not None and cls.channels % value:
+            raise ValueError(f"there are {cls.channels} channels, which {value} heads do not divide")
+        return value
+
 
 class ViTTinyConfig(ViTConfig):
     """ViT-Tiny: 192 channels, 3 heads."""
 
     name: Literal["vit_tiny"] = "vit_tiny"
+    channels = 192
 
 
 class ViTSmallConfig(ViTConfig):
     """ViT-Small: 384 channels, 6 heads."""
 
     name: Literal["vit_small"] = "vit_small"
+    channels = 384
+
+
+class ViTBaseConfig(ViTConfig):
+    """ViT-Base: 768 channels, 12 heads."""
+
+    name: Literal["vit_base"] = "vit_base"
+    channels = 768
+
+
+class ViTLargeConfig(ViTConfig):
+    """ViT-Large: 1024 channels, 16 heads."""
+
+    name: Literal["vit_large"] = "vit_large"
+    depth: int = Field(24, ge=1, description="blocks; 24 is the standard network")
+    channels = 1024
 
 
 class TimmConfig(ComponentConfig):

@@ -1,6 +1,7 @@
 """Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929) in the sizes of DeiT (arXiv 2012.12877).
 
-The state dict is timm's and DINO's for `vit_tiny_patch16_224` and `vit_small_patch16_224`, without `head`.
+The state dict is timm's for `vit_tiny_patch16_224` to `vit_large_patch16_224`, and DINO's, without `head`; with
+register tokens it is that of timm's `no_embed_class`, where positions belong to patches alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from genssl.backbones.configs import ViTConfig
 from genssl.errors import ConfigError
 
 # Shapes: B images, N tokens, C channels, H heads.
-CHANNELS_AND_HEADS = {"vit_tiny": (192, 3), "vit_small": (384, 6)}
+HEAD_CHANNELS = 64  # of a standard head
 
 
 class PatchEmbedding(nn.Module):
@@ -60,20 +61,34 @@ class MLP(nn.Module):
         return y
 
 
-class Block(nn.Module):
-    """Attention and MLP, each after a layer norm and with a residual."""
+class LayerScale(nn.Module):
+    """A learnt factor for each channel."""
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, value: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((channels,), value))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns a tensor of the same shape."""
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """Attention and MLP, each after a layer norm and with a residual, which LayerScale may scale."""
+
+    def __init__(self, channels: int, heads: int, layer_scale: float | None) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels, eps=1e-6)
         self.attn = Attention(channels, heads)
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(channels, layer_scale)
         self.norm2 = nn.LayerNorm(channels, eps=1e-6)
         self.mlp = MLP(channels)
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(channels, layer_scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns [B, N, C]."""
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 
 
 class ViT(nn.Module):
@@ -81,14 +96,19 @@ class ViT(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        channels, heads = CHANNELS_AND_HEADS[config.name]
+        channels = config.channels
         self.config = config
         self.feature_dim = channels
         self.grid = config.image_size // config.patch_size
         self.patch_embed = PatchEmbedding(channels, config.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, channels))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, channels))
-        self.blocks = nn.ModuleList(Block(channels, heads) for _ in range(config.depth))
+        self.placed = 0 if config.registers else 1  # tokens before the patches that have a position of their own
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.placed + self.grid**2, channels))
+        if config.registers:
+            self.reg_token = nn.Parameter(torch.zeros(1, config.registers, channels))
+            nn.init.trunc_normal_(self.reg_token, std=0.02)
+        heads = config.heads or channels // HEAD_CHANNELS
+        self.blocks = nn.ModuleList(Block(channels, heads, config.layer_scale) for _ in range(config.depth))
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -105,8 +125,12 @@ class ViT(nn.Module):
         """
         self._check(*images.shape[-2:])
         patches = self.patch_embed(images)
-        x = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
-        x = x + self._positions(*patches.shape[-2:])
+        first, x = self.cls_token.expand(images.shape[0], -1, -1), patches.flatten(2).transpose(1, 2)
+        if self.config.registers:
+            x = x + self._positions(*patches.shape[-2:])
+            x = torch.cat([first, self.reg_token.expand(images.shape[0], -1, -1), x], dim=1)
+        else:
+            x = torch.cat([first, x], dim=1) + self._positions(*patches.shape[-2:])
         for block in self.blocks:
             x = block(x)
         features: torch.Tensor = self.norm(x[:, 0])  # the norm is per token: the others are not needed
@@ -129,9 +153,9 @@ class ViT(nn.Module):
     def _positions(self, rows: int, columns: int) -> torch.Tensor:
         if (rows, columns) == (self.grid, self.grid):
             return self.pos_embed
-        grid = self.pos_embed[:, 1:].transpose(1, 2).reshape(1, -1, self.grid, self.grid)
+        grid = self.pos_embed[:, self.placed :].transpose(1, 2).reshape(1, -1, self.grid, self.grid)
         grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
-        return torch.cat([self.pos_embed[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+        return torch.cat([self.pos_embed[:, : self.placed], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
 def build_vit(config: ViTConfig) -> ViT:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def load_encoders(names: Sequence[str], device: torch.device, console: Console, **settings: Any) -> list[LoadedEncoder]:
-    """Loads encoders, and says of which the weights are random.
+    """Loads encoders, and says of which the weights are random, and what of a checkpoint was assumed.
 
     Args:
         names: as `genssl.training.encoders.load_encoder` takes them.
@@ -21,11 +21,13 @@ def load_encoders(names: Sequence[str], device: torch.device, console: Console, 
         console: where it is said.
         settings: of `load_encoder`.
     """
-    from genssl.training.encoders import load_encoder
+    from genssl.training.encoders import load_encoder, told_of
 
     loaded = [load_encoder(name, device, **settings) for name in names]
     for encoder in loaded:
         if encoder.source["kind"] in ("torchvision", "timm") and encoder.source["weights"] is None:
             said = f"{encoder.name}: has random weights; name some with {encoder.name}:WEIGHTS"
             console.print(said, style="yellow", markup=False, soft_wrap=True)
+        if (told := told_of(encoder)) is not None:
+            console.print(told, style="dim", markup=False, soft_wrap=True)
     return loaded

@@ -25,7 +25,8 @@ def evaluate(
             metavar="RUN|ENCODER...",
             help="Run directories, .safetensors files, torchvision/NAME[:WEIGHTS], timm/NAME[:FILE], FID's "
             "inception-v3[:FILE], checkpoints of solo-learn, lightly and others, or generators (a folder, or "
-            "builtin:NAME), whose conditioner is judged.",
+            "builtin:NAME), whose conditioner is judged. A block says of a checkpoint what its shapes do not, such as "
+            "'{encoder: dino.pth, prefix: student}'; it takes prefix, heads, stem_padding, normalize and backbone.",
             show_default=False,
         ),
     ],
@@ -80,9 +81,21 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Image statistics of a checkpoint: imagenet, cifar10, cifar100 or none; by default what it says.",
+            help="Image statistics of a checkpoint: imagenet, inception (0.5 for all), cifar10, cifar100 or none; by "
+            "default what it says.",
             show_default=False,
         ),
+    ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The network that is meant, of several in a checkpoint: how the names of its tensors begin.",
+            show_default=False,
+        ),
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option(min=1, help="Of the ViT of a checkpoint; by default one for 64 channels.")
     ] = None,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch weights of torchvision and timm that are not on this machine.")
@@ -95,8 +108,10 @@ def evaluate(
     genssl evaluate runs/baseline-1 runs/online-1 --evaluator knn --evaluator '{name: knn, k: 5}' --out transfer
     genssl evaluate barlow-cifar10.ckpt --dataset cifar10 --dataset '{name: dtd, root: /data, download: true}'
     genssl evaluate torchvision/resnet50:IMAGENET1K_V2 --protocol linear_probe/paper
+    genssl evaluate dino.pth '{encoder: dino.pth, prefix: student}' --dataset cifar10
     genssl evaluate timm/NAME:FILE --dataset cifar10 --variants runs/online-1 --evaluator frechet
     """
+    from genssl.config.encoder import NORMALIZATIONS
     from genssl.config.evaluation import Protocol, parse_blocks
     from genssl.config.load import load
     from genssl.config.shipped import shipped_or_own
@@ -126,7 +141,8 @@ def evaluate(
     from genssl.training.transfer import transfer
 
     where, console = pick_device(device), Console(highlight=False, markup=False)
-    loaded = load_encoders(names, where, console, backbone=network, normalize=normalize, download=download)
+    settings = {"backbone": network, "normalize": normalize, "prefix": prefix, "heads": heads}
+    loaded = load_encoders(names, where, console, **settings, download=download)
     table = transfer(
         loaded,
         work or [(datasets, evaluators)],
@@ -140,9 +156,6 @@ def evaluate(
         console.print(line, style="dim", soft_wrap=True)
     if out is not None:
         console.print(f"{out}/evaluation.csv and evaluation.json have the whole of it", soft_wrap=True)
-
-
-NORMALIZATIONS = ("imagenet", "cifar10", "cifar100", "none")
 
 
 def _with_generator(path: Path) -> Recipe:

@@ -32,8 +32,8 @@ def evaluate_generator(
         str,
         typer.Option(
             metavar="ENCODER",
-            help="What judges, as `genssl evaluate` takes it: a run, timm/NAME:FILE and so on; not the generator's own "
-            "conditioner. Pixels suffice for small images.",
+            help="What judges, as `genssl evaluate` takes it: a run, timm/NAME:FILE, '{encoder: dino.pth, heads: 12}' "
+            "and so on; not the generator's own conditioner. Pixels suffice for small images.",
         ),
     ] = "pixels",
     sources: Annotated[int, typer.Option(min=1, help="Held-out images, drawn at random; at most so many.")] = 2000,

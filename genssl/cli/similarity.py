@@ -22,7 +22,9 @@ def similarity(
     first: Annotated[
         str,
         typer.Argument(
-            metavar="ENCODER", help="A run directory, a .safetensors file, torchvision/NAME[:WEIGHTS], or a checkpoint."
+            metavar="ENCODER",
+            help="As `genssl evaluate` takes it: a run directory, a .safetensors file, torchvision/NAME[:WEIGHTS], a "
+            "checkpoint, or a block such as '{encoder: dino.pth, prefix: student}'.",
         ),
     ],
     second: Annotated[str, typer.Argument(metavar="ENCODER", help="Another, or the same.")],
@@ -52,6 +54,7 @@ def similarity(
 
     \b
     genssl similarity runs/baseline-1 runs/online-1
+    genssl similarity dino.pth '{encoder: dino.pth, prefix: student}' --dataset cifar10
     genssl similarity runs/baseline-1 torchvision/resnet18:IMAGENET1K_V1 --out similarity
     """
     from genssl.errors import UserError, suggest

@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torchvision
@@ -19,6 +20,7 @@ from torch import nn
 from genssl.backbones.configs import TimmConfig
 from genssl.backbones.from_timm import build_timm
 from genssl.config.base import ComponentConfig
+from genssl.config.encoder import EncoderConfig, Normalization, encoder_block, parse_encoder
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.data.load import load_dataset
@@ -27,20 +29,22 @@ from genssl.generators.conditioner import FILE, FORMAT
 from genssl.generators.conditioner import load_encoder as load_own
 from genssl.generators.safetensors_file import read_tensors
 from genssl.runtime import seeded_initialisation
-from genssl.training.foreign_checkpoints import EncoderError, foreign_backbone, read_checkpoint
+from genssl.training.foreign_checkpoints import EncoderError, read_checkpoint
+from genssl.training.foreign_networks import foreign_backbone
 from genssl.training.generator_encoders import is_generator, load_conditioner
 from genssl.training.inception import NAME as INCEPTION
 from genssl.training.inception import URL, cached_file, load_inception
 
-Normalization = Literal["imagenet", "cifar10", "cifar100", "none"]
 # Mean and standard deviation of the red, green and blue values; those of CIFAR are solo-learn's.
 STATISTICS: dict[str, tuple[Sequence[float], Sequence[float]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 CHECKPOINTS = (".ckpt", ".pth", ".pt", ".tar", ".bin")
+TOLD = ("prefix", "passed over", "layout", "stem", "heads", "image", "features", "statistics")  # of a checkpoint
 CLASSIFIERS = ("fc", "classifier", "heads", "head")  # what torchvision's models call theirs
 KNOWN = (
     "a run directory, a .safetensors file, torchvision/NAME[:WEIGHTS], timm/NAME[:FILE], inception-v3[:FILE], a "
@@ -89,28 +93,77 @@ class LoadedEncoder:
 
 
 def load_encoder(
-    name: str,
+    name: str | EncoderConfig,
     device: torch.device,
     *,
     backbone: ComponentConfig | None = None,
+    prefix: str | None = None,
+    heads: int | None = None,
     normalize: Normalization | None = None,
     download: bool = False,
 ) -> LoadedEncoder:
     """Loads an encoder.
 
     Args:
-        name: one of `KNOWN`. `torchvision/resnet18` and `timm/resnet18` alone are untrained networks.
+        name: one of `KNOWN`, or the block of a `genssl.config.encoder.EncoderConfig`, which says for a checkpoint what
+            the shapes of its tensors do not. `torchvision/resnet18` and `timm/resnet18` alone are untrained networks.
         device: where it is put.
-        backbone: for checkpoints and foreign safetensors files: the network, where shapes do not tell it. It is then
-            built as genssl builds it, without the peculiarities of the framework that wrote the file.
+        backbone: for checkpoints and foreign safetensors files, as `prefix` and `heads`: the network, where shapes do
+            not tell it. It is then built as genssl builds it, without the peculiarities of the framework that wrote the
+            file. These and the statistics stand for what the block leaves out.
+        prefix: which of several networks in the file is meant.
+        heads: of a ViT's attention.
         normalize: statistics of the images that the encoder was trained on; by default what the source says, and
             ImageNet's for checkpoints that say nothing. Encoders of genssl take images as they are.
         download: fetch weights of torchvision and timm that are not on this machine.
 
     Raises:
         EncoderError: if there is nothing of this name, it cannot be read, or it does not fit the network.
-        ConfigError: if timm is missing or has no such model.
+        ConfigError: if timm is missing or has no such model, or a block is wrong.
     """
+    given = parse_encoder(name) if isinstance(name, str) else name
+    options = {"backbone": backbone, "prefix": prefix, "heads": heads, "normalize": normalize}
+    asked = given.model_copy(update={key: value for key, value in options.items() if getattr(given, key) is None})
+    loaded = _load(asked, download=download)
+    network, image_size, statistics, source = loaded
+    told = {"backbone", "prefix", "heads", "stem_padding"}
+    if source["kind"] != "checkpoint" and (unused := [key for key in told if getattr(asked, key) is not None]):
+        raise EncoderError(f"{asked.encoder}: says itself what its backbone is; leave the {sorted(unused)[0]} out")
+    if asked.normalize is not None:
+        statistics = STATISTICS[asked.normalize]
+        if "statistics" in source:
+            source["statistics"] = f"{asked.normalize} (as given)"
+    mean, std = statistics
+    source |= {"normalize": {"mean": list(mean), "std": list(std)}}
+    module = Encoder(network, mean, std).to(device).eval().requires_grad_(False)
+    return LoadedEncoder(module, name if isinstance(name, str) else asked.encoder, image_size, source)
+
+
+def told_of(encoder: LoadedEncoder) -> str | None:
+    """Returns what was concluded from a checkpoint or assumed, and how to say it better; None for other encoders."""
+    source = encoder.source
+    if source["kind"] != "checkpoint":
+        return None
+    network = ", ".join(f"{key} {value}" for key, value in source["backbone"].items() if value not in (None, False))
+    known = [f"{fact}: {source[fact]}" for fact in TOLD if fact in source]
+    said = {"prefix": source["prefix"]} if source["prefix"] != "none" else {}
+    for key, fact, pattern in (
+        ("heads", "heads", r"(\d+)"), ("stem_padding", "stem", r"stride 1, padded by (\d)"),
+        ("normalize", "statistics", r"(\w+) \("),
+    ):  # fmt: skip
+        if (match := re.match(pattern, source.get(fact, ""))) is not None:
+            said[key] = match[1]
+    return (
+        f"{source['path']}: network: {network.removeprefix('name ')}; {'; '.join(known)}. "
+        f"To say otherwise, change: {encoder_block(source['path'], **said)}"
+    )
+
+
+Loaded = tuple[nn.Module, int | None, tuple[Sequence[float], Sequence[float]], dict[str, Any]]
+
+
+def _load(asked: EncoderConfig, *, download: bool) -> Loaded:
+    name = asked.encoder
     path = Path(name).expanduser()
     library, _, model = name.partition("/")
     if is_generator(name):
@@ -120,7 +173,7 @@ def load_encoder(
     elif path.is_file() and path.suffix == ".safetensors" and _is_own(path):
         loaded = _from_own_file(path, "genssl")
     elif path.is_file() and path.suffix in (".safetensors", *CHECKPOINTS):
-        loaded = _from_foreign_file(path, backbone, normalize)
+        loaded = _from_foreign_file(path, asked)
     elif name.partition(":")[0] == INCEPTION:
         loaded = _from_fidelity(name.partition(":")[2], download=download)
     elif library == "torchvision" and model:
@@ -131,18 +184,7 @@ def load_encoder(
         raise EncoderError(f"{name}: is no encoder; give {KNOWN}")
     else:
         raise EncoderError(f"{name}: there is no such file or folder; give {KNOWN}")
-    network, image_size, statistics, source = loaded
-    if backbone is not None and source["kind"] != "checkpoint":
-        raise EncoderError(f"{name}: says itself what its backbone is; leave the backbone out")
-    if normalize is not None:
-        statistics = STATISTICS[normalize]
-    mean, std = statistics
-    source |= {"normalize": {"mean": list(mean), "std": list(std)}}
-    module = Encoder(network, mean, std).to(device).eval().requires_grad_(False)
-    return LoadedEncoder(module, name, image_size, source)
-
-
-Loaded = tuple[nn.Module, int | None, tuple[Sequence[float], Sequence[float]], dict[str, Any]]
+    return loaded
 
 
 def _from_run(folder: Path) -> Loaded:
@@ -177,12 +219,12 @@ def _is_own(path: Path) -> bool:
         raise EncoderError(f"{path}: cannot be read as safetensors ({error}); get the file again") from None
 
 
-def _from_foreign_file(path: Path, backbone: ComponentConfig | None, normalize: Normalization | None) -> Loaded:
+def _from_foreign_file(path: Path, asked: EncoderConfig) -> Loaded:
     try:
         tensors = read_tensors(path)[0] if path.suffix == ".safetensors" else read_checkpoint(path)
     except (OSError, SafetensorError) as error:
         raise EncoderError(f"{path}: cannot be read as safetensors ({error}); get the file again") from None
-    found = foreign_backbone(path, tensors, backbone)
+    found = foreign_backbone(path, tensors, asked)
     source = {
         "kind": "checkpoint",
         "path": str(path),
@@ -190,8 +232,11 @@ def _from_foreign_file(path: Path, backbone: ComponentConfig | None, normalize: 
         "backbone": found.config.model_dump(mode="json"),
         **found.facts,
     }
-    statistics = STATISTICS[normalize or found.normalize]
-    return found.network, getattr(found.config, "image_size", None), statistics, source
+    statistics = STATISTICS[found.normalize] if isinstance(found.normalize, str) else found.normalize
+    size = getattr(found.config, "image_size", None)
+    if size is None and (own := getattr(found.network, "pretrained_cfg", None)) is not None:
+        size = int(own["input_size"][-1])
+    return found.network, size, statistics, source
 
 
 def _weights_of(model: str) -> tuple[str, str | None]:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 import torch
-import torchvision
 from torch import nn
 
 from genssl.backbones.configs import ResNetConfig, TimmConfig, ViTConfig
+from genssl.backbones.resnet import LAYERS
 from genssl.config.base import ComponentConfig
 from genssl.errors import UserError
 from genssl.generators.conditioner import FORMAT
@@ -49,7 +49,7 @@ class Exported:
     Attributes:
         path: of the file.
         difference: largest difference of a feature read back, as a part of the largest feature.
-        usage: how it is loaded, as lines of Python.
+        usage: a Python program that loads it and gives features of random images.
     """
 
     path: Path
@@ -72,6 +72,8 @@ def export_encoder(encoder: LoadedEncoder, to: Format, out: Path) -> Exported:
     """
     if encoder.source["kind"] not in ("run", "genssl"):
         raise ExportError(f"{encoder.name}: is no encoder of genssl; export takes run directories and their encoders")
+    if encoder.source["normalize"] != {"mean": [0.0] * 3, "std": [1.0] * 3}:
+        raise ExportError(f"{encoder.name}: an exported encoder takes images as they are; leave `normalize` out")
     if out.suffix not in SUFFIXES[to]:
         raise ExportError(f"--out {out}: a file for {to} ends in {' or '.join(SUFFIXES[to])}")
     if out.is_dir() or not out.parent.is_dir():
@@ -104,30 +106,55 @@ def export_encoder(encoder: LoadedEncoder, to: Format, out: Path) -> Exported:
             )
 
     write_atomically(out, write_and_check)
-    load_call = f"safetensors.torch.load_file({str(out)!r})"
-    if out.suffix in (".pth", ".pt"):
-        load_call = f"torch.load({str(out)!r}, weights_only=True)"
-    return Exported(out, difference, chosen.usage.replace("LOAD", load_call).replace("FILE", str(out)))
+    sized = encoder.image_size is not None
+    usage = USAGE.format(
+        load=chosen.usage(out),
+        side=size if sized else "S",
+        any="" if sized else f" of any side S, such as {size},",
+        images=chosen.images.format(size=size),
+        run=chosen.run,
+        width=expected.shape[1],
+    )
+    return Exported(out, difference, usage)
 
 
 Read = Callable[[torch.Tensor], torch.Tensor]
+USAGE = """{load}
+# Images: float32 [B, 3, {side}, {side}],{any} RGB in [0, 1] and not normalised: no mean is subtracted, no deviation
+# divided by. Features: float32 [B, {width}].
+images = {images}
+{run}"""
+RUN = "with torch.no_grad():\n    features = model(images)"
 
 
 @dataclass(frozen=True)
 class _Format:
-    """How a file is written, how it is read back, and how others read it; both functions take path and suffix."""
+    """How a file is written, how it is read back, and how others read it; the first two take path and suffix.
+
+    Attributes:
+        usage: returns the lines of Python that load a file.
+        images, run: the lines that make random images of a side `size`, and their features.
+    """
 
     write: Callable[[Path, str], None]
     read: Callable[[Path, str], Read]
-    usage: str
+    usage: Callable[[Path], str]
+    images: str = "torch.rand(2, 3, {size}, {size})"
+    run: str = RUN
 
 
 def _weights(encoder: LoadedEncoder) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in encoder.module.backbone.state_dict().items()}
 
 
-def _state_dict(encoder: LoadedEncoder, build: Callable[[], nn.Module], usage: str) -> _Format:
-    """The weights under the names that genssl's networks share with those of torchvision and timm."""
+def _state_dict(encoder: LoadedEncoder, library: str, build: str) -> _Format:
+    """The weights under the names that genssl's networks share with those of torchvision and timm.
+
+    Args:
+        encoder: is written.
+        library: that has the network.
+        build: lines of Python that make it, as `model`; they are printed, and run for the check.
+    """
 
     def write(path: Path, suffix: str) -> None:
         if suffix == ".safetensors":
@@ -137,33 +164,52 @@ def _state_dict(encoder: LoadedEncoder, build: Callable[[], nn.Module], usage: s
 
     def read(path: Path, suffix: str) -> Read:
         tensors = read_tensors(path)[0] if suffix == ".safetensors" else torch.load(path, weights_only=True)
+        names: dict[str, Any] = {}
         with seeded_initialisation("export"):
-            network = build().eval()
+            exec(f"import torch\nimport {library}\n{build}", names)
+        network: nn.Module = names["model"].eval()
         network.load_state_dict(tensors)
         return network
 
-    return _Format(write, read, f"{usage}\nmodel.load_state_dict(LOAD)")
+    def usage(path: Path) -> str:
+        own = path.suffix == ".safetensors"
+        modules = sorted({"torch", library, *(["safetensors.torch"] if own else [])})
+        imports = "\n".join(f"import {module}" for module in modules)
+        load = f"safetensors.torch.load_file({str(path)!r})" if own else f"torch.load({str(path)!r}, weights_only=True)"
+        return f"{imports}\n\n{build}\nmodel.load_state_dict({load})\nmodel.eval()"
+
+    return _Format(write, read, usage)
 
 
 def _torchvision(encoder: LoadedEncoder, config: ComponentConfig) -> _Format:
-    if not _is_standard(config):
+    if not isinstance(config, ResNetConfig):
         raise ExportError(
-            f"{encoder.name}: torchvision has no {_described(config)}; it has ResNet-18, -34 and -50 of width "
-            f"{STANDARD_WIDTH} and {STANDARD_STAGES} stages; use --to safetensors or --to onnx"
+            f"{encoder.name}: torchvision has no {_described(config)}; use --to timm, --to safetensors or --to onnx"
         )
+    return _state_dict(encoder, "torchvision", _torchvision_lines(config))
 
-    def build() -> nn.Module:
-        network: Any = torchvision.models.get_model(config.name, weights=None)
-        network.fc = nn.Identity()
-        if config.stem == "small":
-            network.conv1 = nn.Conv2d(3, STANDARD_WIDTH, kernel_size=3, stride=1, padding=1, bias=False)
-            network.maxpool = nn.Identity()
-        return network  # type: ignore[no-any-return]
 
-    usage = f"model = torchvision.models.{config.name}(); model.fc = torch.nn.Identity()"
-    if config.stem == "small":
-        usage += "\nmodel.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False); model.maxpool = torch.nn.Identity()"
-    return _state_dict(encoder, build, usage)
+def _torchvision_lines(config: ResNetConfig) -> str:
+    """Returns lines that make any ResNet of genssl of torchvision's parts."""
+    width, small = config.width, config.stem == "small"
+    stem = f"torch.nn.Conv2d(3, {width}, {'3, stride=1, padding=1' if small else '7, stride=2, padding=3'}, bias=False)"
+    if _is_standard(config):
+        lines = [f"model = torchvision.models.{config.name}()"]
+        lines += [f"model.conv1 = {stem}"] if small else []
+    else:
+        block, counts = LAYERS[config.name]
+        lines = [
+            f"block, width = torchvision.models.resnet.{block.__name__}, {width}",
+            f"model = torchvision.models.ResNet(block, {list(counts)})",
+            f"model.conv1, model.bn1 = {stem}, torch.nn.BatchNorm2d(width)",
+            "model.inplanes = width",
+            f"for stage, count in enumerate({list(counts[: config.stages])}):",
+            "    layer = model._make_layer(block, width * 2**stage, count, stride=1 if stage == 0 else 2)",
+            "    setattr(model, f'layer{stage + 1}', layer)",
+        ]
+        lines += [f"model.layer{stage + 1} = torch.nn.Identity()" for stage in range(config.stages, STANDARD_STAGES)]
+    lines += ["model.maxpool = torch.nn.Identity()"] if small else []
+    return "\n".join([*lines, "model.fc = torch.nn.Identity()"])
 
 
 def _timm(encoder: LoadedEncoder, config: ComponentConfig) -> _Format:
@@ -176,25 +222,29 @@ def _timm(encoder: LoadedEncoder, config: ComponentConfig) -> _Format:
         arguments = {"img_size": config.image_size, "patch_size": config.patch_size, "depth": config.depth}
         if config.interpolate_positions:
             arguments["dynamic_img_size"] = True
-    elif _is_standard(config) and config.stem == "imagenet":
+        if config.heads is not None:
+            arguments["num_heads"] = config.heads
+        if config.layer_scale is not None:
+            arguments["init_values"] = config.layer_scale
+        if config.registers:
+            arguments |= {"reg_tokens": config.registers, "no_embed_class": True}
+    elif _is_standard(config):
         name = config.name
     else:
         raise ExportError(
             f"{encoder.name}: timm has no {_described(config)}; it has ViTs, and ResNet-18, -34 and -50 of width "
-            f"{STANDARD_WIDTH} and {STANDARD_STAGES} stages with the ImageNet stem; use --to torchvision, "
-            "safetensors or onnx"
+            f"{STANDARD_WIDTH} and {STANDARD_STAGES} stages; use --to torchvision, safetensors or onnx"
         )
     try:
-        timm = importlib.import_module("timm")
+        importlib.import_module("timm")
     except ImportError:
         raise ExportError("--to timm: timm is needed to check the file; run `pip install 'genssl[timm]'`") from None
-
-    def build() -> nn.Module:
-        network: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
-        return network
-
     shown = "".join(f", {key}={value!r}" for key, value in arguments.items())
-    return _state_dict(encoder, build, f"model = timm.create_model({name!r}, num_classes=0{shown})")
+    lines = f"model = timm.create_model({name!r}, num_classes=0{shown})"
+    if isinstance(config, ResNetConfig) and config.stem == "small":
+        lines += f"\nmodel.conv1 = torch.nn.Conv2d(3, {STANDARD_WIDTH}, 3, stride=1, padding=1, bias=False)"
+        lines += "\nmodel.maxpool = torch.nn.Identity()"
+    return _state_dict(encoder, "timm", lines)
 
 
 def _safetensors(encoder: LoadedEncoder, config: ComponentConfig) -> _Format:
@@ -208,7 +258,10 @@ def _safetensors(encoder: LoadedEncoder, config: ComponentConfig) -> _Format:
     def read(path: Path, suffix: str) -> Read:
         return load_own(path)[0].eval()
 
-    usage = "from genssl.training.encoders import load_encoder\nload_encoder('FILE', torch.device('cpu')).module.encode"
+    def usage(path: Path) -> str:
+        imports = "import torch\nfrom genssl.training.encoders import load_encoder\n\n"
+        return f"{imports}model = load_encoder({str(path)!r}, torch.device('cpu')).module"
+
     return _Format(write, read, usage)
 
 
@@ -246,8 +299,11 @@ def _onnx(encoder: LoadedEncoder, size: int) -> _Format:
             )
         return lambda images: torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])
 
-    usage = "session = onnxruntime.InferenceSession('FILE'); session.run(['features'], {'images': images})"
-    return _Format(write, read, usage)
+    def usage(path: Path) -> str:
+        return f"import numpy\nimport onnxruntime\n\nsession = onnxruntime.InferenceSession({str(path)!r})"
+
+    images = "numpy.random.default_rng(0).random((2, 3, {size}, {size}), dtype='float32')"
+    return _Format(write, read, usage, images, "(features,) = session.run(['features'], {'images': images})")
 
 
 def _is_standard(config: ComponentConfig) -> TypeGuard[ResNetConfig]:

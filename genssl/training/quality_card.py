@@ -95,7 +95,7 @@ def evaluate_generator(
     if len(rows) < FEWEST:
         raise DataError(f"evaluate-generator: {len(rows)} held-out sources are too few; give {FEWEST} or more")
     judge = load_judge(asked.judge, train, device)
-    report(f"judged by {judge.name}")
+    report(f"judged by {judge.told or judge.name}")
     measures = _Measures(judge, train, held, rows, asked.variants)
     count = asked.variants
     result = [measures.of_real()]
@@ -276,7 +276,7 @@ def _augmented(augment: Callable[..., torch.Tensor], pixels: torch.Tensor, rando
 def _not_independent(judge: Judge, recipe: Recipe) -> list[str]:
     """Warns if the judge is what the generator sees images with."""
     model = str(getattr(recipe.generator, "model", ""))
-    if judge.name.rstrip("/") != model.rstrip("/"):
+    if judge.encoder.rstrip("/") != model.rstrip("/"):
         return []
     return [f"the judge {judge.name} is the generator's own conditioner, which flatters it; name another with --judge"]
 

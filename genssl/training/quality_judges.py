@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from genssl.config.encoder import parse_encoder
 from genssl.data.base import ImageDataset
-from genssl.training.encoders import load_encoder
+from genssl.training.encoders import load_encoder, told_of
 
 PIXELS = "pixels"
 PIXELS_SIDE = 32  # larger images are shrunk to this side
@@ -24,10 +25,12 @@ class Judge:
     Attributes:
         module: has `encode(float [B, 3, S, S] in [0, 1]) -> float [B, D]`.
         name: as it was asked for.
+        encoder: its name without what else a block says of it.
         device: where it computes.
         centred: the mean of the train images is taken out before cosines; raw pixels are all positive, and their
             cosines all near 1.
         facts: what it is, for the protocol.
+        told: what was concluded from a checkpoint or assumed, for people.
     """
 
     module: nn.Module
@@ -35,6 +38,8 @@ class Judge:
     device: torch.device
     centred: bool
     facts: dict[str, Any]
+    encoder: str = PIXELS
+    told: str | None = None
 
 
 def load_judge(name: str, train: ImageDataset, device: torch.device) -> Judge:
@@ -50,7 +55,8 @@ def load_judge(name: str, train: ImageDataset, device: torch.device) -> Judge:
         facts = {"name": PIXELS, "side": side, "channels": 1 if grey else 3}
         return Judge(Pixels(side, grey=grey), name, device, True, facts)
     loaded = load_encoder(name, device)
-    return Judge(_Sized(loaded.module, loaded.image_size), name, device, False, {"name": name, **loaded.source})
+    module, facts = _Sized(loaded.module, loaded.image_size), {"name": name, **loaded.source}
+    return Judge(module, name, device, False, facts, parse_encoder(name).encoder, told_of(loaded))
 
 
 class Pixels(nn.Module):

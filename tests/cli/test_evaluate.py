@@ -148,6 +148,30 @@ def test_a_checkpoint_of_others_with_its_network_named(tmp_path):
     assert (source["prefix"], source["normalize"]["std"]) == ("state_dict.net.", [1.0, 1.0, 1.0])
 
 
+def test_a_checkpoint_of_two_networks_says_which_it_takes_and_takes_the_other_when_asked(tmp_path):
+    from genssl.backbones.configs import ResNet10Config
+    from genssl.backbones.resnet import build_resnet
+
+    networks = [build_resnet(ResNet10Config(width=4, stem="small")).state_dict() for _ in range(2)]
+    path, arguments = tmp_path / "x.pth", ["--dataset", "digits", "--evaluator", "knn"]
+    torch.save(dict(zip(("student", "teacher"), networks, strict=True)), path)
+    student = f"{{encoder: {path}, prefix: student}}"
+    said = call(str(path), student, *arguments, "--out", str(tmp_path))
+    for part in (
+        f"{path}: network: resnet10, stem small, width 4, stages 4; prefix: teacher.; passed over: student.;",
+        "stem: stride 1, padded by 1 (assumed); statistics: imagenet (assumed). To say otherwise, change: "
+        f"'{{encoder: {path}, prefix: teacher., stem_padding: 1, normalize: imagenet}}'",
+    ):
+        assert part in said
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert [found["encoders"][name]["prefix"] for name in (str(path), student)] == ["teacher.", "student."]
+    call(str(path), "--prefix", "student", *arguments, "--out", str(tmp_path))
+    again = json.loads((tmp_path / "evaluation.json").read_text())
+    assert again["rows"][0]["value"] == found["rows"][-1]["value"] != found["rows"][0]["value"]
+    with pytest.raises(UserError, match="holds a resnet10, which has no heads; leave them out"):
+        call(str(path), "--heads", "3", *arguments)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

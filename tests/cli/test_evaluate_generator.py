@@ -74,7 +74,8 @@ def test_few_sources_are_warned_of_and_training_sources_only_taken_when_asked(tm
 
 
 def test_a_judge_that_is_the_generators_own_conditioner_is_named_as_such(tmp_path):
-    run("--judge", "builtin:digits-icgan", "--sources", "40", "--vary", "truncation=0.7", "--out", str(tmp_path))
+    judge = "{encoder: builtin:digits-icgan}"  # a name and its block are one
+    run("--judge", judge, "--sources", "40", "--vary", "truncation=0.7", "--out", str(tmp_path))
     card = json.loads((tmp_path / "quality.json").read_text())
     assert card["protocol"]["judge"]["kind"] == "generator"
     assert any("own conditioner" in warning for warning in card["warnings"])

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
-import torchvision
-from torch import nn
 from typer.testing import CliRunner
 
 from genssl.backbones.configs import ResNet18Config
@@ -30,11 +28,9 @@ def test_a_run_for_torchvision_with_the_lines_that_load_it(folder, tmp_path):
     result = CliRunner().invoke(app, ["export", f"{folder}/", "--to", "torchvision", "--out", str(out)])
     assert result.exit_code == 0, result.exception
     assert result.stdout.startswith(f"{out}: written; features read back differ by 0.0e+00 of the largest\n")
-    names = {"torch": torch, "torchvision": torchvision}
+    names: dict[str, Any] = {}
     exec(result.stdout.partition("\n\n")[2], names)
-    network = names["model"]
-    assert isinstance(network, nn.Module)
-    assert network.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 512)
+    assert names["features"].shape == (2, 512)
 
 
 def test_mistakes(folder, tmp_path):

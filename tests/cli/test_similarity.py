@@ -138,6 +138,18 @@ def test_an_encoder_that_is_not_there(encoders, tmp_path):
         run(encoders[0], str(Path("nowhere")), *QUICK)
 
 
+def test_two_networks_of_one_checkpoint(tmp_path):
+    networks = [build_resnet(ResNet18Config(stem="small", width=4)).state_dict() for _ in range(2)]
+    torch.save(dict(zip(("student", "teacher"), networks, strict=True)), tmp_path / "x.pth")
+    blocks = [f"{{encoder: {tmp_path / 'x.pth'}, prefix: {name}}}" for name in ("teacher", "student")]
+    done = run(*blocks, *QUICK, "--out", str(tmp_path / "out"))
+    assert done.stdout.count("statistics: imagenet (assumed)") == 2
+    found = json.loads((tmp_path / "out" / "similarity.json").read_text())
+    assert [encoder["prefix"] for encoder in found["encoders"]] == ["teacher.", "student."]
+    assert found["cka_biased"]["value"] < 0.999
+    assert run(str(tmp_path / "x.pth"), blocks[0], *QUICK).stdout.count("1.0000") >= 2, "the teacher is the default"
+
+
 def test_the_data_set_of_a_run_is_the_default(encoders, tmp_path, quick_recipe):
     """Of a run directory: its encoder, and a recipe that names the digits."""
     directory = tmp_path / "run"

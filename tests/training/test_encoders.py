@@ -375,7 +375,9 @@ def test_a_backbone_that_is_not_the_files(tmp_path):
 def test_two_networks_in_a_file(tmp_path):
     network = narrow_resnet(ResNet18Config)
     torch.save(prefixed("a.", network) | prefixed("b.", network), tmp_path / "x.pth")
-    with pytest.raises(EncoderError, match=r"holds 2 networks, a., b.; keep one of them"):
+    with pytest.raises(
+        EncoderError, match=r"holds 2 networks, a., b.; choose one, such as '{encoder: .*x.pth, prefix: a}"
+    ):
         load_encoder(str(tmp_path / "x.pth"), CPU)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ import torchvision
 from safetensors.torch import load_file
 from torch import nn
 
-from genssl.backbones.configs import ResNet10Config, ResNet18Config, ViTTinyConfig
+from genssl.backbones.configs import ResNet10Config, ResNet18Config, ResNet50Config, ViTTinyConfig
 from genssl.backbones.resnet import build_resnet
 from genssl.backbones.vit import build_vit
 from genssl.config.base import ComponentConfig
@@ -62,12 +66,69 @@ def test_a_state_dict_is_torchvisions(standard, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pth", "x.safetensors"]
 
 
-def test_the_usage_that_is_printed_works(tmp_path):
-    small = encoder(tmp_path / "run", ResNet18Config(stem="small"), 16)
-    exported = export_encoder(small, "torchvision", tmp_path / "x.pth")
-    names: dict[str, Any] = {"torch": torch, "torchvision": torchvision}
-    exec(exported.usage, names)
-    assert torch.equal(names["model"].eval()(images(16)), small.module.encode(images(16)))
+RESNETS = [
+    (ResNet18Config(stem="small", width=16), 8),  # the README's first run
+    (ResNet18Config(stem="small"), 16),
+    (ResNet18Config(), 32),
+    (ResNet10Config(stem="small", width=4, stages=2), 8),
+    (ResNet50Config(width=4, stages=3), 32),
+]
+VITS = [
+    (ViTTinyConfig(image_size=16, patch_size=4, depth=2), 16),
+    (ViTTinyConfig(image_size=16, patch_size=4, depth=2, heads=12, layer_scale=0.1, registers=2), 16),
+]
+
+
+# Runs programs as they are printed, but for the draws of images, which become those of the test.
+RUNNER = """
+import json, runpy, sys, numpy, torch
+given, found = torch.load(sys.argv[1]), []
+for path, size in json.loads(sys.argv[3]):
+    images = given[..., :size, :size].contiguous()
+    torch.rand = lambda *shape: images.reshape(shape)
+    numpy.random.default_rng = lambda seed: type("Draws", (), {
+        "random": lambda self, shape, dtype: images.numpy().astype(dtype).reshape(shape)})()
+    found.append(torch.as_tensor(runpy.run_path(path)["features"]))
+torch.save(found, sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("cases", [[0, 3, 5], pytest.param([1, 2, 4, 6], marks=pytest.mark.slow)])
+def test_what_is_printed_runs_and_gives_the_features(cases, tmp_path):
+    """In one Python of their own for all formats, which spares the imports."""
+    programs, expected = [], []
+    for number in cases:
+        config, size = [*RESNETS, *VITS][number]
+        own = encoder(tmp_path / f"run{number}", config, size)
+        files: list[tuple[Any, str]] = [("safetensors", "own.safetensors")]
+        if config.name.startswith("resnet"):
+            files += [("torchvision", "it's.pth"), ("torchvision", "x.safetensors")]
+        if (config, size) in VITS + RESNETS[1:3] and find_spec("timm"):
+            files += [("timm", "timm.pth"), ("timm", "timm.safetensors")]
+        if number in (0, 1, 5) and all(map(find_spec, export.ONNX)):
+            files.append(("onnx", "x.onnx"))
+        for to, name in files:
+            exported = export_encoder(own, to, tmp_path / f"{number}{name}")
+            features = own.module.encode(images(32, 2)[..., :size, :size])
+            assert f"# Images: float32 [B, 3, {size}, {size}], RGB in [0, 1] and not normalised" in exported.usage
+            assert f"Features: float32 [B, {features.shape[1]}]" in exported.usage
+            programs.append((str(tmp_path / f"{number}{name}.py"), size))
+            expected.append(features)
+            Path(programs[-1][0]).write_text(exported.usage)
+    torch.save(images(32, 2), tmp_path / "images.pt")
+    places = [str(tmp_path / "images.pt"), str(tmp_path / "features.pt"), json.dumps(programs)]
+    subprocess.run([sys.executable, "-c", RUNNER, *places], check=True, timeout=250)
+    for features, wanted in zip(torch.load(tmp_path / "features.pt"), expected, strict=True):
+        torch.testing.assert_close(features, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_images_of_any_size_are_said_to_be_so(tmp_path):
+    own = encoder(tmp_path / "run", ResNet18Config(stem="small", width=4), 8)
+    anywhere = export_encoder(replace(own, image_size=None), "safetensors", tmp_path / "x.safetensors")
+    assert "float32 [B, 3, S, S], of any side S, such as 32, RGB in [0, 1] and not normalised" in anywhere.usage
+    normalised = load_encoder(f"{{encoder: {tmp_path / 'run'}, normalize: imagenet}}", CPU)
+    with pytest.raises(ExportError, match="takes images as they are; leave `normalize` out"):
+        export_encoder(normalised, "safetensors", tmp_path / "y.safetensors")
 
 
 def test_genssls_own_file_is_an_encoder_again(narrow, tmp_path):
@@ -84,11 +145,6 @@ def test_timm_loads_what_is_written_for_it(standard, tmp_path):
     network = timm.create_model("resnet18", num_classes=0)
     network.load_state_dict(load_file(tmp_path / "x.safetensors"))
     assert torch.allclose(network.eval()(images(32)), standard.module.encode(images(32)), atol=1e-5)
-    vit = encoder(tmp_path / "vit", ViTTinyConfig(image_size=16, patch_size=4, depth=2), 16)
-    exported = export_encoder(vit, "timm", tmp_path / "vit.pth")
-    names: dict[str, Any] = {"torch": torch, "timm": timm}
-    exec(exported.usage, names)
-    assert torch.allclose(names["model"].eval()(images(16)), vit.module.encode(images(16)), atol=1e-5)
 
 
 def test_onnx_takes_any_batch(narrow, tmp_path):
@@ -118,17 +174,15 @@ def test_networks_that_a_format_has_not(narrow, tmp_path, tmp_path_factory):
     others = tmp_path_factory.mktemp("others")
     shorter = encoder(others / "shorter", ResNet18Config(stages=3), 32)
     shallower = encoder(others / "shallower", ResNet10Config(), 32)
-    with pytest.raises(
-        ExportError, match=r"torchvision has no resnet18 \(stem small, width 4, stages 4\); .* use --to safetensors"
-    ):
-        export_encoder(narrow, "torchvision", tmp_path / "x.pth")
     with pytest.raises(ExportError, match=r"timm has no resnet18 \(stem small, width 4, stages 4\); "):
         export_encoder(narrow, "timm", tmp_path / "x.pth")
-    for to in ("torchvision", "timm"):
-        with pytest.raises(ExportError, match=rf"{to} has no resnet18 \(.*, stages 3\); .* and 4 stages"):
-            export_encoder(shorter, to, tmp_path / "x.pth")
-        with pytest.raises(ExportError, match=rf"{to} has no resnet10 \(.*\); it has .*ResNet-18, -34 and -50"):
-            export_encoder(shallower, to, tmp_path / "x.pth")
+    with pytest.raises(ExportError, match=r"timm has no resnet18 \(.*, stages 3\); .* and 4 stages"):
+        export_encoder(shorter, "timm", tmp_path / "x.pth")
+    with pytest.raises(ExportError, match=r"timm has no resnet10 \(.*\); it has .*ResNet-18, -34 and -50"):
+        export_encoder(shallower, "timm", tmp_path / "x.pth")
+    vit = encoder(others / "vit", VITS[0][0], 16)
+    with pytest.raises(ExportError, match=r"torchvision has no vit_tiny \(.*\); use --to timm, --to safetensors or --"):
+        export_encoder(vit, "torchvision", tmp_path / "x.pth")
     foreign = load_encoder("torchvision/squeezenet1_1", CPU)
     with pytest.raises(ExportError, match=r"is no encoder of genssl; export takes run directories"):
         export_encoder(foreign, "safetensors", tmp_path / "x.safetensors")
