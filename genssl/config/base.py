@@ -38,6 +38,10 @@ class ComponentConfig(Section):
         """Returns settings that are allowed but rarely meant, each beginning with the key that it is about."""
         return []
 
+    def unsuited_to(self, dataset: str) -> str | None:
+        """Says why this generator is not for the data set of that registry name; None if nothing speaks against it."""
+        return None
+
 
 class Choice(Section):
     """A document whose further keys depend on one of its values; its members derive from it."""
