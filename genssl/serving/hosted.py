@@ -148,7 +148,9 @@ class Hosted:
         spec = self.engine.generator.spec
         if not self._warned and pixels > spec.image_size**2 and trained_on(spec.model) is not None:
             self._warned = True
-            log.warning(foreign_data(spec.model, f"images of {pixels:,} pixels come, its own have {spec.image_size**2}"))
+            log.warning(
+                foreign_data(spec.model, f"images of {pixels:,} pixels come, its own have {spec.image_size**2}")
+            )
 
     def _check_sizes(self, settings: Settings) -> None:
         """Refuses images far larger than this generator's own: one of them could take all of the device's memory."""

@@ -58,7 +58,7 @@ def stored_image(image: Any, where: str = "image 0") -> StoredImage:
         return StoredImage(data=bytes(image), encoding="file")
     if isinstance(image, str | os.PathLike):
         try:
-            return StoredImage(data=Path(image).read_bytes(), encoding="file")
+            return StoredImage(data=Path(image).expanduser().read_bytes(), encoding="file")
         except OSError as error:
             raise DataError(f"{where}: {os.fspath(image)} cannot be read: {error.strerror}") from None
     if isinstance(image, Image.Image):

@@ -284,8 +284,7 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
         if trained_on(self._model) is not None and image.width * image.height > width * height:
             sizes = f"images of {image.width} x {image.height} pixels, and its own have {width} x {height}"
             found = foreign_data(self._model, f"the data set has {sizes}")
-        if found and not self._counts["warned"]:
-            self._counts.add({"warned": 1})
+        if found and self._counts.add({"warned": 1})["warned"] == 1:
             log.warning("GenerativeViews: %s", found)
 
     def _note(self, *, came: bool) -> None:
