@@ -27,7 +27,7 @@ def trained_on(model: str) -> str | None:
 def foreign_data(model: str, found: str) -> str:
     """Says that a built-in model was not trained on what was `found`, and what to use instead."""
     return (
-        f"{model} was trained on the data set {trained_on(model)} alone and makes its images of whatever it is given, "
+        f"{model} was trained on the data set {trained_on(model)} alone and makes such images of whatever it is given, "
         f"but {found}; {OTHERS}"
     )
 

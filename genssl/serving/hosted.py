@@ -106,9 +106,8 @@ class Hosted:
     ) -> None:
         self.generator_id, self.engine, self.batcher, self.counters = generator_id, engine, batcher, counters
         self._embedder, self._memory, self._store = embedder, memory, store
-        self._file, self._codec = file, codec
+        self._file, self._codec, self._warned = file, codec, False
         self._settings: dict[tuple[tuple[str, float], ...], Settings] = {}
-        self._warned = False
         self.source_bytes = engine.generator.preprocess(np.zeros((3, 8, 8), np.uint8)).nbytes  # of one that is decoded
 
     def info(self) -> pb.GeneratorInfo:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import datasets
 
 from genssl import GenerativeViews
 from genssl.data.base import StoredImage
@@ -67,6 +69,18 @@ def test_a_ramp_of_sixteen_bits_is_not_white() -> None:
     shown = view_of(Image.fromarray(ramp))
     assert abs(shown.mean() - 127) < 1
     assert len(np.unique(shown)) > 250
+
+
+def test_torchvisions_folder_gives_pictures_as_they_are_with_pillows_own_loader(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for number in range(2):
+        (tmp_path / "a" / f"{number}.png").write_bytes(file_of(PICTURES["16-bit grey"]))
+    folder = datasets.ImageFolder(tmp_path, loader=Image.open)
+    views = GenerativeViews(folder, lambda images, indices: None, policy="none")  # type: ignore[arg-type, return-value]
+    first, _, labels = next(iter(torch.utils.data.DataLoader(views, 2, num_workers=1)))
+    expected = decode(StoredImage((tmp_path / "a" / "0.png").read_bytes(), "file"))
+    np.testing.assert_array_equal((first[0] * 255).round().byte().numpy(), expected)
+    assert labels.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
