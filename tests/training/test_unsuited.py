@@ -56,6 +56,7 @@ def test_a_run_warns_of_small_variants(quick_recipe, folder_of, unknown_generato
     assert said.startswith("warning: the variants have 8 pixels a side and the views 16")
 
 
+@pytest.mark.slow
 def test_a_run_of_stored_variants_warns_of_small_ones(quick_recipe, folder_of, unknown_generator, tmp_path):
     filling, told = Told(), Told()
     pregenerate(quick_recipe(folder_of(16), *COMMON), tmp_path / "store", variants=1, report=filling)
@@ -66,6 +67,7 @@ def test_a_run_of_stored_variants_warns_of_small_ones(quick_recipe, folder_of, u
     assert told.warnings == filling.warnings
 
 
+@pytest.mark.slow
 def test_variants_as_large_as_the_views_are_not_warned_of(quick_recipe, folder_of, unknown_generator, tmp_path):
     told = Told()
     run(quick_recipe(folder_of(8), *COMMON), tmp_path / "run", told)

@@ -43,8 +43,19 @@ def test_digits_are_what_the_built_in_generator_is_for(server, digits_train, cap
     assert TRAINED not in server.log_path.read_text()
 
 
-def test_a_folder_of_photos_beside_the_digits_server_is_warned_of_once(server, photos):
-    """Two workers of a process of its own; and the server says it as well, once."""
+def test_a_folder_of_photos_beside_the_digits_server_is_warned_of_once_by_both(server, photos, caplog):
+    views = GenerativeViews(datasets.ImageFolder(photos), server.address, transform=AUGMENT)
+    for rows in ([0, 1], [2, 3]):
+        views.__getitems__(rows)
+    views.close()
+    (said,) = warnings_of(caplog)
+    assert TRAINED in said
+    assert "the data set has images of 24 x 20 pixels, and its own have 8 x 8; make one of your own" in said
+    assert server.log_path.read_text().count(TRAINED) == 1
+
+
+@pytest.mark.slow
+def test_all_the_workers_of_a_loader_warn_once(server, photos):
     code = f"""
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms as T
@@ -59,8 +70,6 @@ if __name__ == "__main__":
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, "24\n"), done.stderr
     assert done.stderr.count(TRAINED) == 1
-    assert "the data set has images of 24 x 20 pixels, and its own have 8 x 8; make one of your own" in done.stderr
-    assert server.log_path.read_text().count(TRAINED) == 1
 
 
 @pytest.mark.parametrize(("size", "words"), [(15, "the variants have 15 pixels a side and the views 16"), (16, None)])
