@@ -31,6 +31,7 @@ from genssl.cli import (
     train_generator,
     validate,
 )
+from genssl.config.home import expand_home
 from genssl.errors import UserError
 
 app = typer.Typer(
@@ -91,12 +92,20 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise _Interrupted(number)
 
 
+def _expanded(argument: str) -> str:
+    """Returns an argument with the ~ expanded that a shell leaves in `--out=~/runs` and in what is quoted."""
+    option, equals, value = argument.partition("=")
+    if argument.startswith("--") and equals:
+        return f"{option}={expand_home(value)}"
+    return str(expand_home(argument))
+
+
 def main() -> None:
     """Runs the command line; the entry point of the console script."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
-        app()
+        app([_expanded(argument) for argument in sys.argv[1:]])
     except UserError as error:
         print(f"genssl: {error}", file=sys.stderr)
         sys.exit(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,5 +39,5 @@ def preview(
 
     from genssl.training.preview import preview as draw
 
-    draw(loaded, out, vary or [], sources)
+    draw(loaded, out, vary or [], sources, lambda text: print(text, file=sys.stderr))
     print(f"{out}: written")

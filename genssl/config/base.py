@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from genssl.config.document import Document
+from genssl.config.home import expand_home
 
 
 class Section(BaseModel):
-    """A mapping with a fixed set of keys; immutable; unknown keys, NaN and infinities are errors."""
+    """A mapping with a fixed set of keys; immutable; unknown keys, NaN and infinities are errors.
+
+    Paths, whether settings hold them as Path or as text, have their leading ~ expanded.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _expand_home(cls, value: Any) -> Any:
+        return expand_home(value)
 
 
 def _ascending(value: tuple[int, ...]) -> tuple[int, ...]:
@@ -37,6 +46,10 @@ class ComponentConfig(Section):
     def warnings(self) -> list[str]:
         """Returns settings that are allowed but rarely meant, each beginning with the key that it is about."""
         return []
+
+    def unsuited_to(self, dataset: str) -> str | None:
+        """Says why this generator is not for the data set of that registry name; None if nothing speaks against it."""
+        return None
 
 
 class Choice(Section):

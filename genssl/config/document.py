@@ -50,7 +50,7 @@ def read_document(path: str | Path) -> Document:
         ConfigError: if the file is missing, not YAML, not a mapping, has a key twice, or goes over a limit of
             `genssl.config.yaml_nodes`.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MAX_CHARACTERS + 1)

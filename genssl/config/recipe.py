@@ -230,6 +230,7 @@ class Recipe(Section):
         if self.uses_variants():
             found += self._of_no_effect()
             found += [f"generator.{warning}" for warning in (self.generator.warnings() if self.generator else [])]
+            found += [unsuited] if (unsuited := self.unsuited()) else []
         return found
 
     def _of_no_effect(self) -> list[str]:
@@ -258,6 +259,10 @@ class Recipe(Section):
                 "set train.threads"
             )
         return found
+
+    def unsuited(self) -> str | None:
+        """Says why the generator is not for the data set; None if nothing speaks against it."""
+        return self.generator.unsuited_to(self.dataset.name) if self.generator is not None else None
 
     def uses_variants(self) -> bool:
         """Says whether any view can be a variant under this recipe."""

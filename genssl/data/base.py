@@ -21,7 +21,7 @@ class StoredImage:
 
     Attributes:
         data: the file's bytes, or, with encoding "raw", the pixels as uint8 in [channels, height, width] order.
-        encoding: "raw", or "file" for JPEG, PNG, WebP and BMP files.
+        encoding: "raw", or "file" for JPEG, PNG, WebP, BMP and TIFF files.
         channels, height, width: the shape of a raw image; 0 for files.
     """
 

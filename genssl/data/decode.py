@@ -1,4 +1,6 @@
-"""Decodes images from users' folders and from the wire: Pillow, an allow-list of formats, caps before decoding.
+"""Reads images from users' folders and from the wire: Pillow, an allow-list of formats, caps before decoding.
+
+A picture that somebody else has opened is brought to RGB by the same rule as its file (`upright`).
 
 torchvision.io.decode_image is avoided: version 0.29.2 crashes the process on some corrupt PNGs and follows a small JPEG
 header that claims 65500 x 65500 pixels.
@@ -14,12 +16,15 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from genssl.data.base import RAW, StoredImage, UInt8Array
+from genssl.data.tiff import check_tiff
 from genssl.errors import DataError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64_000_000
 ROWS_AT_ONCE = 256
+ORIENTATION, UPRIGHT = 0x0112, 1  # of EXIF
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 
 
 class TooManyPixelsError(DataError):
@@ -27,10 +32,11 @@ class TooManyPixelsError(DataError):
 
 
 def decode(stored: StoredImage, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> UInt8Array:
-    """Returns the pixels of a stored image as RGB uint8 [3, H, W], upright as EXIF says.
+    """Returns the pixels of a stored image as RGB uint8 [3, H, W], as `upright` brings them; of a TIFF the first page.
 
     Raises:
-        DataError: if the image is too large, truncated, of a foreign format, or raw with a wrong shape.
+        DataError: if the image is too large, truncated, of a foreign format, of 32-bit numbers, or raw with a wrong
+            shape.
     """
     if len(stored.data) > max_bytes:
         raise DataError(f"the image has {len(stored.data):,} bytes; the limit is {max_bytes:,}")
@@ -38,9 +44,9 @@ def decode(stored: StoredImage, *, max_bytes: int = MAX_BYTES, max_pixels: int =
         return _raw_pixels(stored, max_pixels)
     with _opened(stored, max_pixels) as image:
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        upright = _to_rgb(image)
-    return np.ascontiguousarray(np.asarray(upright).transpose(2, 0, 1))
+        ImageOps.exif_transpose(image, in_place=True)  # by `upright` there would be two of it
+        rgb = upright(image).convert("RGB")
+    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
 
 
 def count_pixels(stored: StoredImage, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> int:
@@ -62,11 +68,13 @@ def count_pixels(stored: StoredImage, *, max_bytes: int = MAX_BYTES, max_pixels:
 @contextmanager
 def _opened(stored: StoredImage, max_pixels: int) -> Iterator[Image.Image]:
     """Opens an image file whose header says that it has no more pixels; whatever fails is a DataError."""
+    check_tiff(stored.data, max_pixels)
     try:
         with Image.open(io.BytesIO(stored.data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise TooManyPixelsError(f"the image has {width} x {height} pixels; the limit is {max_pixels:,} in all")
+            check_mode(image)
             yield image
     except UnidentifiedImageError:
         raise DataError(f"not an image of a known format ({', '.join(FORMATS)})") from None
@@ -78,14 +86,49 @@ def _opened(stored: StoredImage, max_pixels: int) -> Iterator[Image.Image]:
         raise DataError(f"the image is corrupt: {error}") from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # 16 bits and more: Pillow's own conversion would clip at 255
-        grey = np.empty((image.height, image.width), np.uint8)
-        for top in range(0, image.height, ROWS_AT_ONCE):  # as float64 all of it would take 16 bytes a pixel
-            rows = image.crop((0, top, image.width, min(top + ROWS_AT_ONCE, image.height)))
-            grey[top : top + rows.height] = (np.asarray(rows, np.float64).clip(0, 65535) / 257).round()
-        return Image.fromarray(grey).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+def upright(image: Image.Image) -> Image.Image:
+    """Returns a picture as all of genssl sees it: turned as its EXIF says, in mode L if it is grey, else in RGB.
+
+    16-bit grey, 0..65535, becomes 0..255. Transparency is dropped, and CMYK and palettes become RGB as Pillow does it.
+
+    Raises:
+        DataError: for 32-bit integers and floats, and for EXIF data that cannot be read.
+    """
+    check_mode(image)
+    image.load()  # turns a TIFF, and takes its tag of that away
+    tags = getattr(image, "tag_v2", {})
+    try:
+        orientation = image.getexif().get(ORIENTATION, UPRIGHT)
+    except Exception as error:  # SyntaxError, struct.error, ValueError, ...
+        raise DataError(f"the image's EXIF data is corrupt: {error}") from None
+    if orientation != UPRIGHT:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        return _eight_bits(image, (*tags.get(BITS_PER_SAMPLE, ()), 16)[0], tags.get(PHOTOMETRIC) == WHITE_IS_ZERO)
+    if image.mode == "La":
+        image = image.convert("LA")
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+def check_mode(image: Image.Image) -> None:
+    """Raises DataError for a picture of 32-bit integers or floats: which of them is white, no file says."""
+    if image.mode in ("I", "F"):
+        kind = "32-bit integers" if image.mode == "I" else "floats"
+        raise DataError(
+            f"the image has {kind} as pixels (mode {image.mode}), which have no white of their own; bring it to 8 or "
+            "16 bits a channel"
+        )
+
+
+def _eight_bits(image: Image.Image, bits: int, white_is_zero: bool) -> Image.Image:
+    """Returns grey of 9 to 16 bits as mode L; Pillow's own conversion would clip at 255."""
+    grey = np.empty((image.height, image.width), np.uint8)
+    white = 2 ** min(max(bits, 9), 16) - 1
+    for top in range(0, image.height, ROWS_AT_ONCE):  # as float64 all of it would take 16 bytes a pixel
+        rows = image.crop((0, top, image.width, min(top + ROWS_AT_ONCE, image.height)))
+        grey[top : top + rows.height] = (np.asarray(rows, np.float64).clip(0, white) / (white / 255)).round()
+    # Pillow turns TIFFs in which zero is white around where they have 8 bits, and only there.
+    return Image.fromarray(255 - grey if white_is_zero else grey)
 
 
 def _raw_pixels(stored: StoredImage, max_pixels: int) -> UInt8Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,15 +23,21 @@ class FileDataset:
             decoded here and now, because most damage shows only then; corrupt files are listed in `skipped`.
         files: (path, label) of every image in row order; the label is -1 where there is none.
         class_names: names of the labels 0, 1, ..., or None.
+        unread: paths of images of formats that are not read, which were found beside them.
 
     Raises:
         DataError: if there are no files, or if all of them are corrupt.
     """
 
     def __init__(
-        self, config: FileDatasetConfig, files: Iterable[tuple[str | Path, int]], class_names: list[str] | None
+        self,
+        config: FileDatasetConfig,
+        files: Iterable[tuple[str | Path, int]],
+        class_names: list[str] | None,
+        unread: Sequence[str] = (),
     ) -> None:
         self.name: str = config.name
+        self.unread = list(unread)
         self.class_names = class_names
         self.image_size = config.image_size
         self.skipped: list[str] = []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from genssl.data.base import Split
@@ -13,11 +13,19 @@ from genssl.data.configs import FolderConfig
 from genssl.data.files import FileDataset
 from genssl.errors import DataError, suggest
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+# Names of images that are not read, so that they are not left out in silence; any other file is no image.
+UNREAD_SUFFIXES = (
+    *(".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jfif", ".jpe", ".svg", ".psd", ".ico", ".tga"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".exr", ".hdr", ".dcm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"),
+)
 
 
 class ImageFolder(FileDataset):
     """Every image below a folder, in the order of its path; hidden files and folders are ignored, links are followed.
+
+    Images of formats that are not read (`UNREAD_SUFFIXES`) are left out, and listed in `unread`; all other files are
+    taken for something else than images.
 
     Without `test_root` a part of root is held out for the test split: see `held_out`.
 
@@ -32,8 +40,8 @@ class ImageFolder(FileDataset):
 
     def __init__(self, config: FolderConfig, split: Split) -> None:
         labelled = config.labels == "subfolders"
-        root = config.root.expanduser()
-        classes = _by_class(root, "dataset.root", labelled)
+        root, unread = config.root.expanduser(), list[str]()
+        classes = _by_class(root, "dataset.root", labelled, unread)
         label_of = {name: label if labelled else -1 for label, name in enumerate(classes)}
         if config.test_root is None:
             test = {path for paths in classes.values() for path in held_out(paths, config.test_fraction)}
@@ -47,7 +55,8 @@ class ImageFolder(FileDataset):
             test_root = config.test_root.expanduser()
             _check_apart(root, test_root)
             if split == "test":
-                root, classes = test_root, _by_class(test_root, "dataset.test_root", labelled)
+                root, unread = test_root, []
+                classes = _by_class(test_root, "dataset.test_root", labelled, unread)
         for name in classes:
             if name not in label_of:
                 raise DataError(
@@ -56,7 +65,7 @@ class ImageFolder(FileDataset):
                 )
         labels = {path: label_of[name] for name, paths in classes.items() for path in paths}
         files = ((root / path, labels[path]) for path in sorted(labels))
-        super().__init__(config, files, list(label_of) if labelled else None)
+        super().__init__(config, files, list(label_of) if labelled else None, unread)
 
 
 def held_out(paths: list[str], fraction: float) -> list[str]:
@@ -80,15 +89,27 @@ def _position(path: str) -> float:
     return int.from_bytes(hashlib.blake2b(os.fsencode(path), digest_size=6).digest(), "big") / 2**48
 
 
-def _by_class(root: Path, key: str, labelled: bool) -> dict[str, list[str]]:
-    """Returns the relative paths of every class's images, all sorted; without labels, of one class that has no name."""
+def by_suffix(unread: Iterable[str]) -> str:
+    """Returns how many files there are of each suffix, the most first: "3 .gif, 1 .heic"."""
+    counts = Counter(Path(path).suffix.lower() for path in unread)
+    return ", ".join(
+        f"{count:,} {suffix}" for suffix, count in sorted(counts.items(), key=lambda item: (-item[1], item))
+    )
+
+
+def _by_class(root: Path, key: str, labelled: bool, unread: list[str]) -> dict[str, list[str]]:
+    """Returns the relative paths of every class's images, all sorted; without labels, of one class that has no name.
+
+    `unread` gets the paths of images that are not read.
+    """
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
         raise DataError(f"{key}: {root.absolute()} {found}; give the folder that holds the images ({_allowed()})")
-    paths = sorted(path.relative_to(root).as_posix() for path in images_below(root, key, ()))
+    paths = sorted(path.relative_to(root).as_posix() for path in images_below(root, key, (), unread))
     if not paths:
+        others = f" but {by_suffix(unread)}, which are not read" if unread else ""
         raise DataError(
-            f"{key}: {root.absolute()} has no images; put files there ({_allowed()}), or give another folder"
+            f"{key}: {root.absolute()} has no images{others}; put files there ({_allowed()}), or give another folder"
         )
     classes: dict[str, list[str]] = defaultdict(list)
     for path in paths:
@@ -102,7 +123,9 @@ def _by_class(root: Path, key: str, labelled: bool) -> dict[str, list[str]]:
     return dict(sorted(classes.items()))
 
 
-def images_below(folder: Path, key: str, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+def images_below(
+    folder: Path, key: str, above: tuple[Path, ...] = (), unread: list[str] | None = None
+) -> Iterator[Path]:
     """Yields the images below a folder, those of a folder one after another; hidden files and folders are ignored.
 
     Links are followed. What is no regular file, such as a pipe, which would be waited for, is ignored.
@@ -111,6 +134,7 @@ def images_below(folder: Path, key: str, above: tuple[Path, ...] = ()) -> Iterat
         folder: to look through.
         key: what named the folder, for messages.
         above: resolved folders on the way to it.
+        unread: gets the paths of images that are not read.
 
     Raises:
         DataError: if a folder cannot be read, or is a link to a folder above it.
@@ -129,7 +153,9 @@ def images_below(folder: Path, key: str, above: tuple[Path, ...] = ()) -> Iterat
         where = error.filename or folder  # a link that leads to itself is named
         raise DataError(f"{key}: {where} cannot be read ({error.strerror}); repair it or remove it") from None
     for below in folders:
-        yield from images_below(below, key, (*above, real))
+        yield from images_below(below, key, (*above, real), unread)
+    if unread is not None:
+        unread += [entry.path for entry in files if entry.name.lower().endswith(UNREAD_SUFFIXES)]
     yield from (Path(entry.path) for entry in files if entry.name.lower().endswith(SUFFIXES))
 
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from genssl.config.base import ComponentConfig
 from genssl.data.base import ImageDataset, Split, StoredImage, UInt8Array
+from genssl.data.folder import by_suffix
 from genssl.errors import DataError
 from genssl.registry import DATASETS
 
@@ -25,13 +26,24 @@ def load_dataset(config: ComponentConfig, split: Split) -> ImageDataset:
     return dataset
 
 
-def corrupt_note(*splits: ImageDataset) -> str | None:
-    """Says how many corrupt files `on_corrupt: skip` left out of splits, and names one; None if there are none."""
-    skipped = sorted({path for split in splits for path in split.skipped})
-    if not skipped:
-        return None
-    files = "1 corrupt file is" if len(skipped) == 1 else f"{len(skipped):,} corrupt files are"
-    return f"{files} left out, such as {skipped[0]}"
+def left_out_note(*splits: ImageDataset) -> str | None:
+    """Says which files are left out of splits, and names one of each kind; None if there are none.
+
+    They are the corrupt ones, under `on_corrupt: skip`, and images of formats that are not read.
+    """
+    notes = []
+    if skipped := sorted({path for split in splits for path in split.skipped}):
+        files = "1 corrupt file is" if len(skipped) == 1 else f"{len(skipped):,} corrupt files are"
+        notes.append(f"{files} left out, such as {skipped[0]}")
+    if unread := sorted({path for split in splits for path in unread_of(split)}):
+        notes.append(f"left out: {by_suffix(unread)}, formats that are not read, such as {unread[0]}")
+    return "; ".join(notes) or None
+
+
+def unread_of(split: ImageDataset) -> list[str]:
+    """Returns the paths of images of formats that are not read, which lie beside those of a split."""
+    unread: list[str] = getattr(split, "unread", [])  # only files of one's own are of any format
+    return unread
 
 
 def of_size(config: ComponentConfig, image_size: int) -> ComponentConfig:
@@ -79,6 +91,7 @@ class Subset:
             dataset.image_size,
             dataset.skipped,
         )
+        self.unread = unread_of(dataset)
 
     def __len__(self) -> int:
         return len(self._rows)

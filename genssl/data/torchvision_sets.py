@@ -6,6 +6,7 @@ Nothing is downloaded but with `download: true`.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -254,7 +255,8 @@ class ImageNet(FileDataset):
     """ImageNet-1k (ILSVRC 2012): 1,281,167 train images; the 50,000 validation images are the test split.
 
     Raises:
-        DataError: if files are missing or damaged, or if train/ and val/ do not have the same class folders.
+        DataError: if files are missing or damaged, or if train/ and val/ do not have the same class folders, all those
+            of the official list; a subset, such as ImageNet-100, is left to the data set `folder`.
     """
 
     def __init__(self, config: ImageNetConfig, split: Split) -> None:
@@ -264,14 +266,35 @@ class ImageNet(FileDataset):
             f"ask for access at image-net.org, put ILSVRC2012_devkit_t12.tar.gz and ILSVRC2012_img_{folder}.tar there, "
             f"and unpack them with: {_python(f'ImageNet({str(root)!r}, split={folder!r})')}"
         )
+        if found := _class_folders(root / "train"):
+            get += f". Its {len(found)} class folders can be read without meta.bin too: {_as_folder(config, root)}"
         with Layout("ImageNet-1k", root, ["meta.bin", folder], get).opening():
             source = datasets.ImageNet(root, split=folder)
             # torchvision numbers the folders it finds: with other folders the same number is another class.
-            train = {path.name for path in (root / "train").glob("*/")} if split == "test" else set()
+            train = _class_folders(root / "train") if split == "test" else set()
             if train and train != set(source.wnids):
                 differing = sorted(train ^ set(source.wnids))
                 raise DataError(
                     f"dataset.root: {root / 'train'} and {root / folder} must have the same class folders; only one of "
                     f"them has {differing[0]} ({len(differing)} differ)"
                 )
+            official, _ = datasets.imagenet.load_meta_file(root)
+            if len(source.wnids) != len(official):
+                raise DataError(
+                    f"dataset.root: {root / folder} has {len(source.wnids):,} class folders and ImageNet-1k "
+                    f"{len(official):,} classes; a part of it is a data set of its own: {_as_folder(config, root)}"
+                )
         super().__init__(config, source.samples, [", ".join(synonyms) for synonyms in source.classes])
+
+
+def _class_folders(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*/")}
+
+
+def _as_folder(config: ImageNetConfig, root: Path) -> str:
+    """Returns what one types to read train/ and val/ below root by the data set `folder`."""
+    roots = {"root": "train"} | ({"test_root": "val"} if _class_folders(root / "val") else {})
+    settings = {"name": "folder", **{key: json.dumps(str(root / name)) for key, name in roots.items()}}
+    settings |= {"image_size": str(config.image_size), "on_corrupt": config.on_corrupt}
+    block = ", ".join(f"{key}: {value}" for key, value in settings.items())
+    return f"type {shlex.quote(f'dataset={{{block}}}')} in its place"

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from genssl.config.base import ComponentConfig, Section
 from genssl.generators.bank_config import BankConfig, Encoder, InterpolationConfig
+from genssl.generators.suitability import foreign_data, trained_on
 
 ADAPTIVE = "adaptive"
 ADAPTS = "noise_level"  # the parameter that has a rule for `adaptive`
@@ -95,6 +96,13 @@ class GeneratorConfig(ComponentConfig):
                 except ValidationError as error:
                     raise ValueError(f"{name}: {end:g}: {error.errors()[0]['msg'].lower()}") from None
         return self
+
+    def unsuited_to(self, dataset: str) -> str | None:
+        """Warns of a built-in model that was trained on another data set."""
+        model = getattr(self, "model", "")
+        if trained_on(model) in (None, dataset):
+            return None
+        return f"generator.model: {foreign_data(model, f'dataset.name is {dataset}')}"
 
     def warnings(self) -> list[str]:
         """Warns of what varies although variants that differ in it cannot share a batch."""

@@ -238,6 +238,7 @@ class AsyncVariantClient:
             source_ids=wanted.source_ids,
             seconds=time.monotonic() - started,
             retries=answer.retries,
+            model=info.model,
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +15,7 @@ from genssl.data.base import UInt8Array
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.locate import shown
+from genssl.generators.suitability import foreign_data, trained_on
 from genssl.generators.variation import merge
 from genssl.serving.batcher import Batcher
 from genssl.serving.codec import Failure, Ready, check_source, decode_source
@@ -25,6 +27,8 @@ from genssl.serving.write_through import WriteThrough
 from genssl.variants.engine import Row, Settings, VariantEngine
 from genssl.variants.key import VariantKey
 from genssl.variants.memory import MemoryCache
+
+log = logging.getLogger(__name__)
 
 SIZES = ("image_size", "output_size")  # parameters that say how many pixels are made
 KEPT_SETTINGS = 64  # parameter mappings whose digests are remembered; a run uses one or two
@@ -102,7 +106,7 @@ class Hosted:
     ) -> None:
         self.generator_id, self.engine, self.batcher, self.counters = generator_id, engine, batcher, counters
         self._embedder, self._memory, self._store = embedder, memory, store
-        self._file, self._codec = file, codec
+        self._file, self._codec, self._warned = file, codec, False
         self._settings: dict[tuple[tuple[str, float], ...], Settings] = {}
         self.source_bytes = engine.generator.preprocess(np.zeros((3, 8, 8), np.uint8)).nbytes  # of one that is decoded
 
@@ -137,6 +141,15 @@ class Hosted:
                 self._settings.pop(next(iter(self._settings)))
             self._settings[name] = found
         return found
+
+    def _warn_of(self, pixels: int) -> None:
+        """Warns, once, of sources with so many pixels that a built-in generator cannot have been trained on them."""
+        spec = self.engine.generator.spec
+        if not self._warned and pixels > spec.image_size**2 and trained_on(spec.model) is not None:
+            self._warned = True
+            log.warning(
+                foreign_data(spec.model, f"images of {pixels:,} pixels come, its own have {spec.image_size**2}")
+            )
 
     def _check_sizes(self, settings: Settings) -> None:
         """Refuses images far larger than this generator's own: one of them could take all of the device's memory."""
@@ -321,6 +334,7 @@ class Hosted:
                 failed[position] = found
             else:
                 pixels[position] = found
+        self._warn_of(max(pixels.values(), default=0))
         if (total := sum(pixels.values())) > limits.max_request_pixels:
             raise RequestRefusedError(
                 f"the request's {len(pixels)} images have {total:,} pixels in all; the limit is "

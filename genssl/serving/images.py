@@ -14,33 +14,33 @@ import numpy as np
 from PIL import Image
 
 from genssl.data.base import StoredImage, UInt8Array, raw_image
+from genssl.data.decode import upright
 from genssl.errors import DataError
 from genssl.variants.source import VariantRequest
 
 ALLOWED = (
     "allowed: the bytes or the path of an image file, a PIL image, a uint8 array or torch tensor "
-    "[3, H, W], [1, H, W], [H, W, 3] or [H, W], or a genssl StoredImage"
+    "[3, H, W], [1, H, W], [H, W, 3], [H, W, 1] or [H, W], or a genssl StoredImage"
 )
 
 # Pixels beyond what a server takes by default (limits.max_image_bytes and max_image_pixels of the server file) are
 # shrunk before they are named. The limits are these whatever the server's are, or an image would have several names.
 MOST_RAW_BYTES, MOST_RAW_PIXELS = 16 * 2**20, 16_000_000
 LEAST_SIDE = 768  # of what is shrunk: conditioners take squares of 224 to 518 pixels
-EXIF_ORIENTATION, UPRIGHT = 0x0112, 1
 
 
 def stored_image(image: Any, where: str = "image 0") -> StoredImage:
     """Returns an image in its stored form, which names it and is what a generator conditions on.
 
-    Files are sent as they are, so that one image has one name whoever sends it. Pixels are sent raw; the pixels of a
-    PIL image are taken as they stand, without turning them upright as its EXIF says.
+    Files are sent as they are, so that one image has one name whoever sends it. Pixels are sent raw; those of a PIL
+    image as `data.decode.upright` brings them, which is how the server reads its file.
 
     Pixels of more than 16 MiB, or more than 16,000,000 of them, such as a photo of 4000 x 3000, are shrunk first. What
     is left is the source, named by its own pixels: the same each time, and another source than the file. Pillow's
     `reduce` takes the mean of each block of n x n pixels; what no block holds is cut off at the edges. n is the largest
     that leaves the short side 768 pixels or more, or the smallest that brings the image within those limits if that is
     larger. A PIL image that large which has been opened and not yet read is sent as the JPEG file that it is, if that
-    is within the limits and upright. To send large pixels whole, give a StoredImage (`genssl.data.base.raw_image`), to
+    is within the limits. To send large pixels whole, give a StoredImage (`genssl.data.base.raw_image`), to
     a server that takes it.
 
     Args:
@@ -50,7 +50,7 @@ def stored_image(image: Any, where: str = "image 0") -> StoredImage:
     Raises:
         TypeError: if it is none of these, or an array that is not uint8.
         ValueError: if the array has another shape.
-        DataError: if its file cannot be read.
+        DataError: if its file cannot be read, or it is a PIL image of 32-bit numbers.
     """
     if isinstance(image, StoredImage):
         return image
@@ -58,34 +58,53 @@ def stored_image(image: Any, where: str = "image 0") -> StoredImage:
         return StoredImage(data=bytes(image), encoding="file")
     if isinstance(image, str | os.PathLike):
         try:
-            return StoredImage(data=Path(image).read_bytes(), encoding="file")
+            return StoredImage(data=Path(image).expanduser().read_bytes(), encoding="file")
         except OSError as error:
             raise DataError(f"{where}: {os.fspath(image)} cannot be read: {error.strerror}") from None
     if isinstance(image, Image.Image):
-        if image.mode.startswith(("I", "F")):
-            raise TypeError(f"{where} is a PIL image of mode {image.mode}; bring it to 8 bits and mode L or RGB")
         if _is_large(*image.size, 1 if image.mode == "L" else 3) and (file := _unread_file(image)) is not None:
             return file
-        return _from_array(np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB")), where)
-    if hasattr(image, "detach") and hasattr(image, "numpy"):  # a torch tensor, wherever it is
-        return _from_array(image.detach().cpu().numpy(), where)
-    if isinstance(image, np.ndarray):
-        return _from_array(image, where)
-    raise TypeError(f"{where} is a {type(image).__name__}; {ALLOWED}")
+        return _raw(array_pixels(np.asarray(read_picture(image, where)), where))
+    return _raw(array_pixels(image, where))
 
 
-def _from_array(pixels: np.ndarray[Any, np.dtype[Any]], where: str) -> StoredImage:
-    if pixels.dtype != np.uint8:
+def read_picture(image: Image.Image, where: str) -> Image.Image:
+    """Returns a picture as `data.decode.upright` brings it, whose DataError then begins with `where`."""
+    try:
+        return upright(image)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def array_pixels(image: Any, where: str) -> UInt8Array:
+    """Returns an array or torch tensor, wherever it is, as uint8 [1 or 3, H, W].
+
+    Raises:
+        TypeError: if it is neither, or not uint8.
+        ValueError: if it has another shape than those allowed.
+    """
+    if not hasattr(image, "dtype") or not hasattr(image, "shape"):
+        raise TypeError(f"{where} is a {type(image).__name__}; {ALLOWED}")
+    if (dtype := str(image.dtype).removeprefix("torch.")) != "uint8":
+        if dtype == "uint16":
+            advice = "for values in 0..65535, (x / 257).round()"
+        else:
+            advice = "for values in 0..1, (x * 255).round()"
         raise TypeError(
-            f"{where} has the dtype {pixels.dtype}; uint8 in 0..255 is wanted: for values in 0..1, "
-            "(x * 255).round() and then convert to uint8; undo any normalisation first"
+            f"{where} has the dtype {dtype}; uint8 in 0..255 is wanted: {advice} and then convert to uint8; undo any "
+            "normalisation first. In GenerativeViews, take the transforms off the data set and give them as `transform`"
         )
+    pixels = image.detach().cpu().numpy() if hasattr(image, "detach") else np.asarray(image)
     if pixels.ndim == 2:
         pixels = pixels[None]
-    elif pixels.ndim == 3 and pixels.shape[0] not in (1, 3) and pixels.shape[2] == 3:
+    elif pixels.ndim == 3 and pixels.shape[0] not in (1, 3) and pixels.shape[2] in (1, 3):
         pixels = pixels.transpose(2, 0, 1)
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or 0 in pixels.shape:
         raise ValueError(f"{where} has the shape {list(pixels.shape)}; {ALLOWED}")
+    return pixels
+
+
+def _raw(pixels: UInt8Array) -> StoredImage:
     channels, height, width = pixels.shape
     return raw_image(np.ascontiguousarray(_shrunk(pixels) if _is_large(width, height, channels) else pixels))
 
@@ -110,7 +129,7 @@ def _shrunk(pixels: UInt8Array) -> UInt8Array:
 def _unread_file(image: Image.Image) -> StoredImage | None:
     """Returns the JPEG file of a PIL image whose pixels nobody has read, let alone changed; None if there is none."""
     source = getattr(image, "fp", None)
-    if source is None or image.format != "JPEG" or image.getexif().get(EXIF_ORIENTATION, UPRIGHT) != UPRIGHT:
+    if source is None or image.format != "JPEG":
         return None
     position = source.tell()
     source.seek(0)

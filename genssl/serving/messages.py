@@ -63,6 +63,7 @@ class VariantBatch:
         source_ids: N times 16 bytes that name the sources.
         seconds: that the call took.
         retries: calls repeated, because a server was away, full or late.
+        model: of the generator, as the servers name it.
     """
 
     images: UInt8Array
@@ -70,6 +71,7 @@ class VariantBatch:
     source_ids: list[bytes]
     seconds: float
     retries: int
+    model: str = ""
 
 
 def check_priority(priority: str) -> Priority:

@@ -14,6 +14,7 @@ from typing import Protocol
 import grpc
 
 from genssl.config.address import check_target_address, is_local
+from genssl.config.home import expand_home
 from genssl.errors import RequestRefusedError, ServerUnavailableError, UserError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
@@ -90,14 +91,14 @@ class ClientTLS(Protocol):
 def check_target(address: str) -> str:
     """Returns the address; raises UserError if no server can have it: neither the form host:port nor unix:/path."""
     try:
-        return check_target_address(address)
+        return check_target_address(str(expand_home(address)))
     except ValueError as error:
         raise UserError(f"targets: {address!r} is not the address of a server: {error}") from None
 
 
 def _read(path: Path, what: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return Path(path).expanduser().read_bytes()
     except OSError as error:
         raise UserError(f"{what}: {path} cannot be read ({error.strerror}); give the path of a PEM file") from None
 

@@ -18,7 +18,7 @@ def read_token_file(path: Path, where: str) -> str:
         UserError: if the file cannot be read or holds no token.
     """
     try:
-        token = path.read_text(encoding="utf-8").strip()
+        token = path.expanduser().read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
         raise UserError(f"{where}: {path} cannot be read ({reason}); give a file with the token alone in it") from None

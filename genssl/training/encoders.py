@@ -43,7 +43,7 @@ STATISTICS: dict[str, tuple[Sequence[float], Sequence[float]]] = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-CHECKPOINTS = (".ckpt", ".pth", ".pt", ".tar", ".bin")
+CHECKPOINTS = (".ckpt", ".pth", ".pt", ".tar", ".bin", ".torch")
 TOLD = ("prefix", "passed over", "layout", "stem", "heads", "image", "features", "statistics")  # of a checkpoint
 CLASSIFIERS = ("fc", "classifier", "heads", "head")  # what torchvision's models call theirs
 KNOWN = (

@@ -26,7 +26,7 @@ from genssl import __version__
 from genssl.config.flow_recipe import FlowRecipe
 from genssl.config.generator_recipe import FAMILIES, GeneratorRecipe
 from genssl.data.base import ImageDataset
-from genssl.data.load import corrupt_note, hold_out, load_dataset
+from genssl.data.load import hold_out, left_out_note, load_dataset
 from genssl.errors import ConfigError, UserError
 from genssl.generators.base import Generator
 from genssl.generators.configs import FlowConfig, GeneratorConfig
@@ -67,7 +67,7 @@ def train_generator(recipe: GeneratorRecipe, folder: Path, console: Console) -> 
     if device.type == "cpu":
         set_threads(recipe.threads, among=ranks.local_size)
     data = _Data.load(recipe)
-    if note := corrupt_note(data.train, data.test):
+    if note := left_out_note(data.train, data.test):
         console.print(note, soft_wrap=True)
     partial = folder.with_name(f".{folder.name}.partial")
     model = partial / "model"

@@ -22,6 +22,7 @@ import torch
 
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset
+from genssl.data.load import left_out_note
 from genssl.errors import UserError
 from genssl.runtime import pick_device, set_threads, usable_cores
 from genssl.serving.embedded import EmbeddedServer
@@ -153,12 +154,14 @@ def pregenerate(
         ranks = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         set_threads(recipe.train.threads, shared_with=usable_cores() - usable_cores() // ranks)
     dataset = load_splits(recipe.model_copy(update={"evaluate": []})).train
-    if dataset.skipped:
-        report.note(f"{len(dataset.skipped)} corrupt images are left out, such as {dataset.skipped[0]}")
+    if left_out := left_out_note(dataset):
+        report.note(left_out)
     ledger = Ledger()
     with ExitStack() as stack:
         opened = _open(recipe, dataset, ledger, device, rows, stack, known_fingerprints(recipe, folder))
         stack.callback(lambda: opened.source.close())  # by then it has the store under it
+        if unsuited := recipe.unsuited() or opened.smaller_than(dataset.image_size):
+            report.note(f"warning: {unsuited}")
         source = add_store(opened, recipe, dataset, folder, strict=True, encoding=encoding, variants=variants)
         source_ids = _source_ids(dataset, shard.rows(len(dataset)))
         lacking = _lacking(source, source_ids, variants, check=check)

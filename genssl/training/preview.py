@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from genssl.config.recipe import Recipe
+from genssl.data.load import left_out_note
 from genssl.errors import UserError
+from genssl.generators.suitability import small_variants
 from genssl.runtime import pick_device, set_threads
 from genssl.training.generated_variants import load_engine
 from genssl.training.parameter_grid import draw_parameters, parse_vary
@@ -18,7 +20,13 @@ from genssl.variants.ledger import Ledger
 from genssl.views.augmentations import Augmentations
 
 
-def preview(recipe: Recipe, out: Path, vary: Sequence[str] = (), sources: int = 8) -> None:
+def preview(
+    recipe: Recipe,
+    out: Path,
+    vary: Sequence[str] = (),
+    sources: int = 8,
+    report: Callable[[str], None] = lambda text: None,
+) -> None:
     """Writes a PNG of sources, views and variants; generates in this process unless the recipe names a running server.
 
     Args:
@@ -26,6 +34,7 @@ def preview(recipe: Recipe, out: Path, vary: Sequence[str] = (), sources: int = 
         out: of the PNG.
         vary: "NAME=VALUE,VALUE,..." of generator parameters; every combination is drawn, always in this process.
         sources: rows of the picture.
+        report: is told what speaks against the generator, and which files are left out.
 
     Raises:
         UserError: if data or generator cannot be had, the generator has no such parameter, or the picture cannot be
@@ -45,8 +54,16 @@ def preview(recipe: Recipe, out: Path, vary: Sequence[str] = (), sources: int = 
         set_threads(recipe.train.threads)
     dataset = load_splits(recipe.model_copy(update={"evaluate": []})).train
     plan, augmentations = view_plan(recipe, len(dataset)), Augmentations(recipe.views, dataset.image_size)
+    if note := left_out_note(dataset):
+        report(note)
     if varied:
-        draw_parameters(out, recipe, dataset, plan, load_engine(recipe, device), augmentations, varied, sources)
+        engine = load_engine(recipe, device)
+        warn = recipe.unsuited() or small_variants(engine.generator.spec.image_size, dataset.image_size)
+        if warn:
+            report(f"warning: {warn}")
+        draw_parameters(out, recipe, dataset, plan, engine, augmentations, varied, sources)
         return
     with open_source(recipe, dataset, Ledger(), device, None) as opened:
+        if opened and (warn := recipe.unsuited() or opened.smaller_than(dataset.image_size)):
+            report(f"warning: {warn}")
         draw_run_samples(out, recipe, dataset, plan, opened.source if opened else None, augmentations, sources)

@@ -12,6 +12,8 @@ import torch
 from genssl import __version__
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset
+from genssl.data.folder import by_suffix
+from genssl.data.load import unread_of
 from genssl.runtime import usable_cores
 
 DIGESTED = 10_000
@@ -40,6 +42,7 @@ def provenance(
             "digest": dataset_digest(train),
             "digest_of": f"the source ids of {len(_digested(train))} evenly spaced images",
             "skipped": train.skipped,
+            "unread": by_suffix(unread_of(train)),
         },
         "variants": variants or {"source": "none"},
     }

@@ -24,7 +24,7 @@ from genssl import __version__
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import resize_and_crop
-from genssl.data.load import corrupt_note, hold_out, load_dataset
+from genssl.data.load import hold_out, left_out_note, load_dataset
 from genssl.errors import DataError, UserError, suggest
 from genssl.evaluators.base import FrozenEncoder
 from genssl.evaluators.frechet import frechet_distance, too_few
@@ -85,7 +85,7 @@ def evaluate_generator(
     if device.type == "cpu":
         set_threads(recipe.train.threads)
     train, held, measured_on = _splits(recipe, asked.split)
-    if note := corrupt_note(train, held):
+    if note := left_out_note(train, held):
         report(note)
     generator = open_generator(recipe.generator, device)
     engine = VariantEngine(generator, [BATCH])
@@ -114,6 +114,7 @@ def evaluate_generator(
         sized = np.stack([resize_and_crop(image, held.image_size) for image in images])
         result.append(measures.of(label, dict(complete), sized, spent))
     warnings = [*measures.warnings, *_not_independent(judge, recipe), *_seen(recipe, asked.split)]
+    warnings += filter(None, [recipe.unsuited()])
     model = str(getattr(recipe.generator, "model", ""))
     return {
         "generator": {"name": generator.spec.name, "model": model, "fingerprint": generator.spec.fingerprint.hex()},

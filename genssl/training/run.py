@@ -14,6 +14,7 @@ import torch
 
 from genssl.config.dump import to_yaml
 from genssl.config.recipe import Recipe
+from genssl.data.load import left_out_note
 from genssl.errors import ServerUnavailableError, UserError
 from genssl.registry import BACKBONES, METHODS
 from genssl.runtime import pick_device, seeded_initialisation, set_threads
@@ -86,8 +87,8 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
     weigh = PairWeights(judged, splits.train, device) if judged is not None else None
     monitor = Monitor(recipe, splits.train, splits.held_out, device)
     check_loggers(recipe)
-    if splits.train.skipped:
-        progress.note(f"{len(splits.train.skipped)} corrupt images are left out, such as {splits.train.skipped[0]}")
+    if left_out := left_out_note(splits.train):
+        progress.note(left_out)
 
     with ExitStack() as stack:
         # ---- Stored variants: that they are all there is known before anything is written ----
@@ -144,6 +145,8 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
             open_source(recipe, splits.train, ledger, device, server, out, begun_with)
         )
         source = opened.source if opened else None
+        if opened and not recipe.unsuited() and (small := opened.smaller_than(splits.train.image_size)):
+            progress.note(f"warning: {small}")
         checkpoints.identify(state, generator=opened.provenance["fingerprint"] if opened else "")
         followed, assignments = follow_log(recipe, splits.train, plan, opened, out, position.step, ranks)
         if isinstance(followed, Replay):

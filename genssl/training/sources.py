@@ -18,6 +18,7 @@ from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.base import Parameters
 from genssl.generators.configs import GeneratorConfig
 from genssl.generators.locate import shown
+from genssl.generators.suitability import small_variants
 from genssl.generators.variation import varying_parameters
 from genssl.serving.embedded import EmbeddedServer
 from genssl.serving.messages import Priority
@@ -38,7 +39,7 @@ from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
 from genssl.variants.plan import ViewPlan
 from genssl.variants.pool import MOST_PER_SOURCE, VariantPool
-from genssl.variants.source import VariantSource
+from genssl.variants.source import VariantRequest, VariantSource
 from genssl.variants.store_facts import GeneratorFacts
 from genssl.variants.store_record import Encoding
 from genssl.variants.stored import StoredSource
@@ -53,12 +54,18 @@ class OpenSource:
         provenance: what results.json says of it.
         facts: of its generator.
         remote: the source that asks servers, if there is one, which may lie behind a store.
+        image_size: side of its variants in pixels; 0 if that is not known.
     """
 
     source: VariantSource
     provenance: dict[str, Any]
     facts: GeneratorFacts
     remote: RemoteSource | None = None
+    image_size: int = 0
+
+    def smaller_than(self, views: int) -> str | None:
+        """Says that the variants are smaller than views of so many pixels; None if they are not."""
+        return small_variants(self.image_size, views) if self.image_size else None
 
 
 @contextmanager
@@ -95,7 +102,13 @@ def open_source(
         if variants.source == "stored" and variants.missing != "generate":
             stored = open_stored(recipe, dataset, lambda: open_in_process(recipe, dataset, ledger, device).facts)
             stack.callback(stored.close)
-            opened = OpenSource(stored, {"source": "stored", **_identity(stored.facts)}, stored.facts)
+            first = stored.look(VariantRequest(0, dataset.source_id(0), 0))
+            opened = OpenSource(
+                stored,
+                {"source": "stored", **_identity(stored.facts)},
+                stored.facts,
+                image_size=0 if first is None else min(first.shape[1:]),
+            )
             opened.provenance |= {"missing": variants.missing, "store": store_provenance(stored)}
             yield opened
             return
@@ -174,7 +187,8 @@ def open_in_process(
     engine = load_engine(recipe, device, known)
     spec = engine.generator.spec
     facts = GeneratorFacts(spec.name, spec.model, spec.licence, spec.fingerprint, dict(spec.defaults), spec.tflops)
-    return OpenSource(InProcessSource(engine, dataset, ledger), {"source": "in_process", **_identity(facts)}, facts)
+    source = InProcessSource(engine, dataset, ledger)
+    return OpenSource(source, {"source": "in_process", **_identity(facts)}, facts, image_size=spec.image_size)
 
 
 def open_remote(
@@ -214,7 +228,8 @@ def open_remote(
         info.name, info.model, info.licence, info.fingerprint, remote.parameters, info.tflops or None
     )
     address = {"address": "embedded", "pid": server.pid} if server else {"address": ", ".join(recipe.variants.targets)}
-    return OpenSource(remote, {"source": "online", **_identity(facts), "server": address}, facts, remote)
+    provenance = {"source": "online", **_identity(facts), "server": address}
+    return OpenSource(remote, provenance, facts, remote, remote.image_size)
 
 
 def _identity(facts: GeneratorFacts) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from genssl import __version__
 from genssl.config.base import ComponentConfig
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
-from genssl.data.load import load_dataset, of_size
+from genssl.data.load import left_out_note, load_dataset, of_size
 from genssl.errors import UserError
 from genssl.evaluators.base import EvaluationData
 from genssl.registry import EVALUATORS
@@ -111,7 +111,7 @@ def transfer(
         UserError: if a data set cannot be had, does not suffice for an evaluator, or there is none; before the first
             evaluator runs.
     """
-    work = []
+    work, notes = [], list[str]()
     loaded: dict[str, EvaluationData] = {}  # data sets that several encoders share are read once
     for encoder in encoders:
         recipe = recipe_of(encoder)
@@ -122,6 +122,9 @@ def transfer(
                 data, facts = _data(encoder, recipe, dataset, device, loaded)
                 data = EvaluationData(data.train, data.test, data.test_name, _variants(variants_of or recipe, device))
                 check(chosen, data)
+                if (note := left_out_note(data.train, data.test)) and note not in notes:
+                    report(note)
+                    notes.append(note)
                 work.append((encoder, data, facts, chosen))
     table = Table([], {}, {encoder.name: encoder.source | _made_by(encoder, variants_of) for encoder in encoders})
     for encoder, data, facts, chosen in work:

@@ -90,6 +90,7 @@ class VariantStore:
         map_bytes: int = MAP_BYTES,
     ) -> None:
         assert fingerprint is not None or not pin, "a store is pinned to a fingerprint"
+        folder = folder.expanduser()
         self.folder, self.max_bytes, self.encoding = folder, max_bytes, encoding
         self.damaged, self.full = 0, False
         self.writer: str | None = None

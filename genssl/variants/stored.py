@@ -87,6 +87,10 @@ class StoredSource:
                 slots[position] = (REAL, None, "real")
         return _delivery(slots)
 
+    def look(self, request: VariantRequest) -> UInt8Array | None:
+        """Returns a stored variant uint8 [3, h, w], or None if the store lacks it; nothing is made or counted."""
+        return self.store.get_many(self._digests([request]))[0]
+
     def lacking(self, requests: Sequence[VariantRequest]) -> list[VariantRequest]:
         """Returns those requests whose variant the store does not have."""
         return [requests[position] for position in self._absent(requests)]

@@ -27,12 +27,13 @@ class SharedCounts:
         self._counts = torch.zeros(len(self._names), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._lock = _new_lock()
 
-    def add(self, amounts: Mapping[str, int]) -> None:
-        """Adds to the named counts; nothing of other processes' additions is lost."""
+    def add(self, amounts: Mapping[str, int]) -> dict[str, int]:
+        """Adds to the named counts and returns what they are now; nothing of other processes' additions is lost."""
         held = self._lock.acquire(timeout=LOCK_SECONDS)
         try:
             for name, amount in amounts.items():
                 self._counts[self._names.index(name)] += amount
+            return {name: self[name] for name in amounts}
         finally:
             if held:
                 self._lock.release()

@@ -17,8 +17,9 @@ from torch.utils.data import Dataset
 from genssl.config.views import Policy
 from genssl.data.base import UInt8Array
 from genssl.errors import ServerUnavailableError, UserError
+from genssl.generators.suitability import foreign_data, small_variants, trained_on
 from genssl.serving.breaker import CircuitBreaker, FallbackLog
-from genssl.serving.images import wanted_variants
+from genssl.serving.images import array_pixels, read_picture, wanted_variants
 from genssl.serving.sync_client import VariantClient
 from genssl.variants.background import FORK_ADVICE, was_forked_from_live
 from genssl.variants.ledger import Ledger, Origin
@@ -45,7 +46,8 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
     count over all workers.
 
     A variant has the size that its generator makes, and the real view that of the image: give a `transform` that crops
-    or resizes, unless the two are equal.
+    or resizes, unless the two are equal. What is wrong with the generator for these images, a built-in one or variants
+    smaller than the views, is logged as one warning.
 
     Example:
         views = GenerativeViews(CIFAR10(root), "127.0.0.1:50051", transform=simclr_augmentation)
@@ -55,9 +57,12 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
             for view1, view2, label in loader: ...
 
     Args:
-        dataset: its items are images, or tuples that begin with one: a PIL image, or a uint8 array or tensor
-            ([3, H, W], [1, H, W], [H, W, 3] or [H, W]). For the server alone, one of more than 16 MiB of pixels is
-            shrunk by the rule of `serving.images.stored_image`; the real view has all of them.
+        dataset: its items are images, tuples that begin with one, or dicts that have one under `image_key`, as those of
+            Hugging Face's datasets; what else such a dict has follows the views as one dict. An image is a PIL image,
+            which is read as the data set `folder` reads its file (upright as its EXIF says, 16-bit grey brought to 8),
+            or a uint8 array or tensor ([3, H, W], [1, H, W], [H, W, 3], [H, W, 1] or [H, W]). For the server alone, one
+            of more than 16 MiB of pixels is shrunk by the rule of `serving.images.stored_image`; the real view has all
+            of them. torchvision's ImageFolder turns 16-bit grey white by itself: give it `loader=PIL.Image.open`.
         source: the address of a server, several, a `VariantClient`, or a function (images, indices) -> uint8
             [N, 3, h, w] of the images as the data set gives them.
         policy: which views may be variants: "second", "both" (each by itself), "third" (views beside a real pair, each
@@ -74,6 +79,7 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
             takes the images themselves, and counts them; after one such batch the servers are not waited for again, by
             this process, until a probe in the background has reached one.
         deadline_seconds: for the variants of a batch; None: 60, or what the given client has. Not for functions.
+        image_key: of the image in items that are dicts.
 
     Attributes:
         ledger: the counts of this process alone; each worker has its own, which ends with it.
@@ -98,6 +104,7 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
         parameters: Mapping[str, float] | None = None,
         late: Literal["block", "real"] = "block",
         deadline_seconds: float | None = None,
+        image_key: str = "image",
     ) -> None:
         policies = get_args(Policy)
         _check(policy in policies, "policy", policy, ", ".join(policies))
@@ -125,7 +132,7 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
             self._source = VariantClient(
                 source, deadline_seconds=60.0 if deadline_seconds is None else deadline_seconds
             )
-        self._dataset, self._transform = dataset, transform or _to_tensor
+        self._dataset, self._transform, self._image_key = dataset, transform or _to_tensor, image_key
         self._draw: dict[str, Any] = {
             "seed": seed,
             "num_sources": len(dataset),
@@ -139,7 +146,8 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._indices: tuple[int, npt.NDArray[np.int64]] | None = None
         self.ledger = Ledger()
-        self._counts = SharedCounts([*ORIGINS, "retries"])
+        self._counts = SharedCounts([*ORIGINS, "retries", "warned"])
+        self._model, self._looked = "", False
         # A function cannot be probed, so each batch asks it.
         client = self._source if isinstance(self._source, VariantClient) and late == "real" else None
         self._breaker = CircuitBreaker(client.reachable) if client is not None else None
@@ -181,6 +189,7 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
             ServerUnavailableError: if they are not there in time and `late` is "block".
             RequestRefusedError: if the server refuses.
             UserError: in a worker that was forked from a process with a live client.
+            TypeError, ValueError, DataError: if an item has no image, or one that cannot be read; names the row.
         """
         indices = self._indices_of_epoch()
         rows = [range(len(self))[row] for row in rows]  # rows from the end become what they are
@@ -193,21 +202,29 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
         refused = isinstance(self._source, VariantClient) and not self._source.allow_fork and was_forked_from_live()
         if slots and refused:
             raise UserError(f"GenerativeViews: {FORK_ADVICE}")
-        items = [item if isinstance(item, tuple | list) else (item,) for item in self._read(rows)]
+        items = [_parts(item, self._image_key) for item in self._read(rows)]
         variants = self._fetch(
             [items[position][0] for position, _ in slots],
             [rows[position] for position, _ in slots],
             [int(indices[rows[position], column]) for position, column in slots],
         )
-        columns = [[_to_pil(image)] * indices.shape[1] for image, *_ in items]
+        columns = [
+            [_to_pil(item[0], f"row {row} of the data set")] * indices.shape[1]
+            for row, item in zip(rows, items, strict=True)
+        ]
+        real = columns[0][0] if columns else None
         if variants is not None:
             for (position, column), pixels in zip(slots, variants, strict=True):
                 columns[position][column] = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
         views = view_columns(indices.shape[1])
-        return [
+        made = [
             (*(self._transform(images[column]) for column in views), *item[1:])
             for images, item in zip(columns, items, strict=True)
         ]
+        if variants is not None and real is not None and not self._looked:
+            self._looked = True
+            self._look(real, variants, made[0][: len(views)])
+        return made
 
     def close(self) -> None:
         """Closes the client of this process; the next item connects anew."""
@@ -238,7 +255,7 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
                     wanted = wanted_variants(images, indices, names=[f"row {row} of the data set" for row in rows])
                     batch = self._source.variants(wanted, generator=self._generator, parameters=self._parameters)
                     variants, origins, names = batch.images, batch.origins, batch.source_ids
-                    retries = batch.retries
+                    retries, self._model = batch.retries, batch.model
                 else:
                     variants = _checked(self._source(images, indices), len(images))
                     origins = ["generated"] * len(images)
@@ -259,6 +276,16 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
             self.ledger.deliver(name, index, origin)
         self._counts.add(Counter(origins))
         return variants
+
+    def _look(self, image: Image.Image, variants: UInt8Array, views: Sequence[Any]) -> None:
+        """Warns, once for all workers, of a generator that these images or views are not for."""
+        height, width = variants.shape[2:]
+        found = small_variants(min(height, width), max(map(_short_side, views)))
+        if trained_on(self._model) is not None and image.width * image.height > width * height:
+            sizes = f"images of {image.width} x {image.height} pixels, and its own have {width} x {height}"
+            found = foreign_data(self._model, f"the data set has {sizes}")
+        if found and self._counts.add({"warned": 1})["warned"] == 1:
+            log.warning("GenerativeViews: %s", found)
 
     def _note(self, *, came: bool) -> None:
         """Notes whether a call brought its variants."""
@@ -283,26 +310,36 @@ def _checked(variants: Any, count: int) -> UInt8Array:
     return pixels
 
 
-def _to_pil(image: Any) -> Image.Image:
-    """Returns an item's image as PIL, RGB."""
+def _parts(item: Any, image_key: str) -> Sequence[Any]:
+    """Returns the image of an item, and what follows its views."""
+    if isinstance(item, Mapping):
+        if image_key not in item:
+            raise ValueError(
+                f"GenerativeViews: the items of the data set are dicts without the key {image_key!r}; they have "
+                f"{', '.join(map(repr, item)) or 'none'}: name that of the image, image_key="
+            )
+        rest = {key: value for key, value in item.items() if key != image_key}
+        return (item[image_key], rest) if rest else (item[image_key],)
+    return item if isinstance(item, tuple | list) else (item,)
+
+
+def _short_side(view: Any) -> int:
+    """Returns the short side of what a transform made of an image, in pixels; 0 if it is no single image."""
+    if isinstance(view, Image.Image):
+        return min(view.size)
+    if isinstance(view, torch.Tensor | np.ndarray) and view.ndim in (2, 3):
+        sides = view.shape[:2] if isinstance(view, np.ndarray) and view.shape[-1] in (1, 3, 4) else view.shape[-2:]
+        return int(min(sides))
+    return 0
+
+
+def _to_pil(image: Any, where: str) -> Image.Image:
+    """Returns an item's image as PIL, RGB, as the source of its variants is read."""
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    pixels = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
-    if pixels.dtype != np.uint8:
-        raise TypeError(
-            f"GenerativeViews: the data set gives {type(image).__name__} images of dtype {pixels.dtype}; PIL images or "
-            "uint8 in 0..255 are wanted: take the transforms off the data set and give them as `transform`"
-        )
-    if pixels.ndim == 3 and pixels.shape[0] in (1, 3):
-        pixels = pixels.transpose(1, 2, 0)
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[:, :, 0]
-    if pixels.ndim != 2 and (pixels.ndim != 3 or pixels.shape[2] != 3):
-        raise ValueError(
-            f"GenerativeViews: the data set gives images of shape {list(np.shape(image))}; "
-            "[3, H, W], [1, H, W], [H, W, 3] or [H, W] are wanted"
-        )
-    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+        return read_picture(image, where).convert("RGB")
+    pixels = array_pixels(image, where)
+    picture = pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]
+    return Image.fromarray(np.ascontiguousarray(picture)).convert("RGB")
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:

@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from genssl.config.load import load
+from genssl.config.recipe import Recipe
 from genssl.data.base import Split
 from genssl.data.configs import FolderConfig
 from genssl.data.folder import ImageFolder, held_out
-from genssl.data.load import load_dataset
+from genssl.data.load import hold_out, left_out_note, load_dataset
 from genssl.errors import DataError
+from genssl.training.provenance import provenance
 
 
 def write_image(path: Path, colour: tuple[int, int, int] = (10, 20, 30), size: tuple[int, int] = (12, 9)) -> Path:
@@ -71,8 +75,8 @@ def test_rows_are_in_the_order_of_their_paths_and_the_first_folder_is_the_class(
 
 
 def test_suffixes_have_any_case_and_other_and_hidden_files_are_ignored(tmp_path: Path) -> None:
-    kept = ["a/1.JPG", "a/2.jpeg", "a/3.Png", "a/4.webp", "a/5.bmp"]
-    for name in [*kept, "a/.6.png", ".git/7.png", "a/.thumbs/8.png", "a/9.gif", "a/10.tif"]:
+    kept = ["a/1.JPG", "a/2.jpeg", "a/3.Png", "a/4.webp", "a/5.bmp", "a/6.tif", "a/7.TIFF"]
+    for name in [*kept, "a/.6.png", ".git/7.png", "a/.thumbs/8.png", "a/9.gif"]:
         write_image(tmp_path / name)
     (tmp_path / "a" / "notes.txt").write_text("not an image")
     (tmp_path / "README.md").write_text("files that are no images may lie in root")
@@ -290,8 +294,39 @@ def test_a_file_is_no_root(tmp_path: Path) -> None:
 def test_a_root_without_images_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.gif").write_bytes(b"GIF89a")
+    with pytest.raises(
+        DataError, match=rf"dataset\.root: {tmp_path} has no images but 1 \.gif, which are not read; put"
+    ):
+        ImageFolder(config(tmp_path), "train")
+    (tmp_path / "a" / "1.gif").unlink()
     with pytest.raises(DataError, match=rf"dataset\.root: {tmp_path} has no images; put files there \(\.jpg, "):
         ImageFolder(config(tmp_path), "train")
+
+
+def test_images_that_are_not_read_are_named_and_counted_once(tmp_path: Path) -> None:
+    for name in ["a/1.png", "a/2.png", "a/3.png", "a/4.png", "b/5.png", "b/6.png", "b/7.png", "b/8.png"]:
+        write_image(tmp_path / name)
+    for name in ["a/1.gif", "a/2.GIF", "b/deep/3.gif", "4.heic", "b/5.dng", ".6.gif", ".cache/7.gif"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"GIF89a")
+    for name in ["a/notes.txt", "labels.csv", "meta.json", "README.md", "a/Thumbs.db", "b/archive.zip", "noname"]:
+        (tmp_path / name).write_text("no image")
+    train, test = (load_dataset(config(tmp_path), split) for split in ("train", "test"))
+    expected = f"left out: 3 .gif, 1 .dng, 1 .heic, formats that are not read, such as {tmp_path}/4.heic"
+    assert left_out_note(train) == left_out_note(train, test) == expected
+    rest, part = hold_out(train, 0.5)
+    assert left_out_note(rest, part) == expected
+    assert provenance_of(train) == {"images": len(train), "skipped": [], "unread": "3 .gif, 1 .dng, 1 .heic"}
+
+
+def provenance_of(dataset: Any) -> dict[str, Any]:
+    recipe = load(Recipe, Path(__file__).resolve().parents[2] / "recipes" / "simclr_sd.yaml")
+    said = provenance(recipe, dataset, None, torch.device("cpu"))["dataset"]
+    return {name: said[name] for name in ("images", "skipped", "unread")}
+
+
+def test_nothing_left_out_is_no_note(zoo: Path) -> None:
+    assert left_out_note(ImageFolder(config(zoo), "train")) is None
 
 
 # ---- corrupt files ----

@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import shlex
+import shutil
 import socket
 import tarfile
 from collections.abc import Callable
@@ -15,11 +17,14 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
+from genssl.config.load import load
+from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset, Split, UInt8Array
 from genssl.data.configs import (
     Cifar10Config,
     Cifar100Config,
     FileDatasetConfig,
+    FolderConfig,
     Food101Config,
     ImageNetConfig,
     INaturalist2018Config,
@@ -441,6 +446,39 @@ def test_imagenet_refuses_a_test_split_whose_classes_have_other_numbers(
     (tmp_path / "root" / "val" / "n01").rename(tmp_path / "elsewhere")
     with pytest.raises(DataError, match=r"must have the same class folders; only one of them has n01 \(1 differ\)"):
         load_dataset(config, "test")
+
+
+@pytest.mark.parametrize("with_class_list", [True, False])
+@pytest.mark.parametrize("with_val", [True, False])
+def test_a_part_of_imagenet_is_pointed_to_the_data_set_that_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, with_class_list: bool, with_val: bool
+) -> None:
+    root = tmp_path / "image net's, 100"
+    config = build("imagenet", root, monkeypatch, image_size=24, on_corrupt="skip")
+    wnids = ["n01", "n02", "n03"]
+    names = {wnid: (wnid,) for wnid in wnids}
+    torch.save((names, wnids), root / "meta.bin")  # of which two have folders
+    for wnid in ("n01", "n02"):
+        write_image(root / "train" / wnid / "more.JPEG", (7, 7, 7))
+    if not with_class_list:
+        (root / "meta.bin").unlink()
+    if not with_val:
+        shutil.rmtree(root / "val")
+    with pytest.raises(DataError, match="2 class folders") as caught:
+        load_dataset(config, "train")
+    (typed,) = [word for word in shlex.split(str(caught.value).partition("type ")[2]) if word.startswith("dataset=")]
+    recipe = load(Recipe, Path(__file__).resolve().parents[2] / "recipes" / "imagenet" / "simclr.yaml", [typed])
+    assert isinstance(recipe.dataset, FolderConfig)
+    assert (recipe.dataset.image_size, recipe.dataset.on_corrupt) == (24, "skip")
+    assert recipe.dataset.test_root == (root / "val" if with_val else None)
+    for split, greys in ("train", {7, 10, 20}), ("test", {30, 40} if with_val else {7, 10, 20}):
+        data = load_dataset(recipe.dataset, split)  # type: ignore[arg-type]
+        assert data.class_names == ["n01", "n02"]
+        found = {(round(float(data.image(row).mean())), data.label(row)) for row in range(len(data))}
+        assert {grey for grey, _ in found} <= greys
+        if with_val:
+            assert found == {(grey, label) for grey, label in ((10, 0), (20, 1), (7, 0), (7, 1), (30, 0), (40, 1))
+                             if grey in greys}  # fmt: skip
 
 
 def test_imagenet_archives_are_not_unpacked_by_a_run(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_every_form_of_an_image_is_the_same_source(tmp_path):
         (GREY[:3], [0, 1], ValueError, "3 images but 2 indices"),
         (GREY[:1], -1, ValueError, "indices: -1 is not allowed"),
         (GREY[:1], None, TypeError, "`indices` is None"),
-        ([Image.new("F", (4, 4))], 0, TypeError, "mode F; bring it to 8 bits"),
+        ([Image.new("F", (4, 4))], 0, DataError, r"image 0: .* \(mode F\), .* bring it to 8 or 16 bits"),
     ],
 )
 def test_what_is_no_image_or_number_is_told(images, indices, error, words):

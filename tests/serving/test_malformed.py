@@ -85,14 +85,14 @@ def png_bomb(draws: Draws) -> bytes:
 
 
 def truncated(draws: Draws) -> bytes:
-    whole = file_of(draws, str(draws.choice(["PNG", "JPEG", "WEBP", "BMP"])))
+    whole = file_of(draws, str(draws.choice(["PNG", "JPEG", "WEBP", "BMP", "TIFF"])))
     return whole[: int(draws.integers(len(whole) // 4, len(whole) * 3 // 4))]
 
 
 def foreign(draws: Draws) -> bytes:
     return [
         lambda: file_of(draws, "GIF"),
-        lambda: file_of(draws, "TIFF"),
+        lambda: file_of(draws, "PPM"),
         lambda: b"%PDF-1.7\n" + draws.bytes(200),
         lambda: pickle.dumps({"weights": [1, 2, 3]}),
         lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>",

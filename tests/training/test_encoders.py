@@ -268,12 +268,13 @@ def test_split_batch_norms_are_averaged(tmp_path):
     assert_features(encoder, backbone(images()).flatten(1), images())
 
 
-def test_official_moco_keeps_the_query_network(tmp_path):
+@pytest.mark.parametrize("name", ["moco.pth.tar", "moco.torch"])
+def test_official_moco_keeps_the_query_network(tmp_path, name):
     query, key = narrow_resnet(ResNet34Config), narrow_resnet(ResNet34Config)
     state = prefixed("module.encoder_q.", query) | prefixed("module.encoder_k.", key)
     state |= {"module.encoder_q.fc.0.weight": torch.zeros(4, 64), "module.queue": torch.zeros(4, 8)}
-    torch.save({"epoch": 200, "arch": "resnet18", "state_dict": state}, tmp_path / "moco.pth.tar")
-    encoder = load_encoder(str(tmp_path / "moco.pth.tar"), CPU, normalize="none")
+    torch.save({"epoch": 200, "arch": "resnet18", "state_dict": state}, tmp_path / name)
+    encoder = load_encoder(str(tmp_path / name), CPU, normalize="none")
     assert_features(encoder, query(images()), images())
 
 
