@@ -99,7 +99,6 @@ def evaluate(
     """
     from genssl.config.evaluation import Protocol, parse_blocks
     from genssl.config.load import load
-    from genssl.config.shipped import shipped_or_own
     from genssl.errors import UserError, suggest
 
     datasets, evaluators = parse_blocks("dataset", dataset or []), parse_blocks("evaluator", evaluator or [])
@@ -107,7 +106,7 @@ def evaluate(
     if normalize not in (None, *NORMALIZATIONS):
         raise UserError(f"--normalize {normalize}: is not known{suggest(str(normalize), NORMALIZATIONS)}")
     work: list[tuple[list[ComponentConfig], list[ComponentConfig]]] = []
-    told = [load(Protocol, shipped_or_own(path)) for path in protocol or []]
+    told = [load(Protocol, path) for path in protocol or []]
     for one in told:
         chosen = selected(datasets, one.datasets, [config.name for other in told for config in other.datasets])
         if chosen:
