@@ -31,13 +31,14 @@ from genssl.cli import (
     train_generator,
     validate,
 )
+from genssl.cli.group import Group
 from genssl.errors import UserError
 
 app = typer.Typer(
     name="genssl",
+    cls=Group,
     help="Generative augmentation for self-supervised learning, online and offline.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
