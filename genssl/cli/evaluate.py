@@ -92,10 +92,14 @@ def evaluate(
 
     \b
     genssl evaluate runs/baseline-1
-    genssl evaluate runs/baseline-1 runs/online-1 --evaluator knn --evaluator '{name: knn, k: 5}' --out transfer
-    genssl evaluate barlow-cifar10.ckpt --dataset cifar10 --dataset '{name: dtd, root: /data, download: true}'
-    genssl evaluate torchvision/resnet50:IMAGENET1K_V2 --protocol linear_probe/paper
-    genssl evaluate timm/NAME:FILE --dataset cifar10 --variants runs/online-1 --evaluator frechet
+    genssl evaluate runs/baseline-1 runs/online-1 --out transfer \\
+        --evaluator linear_probe --evaluator '{name: knn, k: 5}'
+    genssl evaluate barlow-cifar10.ckpt \\
+        --dataset cifar10 --dataset '{name: dtd, root: /data, download: true}'
+    genssl evaluate torchvision/resnet50:IMAGENET1K_V2 \\
+        --protocol linear_probe/paper
+    genssl evaluate timm/NAME:FILE --dataset cifar10 \\
+        --variants runs/online-1 --evaluator frechet
     """
     from genssl.config.evaluation import Protocol, parse_blocks
     from genssl.config.load import load

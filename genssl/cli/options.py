@@ -19,15 +19,16 @@ def complete_recipe(incomplete: str) -> list[str]:
         return []
 
 
-def recipe_argument(what: str, example: str) -> Any:
+def recipe_argument(what: str, example: str, metavar: str = "RECIPE") -> Any:
     """Returns the argument that names a YAML file or a shipped one.
 
     Args:
         what: such as "A study".
         example: the name of one.
+        metavar: of the usage line.
     """
     return typer.Argument(
-        metavar="RECIPE",
+        metavar=metavar,
         help=f"{what}: a file, or the name of one that came with genssl, such as {example} (genssl recipes lists "
         "them).",
         show_default=False,

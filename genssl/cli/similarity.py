@@ -52,7 +52,8 @@ def similarity(
 
     \b
     genssl similarity runs/baseline-1 runs/online-1
-    genssl similarity runs/baseline-1 torchvision/resnet18:IMAGENET1K_V1 --out similarity
+    genssl similarity runs/baseline-1 torchvision/resnet18:IMAGENET1K_V1 \\
+        --out similarity
     """
     from genssl.errors import UserError, suggest
 

@@ -18,7 +18,7 @@ from genssl.runtime import pick_device, seeded_initialisation, set_threads
 from genssl.training.checkpoint import LATEST, Checkpoints, Position, restore, restore_ledger
 from genssl.training.cross_rank_norm import synchronise_batch_norm
 from genssl.training.deliveries import announced, enter, follow_log, how_online, take
-from genssl.training.distributed import ranks_now, require_divisible
+from genssl.training.distributed import Ranks, ranks_now, require_divisible
 from genssl.training.evaluate import divided, evaluate
 from genssl.training.files import save_encoder, write_json
 from genssl.training.loader import SourceLoader
@@ -108,6 +108,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
         if device.type == "cpu":
             shared_with = server_threads(recipe) if server else 0
             set_threads(recipe.train.threads, shared_with=shared_with, among=ranks.local_size)
+        progress.announce(recipe, len(splits.train), plan.steps_per_epoch, where(device, ranks), out)
 
         # ---- Model ----
         with seeded_initialisation("model", recipe.seed):
@@ -266,6 +267,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
         if splits.evaluation is not None and alone:
             more = evaluate(alone, method, splits.evaluation, device, progress.evaluating)
             metrics, protocols = metrics | more[0], protocols | more[1]
+        progress.evaluated()
         results = {
             "name": recipe.name,
             "metrics": metrics,
@@ -286,6 +288,13 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
         write_report(out, recipe, results)
         ranks.end_together("finished")
         return results
+
+
+def where(device: torch.device, ranks: Ranks) -> str:
+    """Returns what a run computes on, in words."""
+    threads = torch.get_num_threads()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
+    return f"{device.type} ({name})" if ranks.size == 1 else f"{ranks.size} x {device.type} ({name} each)"
 
 
 def is_due(recipe: Recipe, step: int, steps_per_epoch: int, total_steps: int) -> bool:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
 from genssl.training.files import write_atomically
-from genssl.training.lock import claim
+from genssl.training.lock import provisional
 
 RECIPE, AS_BEGUN = "recipe.yaml", "recipe-begun.yaml"  # the latter only if the run was lengthened since
 RESULTS, REPORT, SAMPLES, ENCODER = "results.json", "report.html", "samples.png", "encoder.safetensors"
@@ -75,24 +74,11 @@ def hold(out: Path, *, resume: bool) -> Iterator[RunDirectory]:
     Raises:
         UserError: if it cannot be made, another process has it, or it holds a run already.
     """
-    absent = [folder for folder in (out, *out.parents) if not folder.exists()]
     directory = RunDirectory(out)
-    try:
-        with claim(out):
-            if not resume:
-                refuse_used(out)  # another process may have begun one since
-            before = set(out.iterdir())
-            try:
-                yield directory
-            finally:
-                if not directory.begun:
-                    for path in set(out.iterdir()) - before:
-                        _remove(path)
-    finally:
-        if not directory.begun:
-            with suppress(OSError):  # not empty: another process has begun there
-                for folder in absent:
-                    folder.rmdir()
+    with provisional(out, lambda: directory.begun):
+        if not resume:
+            refuse_used(out)  # another process may have begun one since
+        yield directory
 
 
 def refuse_used(out: Path) -> None:
@@ -118,10 +104,3 @@ def read_results(out: Path) -> dict[str, Any]:
     """Returns the content of a finished run's results.json."""
     results: dict[str, Any] = json.loads((out / RESULTS).read_text())
     return results
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

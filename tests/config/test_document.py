@@ -252,9 +252,7 @@ def test_a_near_miss_of_a_shipped_name_is_suggested(tmp_path, monkeypatch):
 
 def test_a_setting_in_place_of_a_file_is_called_that(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        ConfigError, match=r"^train\.epochs=5: is a setting, and no file of that name is there; "
-    ):
+    with pytest.raises(ConfigError, match=r"^train\.epochs=5: is a setting, and no file of that name is there; "):
         read_document(Path("train.epochs=5"))
 
 

@@ -68,9 +68,7 @@ def test_the_base_of_a_study_is_a_recipe_of_a_run(tmp_path):
 
 
 def test_a_recipe_is_no_weights(tmp_path):
-    with pytest.raises(
-        ConfigError, match="is a study, and an encoder is expected here; the command for it is: "
-    ):
+    with pytest.raises(ConfigError, match="is a study, and an encoder is expected here; the command for it is: "):
         require_no_document(ROOT / KINDS[Study][0], "an encoder")
     require_no_document(tmp_path / "weights.pth", "an encoder")
     require_no_document(tmp_path / "nowhere.yaml", "an encoder")  # what is not there is for others to tell

@@ -379,9 +379,7 @@ def test_only_what_does_not_depend_on_the_length_is_lengthened(tmp_path, setting
 
 
 def test_a_run_is_not_made_shorter_than_it_is(straight):
-    with pytest.raises(
-        UserError, match=r"cannot be changed from 3 to 2: 3 epochs are done\. Start a run of 2 "
-    ):
+    with pytest.raises(UserError, match=r"cannot be changed from 3 to 2: 3 epochs are done\. Start a run of 2 "):
         said(quick(*CONSTANT, "train.epochs=2"), straight, resume=True)
 
 
