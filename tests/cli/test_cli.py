@@ -116,15 +116,16 @@ def test_a_failed_start_without_out_leaves_no_folder(genssl):
 def test_every_command_that_takes_a_recipe_takes_the_name_of_a_shipped_one(genssl, command):
     done = genssl(*command, "cifar10/simclr", "train.epochs=none")
     assert_refused(done, "override 'train.epochs=none': train.epochs: 'none': ")
+    done = genssl(*command, "cifar10/simlcr")
     assert_refused(
-        genssl(*command, "cifar10/simlcr"), "cifar10/simlcr: no such file (the folder cifar10 does not exist); "
+        done, "cifar10/simlcr: no such file (the folder cifar10 does not exist); genssl has a recipe cifar10/"
     )
 
 
 @pytest.mark.parametrize(
     ("command", "name", "setting", "problem"),
     [
-        ("compare", "studies/methods", "train.epochs=none", "arm simclr: override 'train.epochs=none': "),
+        ("compare", "studies/methods", "train.epochs=none", "arm simclr-none: override 'train.epochs=none': "),
         ("train-generator", "generators/digits_flow", "flow.steps=none", "override 'flow.steps=none': flow.steps: "),
     ],
 )
@@ -163,14 +164,11 @@ def begun(folder: Path, *settings: str) -> Path:
 def test_resume_takes_settings_and_says_which_can_be_changed(genssl, tmp_path):
     begun(tmp_path / "run")
     done = genssl("run", "--resume", "run", "optimizer.lr=0.5", "train.epochs=40")
-    assert_refused(
-        done, "--resume run: was begun with another recipe: optimizer.lr 0.002 (now: 0.5). Of a run that goes"
-    )
+    assert_refused(done, "--resume run: was begun with another recipe: optimizer.lr 0.002 (now: 0.5). Of a run ")
     assert "only train.epochs can be changed" in done.stderr
     assert "start another run (genssl run run/recipe.yaml KEY=VALUE --out DIR)" in done.stderr
-    assert_refused(
-        genssl("run", "--resume", "run", "train.epoch=4"), "override 'train.epoch=4': train.epoch: unknown key"
-    )
+    done = genssl("run", "--resume", "run", "train.epoch=4")
+    assert_refused(done, "override 'train.epoch=4': train.epoch: unknown key")
 
 
 def test_a_setting_in_place_of_the_recipe(genssl):
