@@ -82,10 +82,10 @@ def changed_length(recipe: Recipe, folder: Path, epochs_done: float) -> dict[str
         return {}
     schedule, method = recipe.schedule, recipe.method
     if epochs_done > epochs:
-        why = f"{epochs_done:g} epochs are done"
+        why = f"{epochs_done:g} are done"
     elif schedule.name == "cosine" and epochs_done > schedule.warmup_epochs:
         why = (
-            f"its schedule is a cosine that ends with epoch {before}, and after {epochs_done:g} epochs of it the "
+            f"its schedule is a cosine over {before} epochs, and after {epochs_done:g} of them the "
             f"learning rate has been another than in a run of {epochs} (only schedule.name: constant does not depend "
             "on the length)"
         )

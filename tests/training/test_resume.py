@@ -354,7 +354,7 @@ def test_a_run_that_is_killed_while_it_gets_its_length_can_go_on(short, straight
 @pytest.mark.parametrize(
     ("settings", "epochs", "why"),
     [
-        (["schedule.name=cosine"], 2, "its schedule is a cosine that ends with epoch 1, and after 1 epochs of it"),
+        (["schedule.name=cosine"], 2, "its schedule is a cosine over 1 epochs, and after 1 of them"),
         (["method={name: byol}"], 2, "byol does in each step what depends on the part of the training that is done"),
         (["method={name: moco, momentum_end: 0.99, queue_size: 64}"], 2, None),
         (["schedule={name: constant, warmup_epochs: 0.5}"], 2, None),
@@ -379,7 +379,7 @@ def test_only_what_does_not_depend_on_the_length_is_lengthened(tmp_path, setting
 
 
 def test_a_run_is_not_made_shorter_than_it_is(straight):
-    with pytest.raises(UserError, match=r"cannot be changed from 3 to 2: 3 epochs are done\. Start a run of 2 "):
+    with pytest.raises(UserError, match=r"cannot be changed from 3 to 2: 3 are done\. Start a run of 2 "):
         said(quick(*CONSTANT, "train.epochs=2"), straight, resume=True)
 
 
