@@ -15,7 +15,12 @@ def complete_recipe(incomplete: str) -> list[str]:
 
     try:
         return completions(incomplete)
-    except (UserError, OSError, ValueError):  # of an installation without recipes; of what is no pattern
+    except (
+        UserError,
+        OSError,
+        ValueError,
+        NotImplementedError,
+    ):  # no recipes are here; an absolute path, or no pattern
         return []
 
 

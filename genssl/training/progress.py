@@ -102,7 +102,8 @@ class Progress:
         train = recipe.train
         left_out = images - steps_per_epoch * train.batch_size
         sit_out = f", of which {left_out:,} sit out each epoch" if left_out else ""
-        steps = f"{train.epochs * steps_per_epoch:,} steps: {train.epochs:,} epoch{'s' * (train.epochs > 1)} of {steps_per_epoch:,}"
+        epochs = f"{train.epochs:,} epoch{'s' * (train.epochs > 1)} of {steps_per_epoch:,}"
+        steps = f"{train.epochs * steps_per_epoch:,} steps: {epochs}"
         self._line(f"{recipe.name} on {device}, into {out}")
         self._line(f"{images:,} images{sit_out}; {steps}, {train.batch_size:,} images each")
 

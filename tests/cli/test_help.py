@@ -120,4 +120,5 @@ def test_bash_completes_commands_options_and_recipes(home, tmp_path):
     assert completed("genssl run cifar10/sim", tmp_path, home) == {"cifar10/simclr", "cifar10/simsiam"}
     shipped = {"simclr_flow", "simclr_icgan", "simclr_sd"}
     assert completed("genssl validate simclr_", tmp_path, home) == {*shipped, "simclr_mine.yml"}
+    assert completed(f"genssl run {tmp_path}/mi", tmp_path, home) == set(), "the shell completes such a path itself"
     assert completed("genssl preview mi", tmp_path, home) == {"mine.yaml", "mine/other.yaml"}
