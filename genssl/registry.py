@@ -42,7 +42,7 @@ class UnknownNameError(UserError):
 
 
 class PluginError(UserError):
-    """A plug-in that is installed but cannot be imported."""
+    """A plug-in that is installed but cannot be imported, or is not made as one must be."""
 
 
 class Registry:
@@ -92,7 +92,7 @@ class Registry:
 
         Raises:
             UnknownNameError: with the nearest match and all names.
-            PluginError: if it is a plug-in that cannot be imported.
+            PluginError: if it is a plug-in that cannot be imported or has no Config.
         """
         return _load(self._entry(name).target)
 
@@ -101,7 +101,7 @@ class Registry:
 
         Raises:
             UnknownNameError: with the nearest match and all names.
-            PluginError: if it is a plug-in that cannot be imported.
+            PluginError: if it is a plug-in that cannot be imported or has no Config.
         """
         return _load(self._entry(name).config)
 
@@ -135,13 +135,18 @@ class Registry:
             raise UnknownNameError(f"{name!r} is not one of the {self.kind}{suggest(name, self.names())}")
         try:
             target = point.load()
+            if name not in self._entries:  # the plug-in may have used the decorator itself
+                self.register(name)(target)
         except ImportError as error:
             raise PluginError(
                 f"the plug-in for {name!r} ({point.value}) cannot be imported: {error}; "
                 "install what it needs, or uninstall it"
             ) from error
-        if name not in self._entries:  # the plug-in may have used the decorator itself
-            self.register(name)(target)
+        except Exception as error:  # whatever foreign code raises while it is imported, or has no Config
+            raise PluginError(
+                f"the plug-in for {name!r} ({point.value}) cannot be used: {type(error).__name__}: {error}; "
+                "correct it, or uninstall it"
+            ) from error
         return self._entries[name]
 
 

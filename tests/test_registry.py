@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 
 from genssl.config.base import ComponentConfig
+from genssl.config.document import parse_document
+from genssl.config.load import validate
+from genssl.config.recipe import Recipe
+from genssl.errors import ConfigError
 from genssl.registry import REGISTRIES, Entry, Registry, UnknownNameError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -244,6 +248,43 @@ def test_a_plug_in_that_cannot_be_imported_says_what_it_lacks(site):
         "genssl: override 'method.name=broken': method.name: the plug-in for 'broken' (toy_broken:Broken) cannot be "
         "imported: No module named 'a_library_that_nobody_has'; install what it needs, or uninstall it\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("module", "problem"),
+    [
+        (
+            "class Config(BaseModel):\n    name: str\nclass Method:\n    Config = Config\n",
+            "among the methods cannot be used: its Config is foreign.Config, which does not derive from "
+            "genssl.config.base.ComponentConfig; correct that in the plug-in, or uninstall it",
+        ),
+        (
+            "class Method:\n    Config = dict(name='foreign')\n",
+            "among the methods cannot be used: its Config is {'name': 'foreign'}, which does not derive from ",
+        ),
+        (
+            "class Method:\n    pass\n",
+            "(foreign:Method) cannot be used: ValueError: methods: 'foreign' has no Config; pass config=",
+        ),
+        ("class Other:\n    pass\n", "(foreign:Method) cannot be used: AttributeError: module 'foreign' has no "),
+        ("def (:\n", "(foreign:Method) cannot be used: SyntaxError: "),
+    ],
+    ids=["other base", "no class", "no config", "no such name", "no python"],
+)
+def test_a_plug_in_that_is_not_made_as_one_must_be_gets_a_sentence(site, monkeypatch, module, problem):
+    (site / "foreign.py").write_text(f"from pydantic import BaseModel\n{module}")
+    entry_points = site / "genssl_toys-1.0.dist-info" / "entry_points.txt"
+    entry_points.write_text("[genssl.methods]\nforeign = foreign:Method\n")
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.delitem(sys.modules, "foreign", raising=False)
+    monkeypatch.setattr(REGISTRIES["methods"], "_entries", dict(REGISTRIES["methods"]._entries))
+    document = parse_document(RECIPE.replace("{name: toy, strength: 3}", "foreign"), "r.yaml")
+    with pytest.raises(ConfigError) as caught:
+        validate(Recipe, document)
+    (said,) = caught.value.problems
+    assert said.startswith(f"r.yaml:3: method.name: the plug-in for 'foreign' {problem}")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        validate(Recipe, document)  # also where it is known by now
 
 
 def test_without_its_distribution_a_plug_in_is_unknown(site):

@@ -44,7 +44,8 @@ def bench_server(
     \b
     genssl bench-server --target 127.0.0.1:50051 --seconds 10 --json bench.json
     genssl bench-server --target 127.0.0.1:50051 --clients 4 --rows 16
-    genssl bench-server --target gpu7:50051 --rate 100 --no-in-process --ca ca.pem --token-file token
+    genssl bench-server --target gpu7:50051 --rate 100 --no-in-process \\
+        --ca ca.pem --token-file token
     """
     from genssl.config.address import check_target_address
     from genssl.errors import UserError

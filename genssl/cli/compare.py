@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from datetime import datetime
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genssl.cli.options import Overrides
+from genssl.cli.folders import new_folder
+from genssl.cli.options import Overrides, recipe_argument
 from genssl.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from genssl.config.study import LoadedStudy
     from genssl.studies.summarise import Finished
     from genssl.training.progress import Progress
 
 
 def compare(
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="A study, such as recipes/online_vs_offline.yaml.")],
+    study: Annotated[Path, recipe_argument("A study", "online_vs_offline", "STUDY")],
     overrides: Overrides = None,
     *,
     out: Annotated[
@@ -37,9 +38,9 @@ def compare(
     """Compare recipes: every arm of a study at every seed, paired by seed, with a report.
 
     \b
-    genssl compare recipes/online_vs_offline.yaml --out studies/online-vs-offline
-    genssl compare recipes/online_vs_offline.yaml --quick --out studies/quick
-    genssl compare STUDY train.epochs=100 dataset.root=/data/mine --seeds 0,1,2 --out DIR
+    genssl compare online_vs_offline --out studies/online-vs-offline
+    genssl compare online_vs_offline --quick --out studies/quick
+    genssl compare my-study.yaml train.epochs=100 --seeds 0,1,2 --out DIR
 
     Settings are of the recipe, for all arms. What is finished below --out is not run again: the same command goes on
     where it was stopped. DIR gets report.html, summary.json, summary.csv, runs.csv, figures/ and every run directory.
@@ -47,8 +48,11 @@ def compare(
     from genssl.config.study import load_study
 
     loaded = load_study(study, overrides or [], seeds=_numbers(seeds), quick=quick)
-    folder = out or Path("studies") / f"{loaded.study.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    with nullcontext(out) if out is not None else new_folder(Path("studies"), loaded.study.name) as folder:
+        _compare(loaded, folder, named=out is not None)
 
+
+def _compare(loaded: LoadedStudy, folder: Path, *, named: bool) -> None:
     import shlex
     import sys
 
@@ -66,7 +70,7 @@ def compare(
     except Exception:
         raise
     except BaseException:  # Ctrl-C and SIGTERM
-        again = shlex.join(sys.argv[1:]) + ("" if out else f" --out {shlex.quote(str(folder))}")
+        again = shlex.join(sys.argv[1:]) + ("" if named else f" --out {shlex.quote(str(folder))}")
         watcher.note(
             f"\n{watcher.done} of {watcher.total} runs are finished and stay so; to go on, type\n  genssl {again}"
         )
@@ -115,6 +119,9 @@ class Watcher:
         class RunProgress(Progress):
             def note(self, text: str) -> None:
                 outer.note(f"{arm}, seed {seed}: {text}")
+
+            def announce(self, *_: object) -> None:
+                """Says nothing: one line a run is enough."""
 
         console = self._console if self._console.is_terminal else Console(quiet=True)
         with RunProgress(console, transient=True) as progress:

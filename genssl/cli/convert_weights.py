@@ -31,9 +31,15 @@ def convert_weights(
     """Convert official IC-GAN weights that you have downloaded (CC BY-NC 4.0) into a generator folder.
 
     \b
-    genssl convert-weights G_ema_best0.pth --features swav_800ep_pretrain.pth.tar --out icgan-256
-    genssl run recipes/simclr_icgan.yaml generator.model=icgan-256
+    genssl convert-weights G_ema_best0.pth \\
+        --features swav_800ep_pretrain.pth.tar --out icgan-256
+    genssl run simclr_icgan generator.model=icgan-256
     """
+    from genssl.config.kinds import require_no_document
+
+    for path in (checkpoint, features):
+        require_no_document(path, "a checkpoint of PyTorch")
+
     from genssl.generators.icgan_convert import LICENCE, describe
     from genssl.generators.icgan_convert import convert_weights as convert
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ def load_encoders(names: Sequence[str], device: torch.device, console: Console, 
         console: where it is said.
         settings: of `load_encoder`.
     """
+    from genssl.config.kinds import require_no_document
+
+    for name in names:
+        require_no_document(Path(name), "an encoder")
+
     from genssl.training.encoders import load_encoder, told_of
 
     loaded = [load_encoder(name, device, **settings) for name in names]

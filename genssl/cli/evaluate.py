@@ -105,16 +105,20 @@ def evaluate(
 
     \b
     genssl evaluate runs/baseline-1
-    genssl evaluate runs/baseline-1 runs/online-1 --evaluator knn --evaluator '{name: knn, k: 5}' --out transfer
-    genssl evaluate barlow-cifar10.ckpt --dataset cifar10 --dataset '{name: dtd, root: /data, download: true}'
-    genssl evaluate torchvision/resnet50:IMAGENET1K_V2 --protocol linear_probe/paper
-    genssl evaluate dino.pth '{encoder: dino.pth, prefix: student}' --dataset cifar10
-    genssl evaluate timm/NAME:FILE --dataset cifar10 --variants runs/online-1 --evaluator frechet
+    genssl evaluate runs/baseline-1 runs/online-1 --out transfer \\
+        --evaluator linear_probe --evaluator '{name: knn, k: 5}'
+    genssl evaluate barlow-cifar10.ckpt \\
+        --dataset cifar10 --dataset '{name: dtd, root: /data, download: true}'
+    genssl evaluate torchvision/resnet50:IMAGENET1K_V2 \\
+        --protocol linear_probe/paper
+    genssl evaluate dino.pth '{encoder: dino.pth, prefix: student}' \\
+        --dataset cifar10
+    genssl evaluate timm/NAME:FILE --dataset cifar10 \\
+        --variants runs/online-1 --evaluator frechet
     """
     from genssl.config.encoder import NORMALIZATIONS
     from genssl.config.evaluation import Protocol, parse_blocks
     from genssl.config.load import load
-    from genssl.config.shipped import shipped_or_own
     from genssl.errors import UserError, suggest
 
     datasets, evaluators = parse_blocks("dataset", dataset or []), parse_blocks("evaluator", evaluator or [])
@@ -122,7 +126,7 @@ def evaluate(
     if normalize not in (None, *NORMALIZATIONS):
         raise UserError(f"--normalize {normalize}: is not known{suggest(str(normalize), NORMALIZATIONS)}")
     work: list[tuple[list[ComponentConfig], list[ComponentConfig]]] = []
-    told = [load(Protocol, shipped_or_own(path)) for path in protocol or []]
+    told = [load(Protocol, path) for path in protocol or []]
     for one in told:
         chosen = selected(datasets, one.datasets, [config.name for other in told for config in other.datasets])
         if chosen:

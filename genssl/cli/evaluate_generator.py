@@ -48,9 +48,11 @@ def evaluate_generator(
     """Measure a generator on held-out sources, beside the recipe's standard augmentations.
 
     \b
-    genssl evaluate-generator recipes/simclr_flow.yaml --out quality
-    genssl evaluate-generator recipes/simclr_sd.yaml --vary noise_level=0,200,400 --vary num_inference_steps=2,4
-    genssl evaluate-generator recipes/simclr_flow.yaml generator.model=my-flow --judge runs/baseline
+    genssl evaluate-generator simclr_flow --out quality
+    genssl evaluate-generator simclr_sd \\
+        --vary noise_level=0,200,400 --vary num_inference_steps=2,4
+    genssl evaluate-generator simclr_flow \\
+        generator.model=my-flow --judge runs/baseline
 
     Labels, where there are any, only judge. The training images serve as neighbours and for the judge, never as
     sources unless --split train.

@@ -30,7 +30,7 @@ def export(
 
     \b
     genssl export runs/baseline-1 --to torchvision --out resnet18.pth
-    genssl export runs/baseline-1 --to onnx --out encoder.onnx            # needs genssl[onnx]
+    genssl export runs/baseline-1 --to onnx --out encoder.onnx  # by genssl[onnx]
     """
     import torch
 

@@ -11,14 +11,21 @@ def list_command(
     kind: Annotated[
         str | None,
         typer.Argument(
-            help="methods, backbones, generators, evaluators or datasets; by default all.", show_default=False
+            metavar="KIND",
+            help="methods, backbones, generators, evaluators or datasets; by default all.",
+            show_default=False,
         ),
     ] = None,
     verbose: Annotated[
         bool, typer.Option("-v", "--verbose", help="Also licence and cost, where they are known.")
     ] = False,
 ) -> None:
-    """List what recipes can name, plug-ins included."""
+    """List what recipes can name, plug-ins included.
+
+    \b
+    genssl list
+    genssl list generators -v
+    """
     from rich.console import Console
     from rich.table import Table
 

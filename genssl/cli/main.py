@@ -31,14 +31,21 @@ from genssl.cli import (
     train_generator,
     validate,
 )
+from genssl.cli.group import Group
 from genssl.config.home import expand_home
 from genssl.errors import UserError
 
 app = typer.Typer(
     name="genssl",
-    help="Generative augmentation for self-supervised learning, online and offline.",
+    cls=Group,
+    help="""Generative augmentation for self-supervised learning, online and offline.
+
+    \b
+    genssl recipes         # what came with genssl
+    genssl run simclr_sd   # one of them: train and evaluate
+    genssl COMMAND --help  # what a command takes
+    """,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -55,10 +62,10 @@ app.command("top")(top.top)
 app.command("bench-server")(bench_server.bench_server)
 app.command("pregenerate")(pregenerate.pregenerate)
 app.command("plan")(plan.plan)
-app.add_typer(store.app, name="store")
+app.add_typer(store.app, name="store", cls=Group)
 app.command("train-generator")(train_generator.train_generator)
 app.command("convert-weights")(convert_weights.convert_weights)
-app.add_typer(recipes.app, name="recipes")
+app.add_typer(recipes.app, name="recipes", cls=Group)
 app.command("preview")(preview.preview)
 app.command("show")(show.show)
 app.command("validate")(validate.validate)

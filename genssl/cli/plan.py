@@ -53,16 +53,19 @@ def plan(
     """Tell what variants cost online, offline, and under a budget, before anything is started.
 
     \b
-    ImageNet as in the paper: 1.28 million images, 100 epochs, 10 variants an image, 2.4 variants/s on an A100,
-    305 images/s of training:
-    genssl plan recipes/simclr_sd.yaml --images 1280000 --epochs 100 --variants 10 \\
+    ImageNet as in the paper: 1.28 million images, 100 epochs, 10 variants an
+    image, 2.4 variants/s on an A100, 305 images/s of training:
+    genssl plan simclr_sd --images 1280000 --epochs 100 --variants 10 \\
         --generator-rate 2.4 --trainer-rate 305 --variant-size 768
-    online, fresh      14,815 generator-hours, 14,815 h on one generator (128 keep up with the trainer)
-    offline, K = 10     1,481 generator-hours, 1,598 h in all, each variant seen 10 times; the next run 117 h
-    budgeted refresh      117 generator-hours, 117 h in all, 0.8 variants an image, each seen 127 times
+    online, fresh      14,815 generator-hours, 14,815 h on one generator
+                       (128 keep up with the trainer)
+    offline, K = 10     1,481 generator-hours, 1,598 h in all,
+                       each variant seen 10 times; the next run 117 h
+    budgeted refresh      117 generator-hours, 117 h in all,
+                       0.8 variants an image, each seen 127 times
 
     \b
-    genssl plan recipes/simclr_sd.yaml --images 1437 --from runs/first
+    genssl plan simclr_sd --images 1437 --from runs/first
     """
     import math
 

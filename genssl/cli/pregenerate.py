@@ -36,10 +36,13 @@ def pregenerate(
     """Fill a variant store ahead of training; start it again to go on where it stopped.
 
     \b
-    genssl pregenerate recipes/simclr_sd.yaml --store variants --variants 10
-    genssl pregenerate recipes/simclr_sd.yaml variants.source=in_process --store variants --variants 10 --shard 0/4
-    torchrun --nproc-per-node 8 -m genssl pregenerate RECIPE --store variants --variants 10
-    genssl run recipes/simclr_sd.yaml variants.source=stored variants.store=variants variants.per_image=10
+    genssl pregenerate simclr_sd --store variants --variants 10
+    genssl pregenerate simclr_sd variants.source=in_process \\
+        --store variants --variants 10 --shard 0/4
+    torchrun --nproc-per-node 8 -m genssl pregenerate \\
+        simclr_sd --store variants --variants 10
+    genssl run simclr_sd variants.source=stored \\
+        variants.store=variants variants.per_image=10
 
     Generates through the recipe's server, or in this process unless variants.source is online. What is in the store is
     not made again. Several processes, on several shards or on the same one, may fill one store at once; on one CPU give
@@ -86,13 +89,12 @@ class Progress:
     """A live line on a terminal; elsewhere a line every ten seconds."""
 
     def __init__(self, console: Console) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as RichProgress
+        from genssl.training.progress import TwoLines
 
         self._console = console
-        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
-        self._bar = RichProgress(TextColumn("variants"), *columns, TimeElapsedColumn(), console=console)
-        self._task = self._bar.add_task("variants", total=None, facts="the generator is loading")
+        self._bar = TwoLines(console)
+        self._bar.facts = "the generator is loading"
+        self._task = self._bar.add_task("variants", total=None)
         self._done: Pregenerated | None = None
         self._said = 0.0
 
@@ -112,17 +114,21 @@ class Progress:
     def start(self, done: Pregenerated) -> None:
         """Says what there is to do."""
         self._done = done
-        self._bar.reset(self._task, total=done.total, completed=done.there, facts="")
+        self._bar.facts = ""
+        self._bar.reset(self._task, total=done.total, completed=done.there)
         if not self._console.is_terminal:
             self.note(f"{done.total:,} variants, {done.there:,} of them are there already")
 
     def advance(self, done: Pregenerated) -> None:
         """Shows how far it is."""
+        from genssl.training.progress import duration
+
         self._done = done
         rate = done.made / done.seconds if done.seconds > 0 else 0.0
         left = done.total - done.there - done.made
-        facts = f"{rate:,.1f}/s, {_duration(left / rate) if rate else '?'} left, {done.there:,} were there already"
-        self._bar.update(self._task, completed=done.there + done.made, facts=facts)
+        facts = f"{rate:,.1f}/s, {duration(left / rate) if rate else '?'} left, {done.there:,} were there already"
+        self._bar.facts = facts
+        self._bar.update(self._task, completed=done.there + done.made)
         if not self._console.is_terminal and done.seconds - self._said >= LINE_SECONDS:
             self._said = done.seconds
             self.note(f"{done.there + done.made:,} of {done.total:,} variants, {facts}")
@@ -139,11 +145,3 @@ class Progress:
             f"\n{stored:,} of {self._done.total:,} variants are stored and stay so; to make the others, type\n"
             f"  genssl {shlex.join(sys.argv[1:])}"
         )
-
-
-def _duration(seconds: float) -> str:
-    """Returns "3 s", "4 min 10 s" or "61 h 40 min"."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

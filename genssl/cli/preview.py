@@ -29,8 +29,8 @@ def preview(
     """Draw sources beside their standard views and their variants, without training.
 
     \b
-    genssl preview recipes/simclr_sd.yaml
-    genssl preview recipes/simclr_sd.yaml --vary guidance_scale=1,4 --vary noise_level=0,200,400,adaptive
+    genssl preview simclr_sd
+    genssl preview simclr_sd --vary guidance_scale=1,4 --vary noise_level=0,400
     """
     from genssl.config.load import load
     from genssl.config.recipe import Recipe

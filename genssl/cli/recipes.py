@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="List the recipes that came with genssl, or copy one.", invoke_without_command=True)
+app = typer.Typer(invoke_without_command=True)
 
 
 @app.callback()
@@ -41,7 +41,12 @@ def copy(
         typer.Argument(metavar="DEST", help="A file or a folder; by default this folder.", show_default=False),
     ] = None,
 ) -> None:
-    """Copy a recipe of this version of genssl, header and all."""
+    """Copy a recipe of this version of genssl, header and all.
+
+    \b
+    genssl recipes copy imagenet/simclr
+    genssl recipes copy studies/methods my-study.yaml
+    """
     from genssl.config.shipped import copy_recipe
 
     for path in copy_recipe(name, destination or Path()):

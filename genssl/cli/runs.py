@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A folder of run directories.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of run directories.")] = Path("runs"),
 ) -> None:
     """Tabulate runs; finished ones that differ in nothing but the seed share a row, mean ± 95 % t-interval.
 
     Runs that are under way or were interrupted follow, with how to go on.
+
+    \b
+    genssl runs
+    genssl runs runs/ablation
     """
     from rich.console import Console
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from genssl.cli.options import Overrides
+from genssl.cli.options import overrides_argument
 
 
 def serve_generator(
@@ -15,7 +15,7 @@ def serve_generator(
         Path,
         typer.Argument(metavar="FILE", help="A server file, such as servers/digits_unclip.yaml.", show_default=False),
     ],
-    overrides: Overrides = None,
+    overrides: Annotated[list[str] | None, overrides_argument("address=127.0.0.1:0")] = None,
     address_file: Annotated[
         Path | None, typer.Option(help="Write the bound address here, once the port is known.", show_default=False)
     ] = None,
@@ -29,8 +29,10 @@ def serve_generator(
 
     \b
     genssl serve-generator servers/digits_unclip.yaml
-    genssl serve-generator servers/digits_unclip.yaml address=127.0.0.1:0 --address-file /tmp/address
-    genssl serve-generator servers/digits_unclip.yaml 'store={path: variants}' 'metrics={address: 127.0.0.1:9464}'
+    genssl serve-generator servers/digits_unclip.yaml address=[::1]:50051
+    genssl serve-generator servers/digits_unclip.yaml 'store={path: variants}'
+    genssl serve-generator servers/digits_unclip.yaml \\
+        address=127.0.0.1:0 --address-file /tmp/address
     """
     from genssl.config.load import load
     from genssl.config.server import ServerFile

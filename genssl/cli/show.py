@@ -16,6 +16,10 @@ def show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
     For a recipe, comments at the end say what follows from it: the learning rate at its peak, and the batch of a rank
     and of a micro-batch. Started by torchrun, or with WORLD_SIZE set, it is for so many ranks.
+
+    \b
+    genssl show cifar10/simclr train.batch_size=512
+    genssl show servers/digits_unclip.yaml
     """
     from genssl.config.document import apply_override, read_document
     from genssl.config.dump import to_yaml

@@ -54,8 +54,10 @@ def similarity(
 
     \b
     genssl similarity runs/baseline-1 runs/online-1
-    genssl similarity dino.pth '{encoder: dino.pth, prefix: student}' --dataset cifar10
-    genssl similarity runs/baseline-1 torchvision/resnet18:IMAGENET1K_V1 --out similarity
+    genssl similarity dino.pth '{encoder: dino.pth, prefix: student}' \\
+        --dataset cifar10
+    genssl similarity runs/baseline-1 torchvision/resnet18:IMAGENET1K_V1 \\
+        --out similarity
     """
     from genssl.errors import UserError, suggest
 

@@ -43,6 +43,9 @@ def verify(folder: StoreArgument) -> None:
     """Check every record's checksum and name, the lists of all sources, and that no commit is lost.
 
     Exit code 1 if something is damaged.
+
+    \b
+    genssl store verify variants
     """
     from genssl.variants.store_verify import verify as check
 
@@ -66,7 +69,11 @@ def verify(folder: StoreArgument) -> None:
 
 @app.command("stats")
 def stats(folder: StoreArgument) -> None:
-    """Count variants, sources and bytes, by generator, format and writer."""
+    """Count variants, sources and bytes, by generator, format and writer.
+
+    \b
+    genssl store stats variants
+    """
     from rich.console import Console
 
     from genssl.variants.store_stats import statistics
@@ -226,7 +233,8 @@ def import_(
 
     \b
     genssl store import shards store
-    genssl store import icgan-variants store --dataset-root imagenet/train --generator-name icgan --licence CC-BY-NC-4.0
+    genssl store import icgan-variants store --dataset-root imagenet/train \\
+        --generator-name icgan --licence CC-BY-NC-4.0
     """
     from genssl.errors import UserError
     from genssl.variants.store_table import DESCRIPTION

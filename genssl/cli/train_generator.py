@@ -9,12 +9,12 @@ from typing import IO, Annotated
 
 import typer
 
-from genssl.cli.options import Overrides, RecipeArgument
+from genssl.cli.options import overrides_argument, recipe_argument
 
 
 def train_generator(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
+    recipe: Annotated[Path, recipe_argument("The recipe of a generator", "generators/digits_flow")],
+    overrides: Annotated[list[str] | None, overrides_argument("flow.steps=8000")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the model; by default generators/NAME.", show_default=False)
     ] = None,
@@ -24,9 +24,10 @@ def train_generator(
     After an interruption, the same command goes on where it was.
 
     \b
-    genssl train-generator recipes/generators/digits_flow.yaml --out my-flow
-    genssl run recipes/simclr_flow.yaml generator.model=my-flow
-    torchrun --nproc-per-node 4 -m genssl train-generator recipes/generators/folder_flow.yaml precision=bf16
+    genssl train-generator generators/digits_flow --out my-flow
+    genssl run simclr_flow generator.model=my-flow
+    torchrun --nproc-per-node 4 -m genssl train-generator \\
+        generators/folder_flow dataset.root=photos precision=bf16
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun started several of this
         from genssl.training.distributed import joined

@@ -7,12 +7,17 @@ from typing import Annotated
 
 import typer
 
+from genssl.cli.options import complete_recipe
+
 
 def validate(
     recipes: Annotated[
         list[str],
         typer.Argument(
-            metavar="RECIPE|KEY.PATH=VALUE", help="Recipes, and overrides for all of them.", show_default=False
+            metavar="RECIPE|KEY.PATH=VALUE",
+            help="Files, or names of recipes that came with genssl, and settings for all of them.",
+            show_default=False,
+            autocompletion=complete_recipe,
         ),
     ],
 ) -> None:
@@ -20,6 +25,10 @@ def validate(
 
     Recipes of training runs, of generators (recipes/generators), studies and server files are told apart by their keys.
     Of a study, the recipe of every arm is checked. Warnings, which do not make a file invalid, go to standard error.
+
+    \b
+    genssl validate my.yaml train.epochs=5
+    genssl validate recipes/*.yaml servers/*.yaml
     """
     import sys
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import difflib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +14,14 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from genssl.config.yaml_nodes import MAX_CHARACTERS, MAX_DEPTH, LimitError, compose
-from genssl.errors import ConfigError, suggest
+from genssl.errors import LONGEST_NAME, ConfigError, suggest
 
 KeyPath = tuple[str | int, ...]
 
 TAGS = "tag:yaml.org,2002:"
 SMALLEST, LARGEST = -(2**63), 2**64 - 1  # what others take: libraries, the wire, JSON readers
 MAX_DIGITS = 66  # of LARGEST as binary, its prefix included; Python itself takes time for very long ones
+IPV6_ADDRESS = re.compile(r"(?<![^\[\s,{:])\[[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*\]:\d+(?![^\s,}\]])")
 WRITTEN_AS = "an override is written key.path=value, such as train.epochs=5"
 
 
@@ -44,20 +47,27 @@ def dotted(path: KeyPath) -> str:
 
 
 def read_document(path: str | Path) -> Document:
-    """Reads a YAML file.
+    """Reads a YAML file, or, where there is no such file, the recipe of that name that came with genssl.
 
     Raises:
         ConfigError: if the file is missing, not YAML, not a mapping, has a key twice, or goes over a limit of
             `genssl.config.yaml_nodes`.
     """
-    path = Path(path).expanduser()
+    from genssl.config.shipped import shipped_or_own  # which reads documents
+
+    path = shipped_or_own(Path(path).expanduser())
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MAX_CHARACTERS + 1)
     except FileNotFoundError:
         raise ConfigError([_missing(path)]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: cannot be read as text: {error}"]) from None
+    except IsADirectoryError:
+        raise ConfigError([f"{path}: cannot be read as text: {_folder(path)}"]) from None
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read as text: {error.strerror or error}"]) from None
+    except UnicodeDecodeError as error:
+        said = f"byte {error.start} is none of UTF-8; a YAML file is expected here"
+        raise ConfigError([f"{path}: cannot be read as text: {said}"]) from None
     return parse_document(text, str(path))
 
 
@@ -70,7 +80,10 @@ def parse_document(text: str, name: str) -> Document:
         raise ConfigError([f"{name}:{line}: {error.problem}"]) from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError([f"{name}:{line}: not valid YAML: {error.problem or error.context}"]) from None
+        hint = ""
+        if address := IPV6_ADDRESS.search((text.splitlines() or [""])[min(line, len(text.splitlines())) - 1]):
+            hint = f"; an address that begins with a bracket is quoted in a file: '{address[0]}'"
+        raise ConfigError([f"{name}:{line}: not valid YAML: {error.problem or error.context}{hint}"]) from None
     except YAMLError as error:
         raise ConfigError([f"{name}: not valid YAML: {_first_line(error)}"]) from None
     if node is None:
@@ -85,7 +98,8 @@ def parse_document(text: str, name: str) -> Document:
 def apply_override(document: Document, override: str) -> None:
     """Applies one `key.path=value` in place; the value is read as YAML, list items are numbered from 0.
 
-    Mappings on the way are created if they are absent or null; lists do not grow.
+    Mappings on the way are created if they are absent or null; lists do not grow. Addresses such as [::1]:50051, which
+    no YAML begins with, need no quotes.
 
     Raises:
         ConfigError: if the override has no `=`, its value is not YAML, or its path leads through a value without keys.
@@ -94,6 +108,8 @@ def apply_override(document: Document, override: str) -> None:
     where = f"override {override!r}"
     if not equals:
         raise ConfigError([f"{where}: {WRITTEN_AS}"])
+    if not re.search("[\"']", value_text):
+        value_text = IPV6_ADDRESS.sub(lambda found: f"'{found[0]}'", value_text)
     try:
         node = compose(value_text)
     except LimitError as error:
@@ -167,17 +183,30 @@ def _first_line(error: YAMLError) -> str:
 
 
 def _missing(path: Path) -> str:
-    from genssl.config.shipped import shipped_or_own  # which reads documents
+    from genssl.config.shipped import shipped_recipes  # which reads documents
 
-    name = Path(path.as_posix().removeprefix("recipes/"))
-    if not path.is_absolute() and shipped_or_own(name) != name:
-        short = name.as_posix().removesuffix(".yaml")
-        return f"{path}: no such file; genssl has a recipe of that name, copy it with: genssl recipes copy {short}"
+    if "=" in path.name:
+        return f"{path}: is a setting, and no file of that name is there; the file comes first, settings follow it"
+    shipped = {} if path.is_absolute() else shipped_recipes()
+    short = path.as_posix().removeprefix("recipes/").removesuffix(".yaml")
+    if short in shipped:
+        return (
+            f"{path}: no such file; genssl has a recipe of that name: give {short} in its place, or copy it with: "
+            f"genssl recipes copy {short}"
+        )
+    near = difflib.get_close_matches(short[:LONGEST_NAME], shipped, n=1, cutoff=0.7)
+    came = f"; genssl has a recipe {near[0]} (genssl recipes lists all)" if near else ""
     if not path.parent.is_dir():
-        return f"{path}: no such file (the folder {path.parent} does not exist)"
+        return f"{path}: no such file (the folder {path.parent} does not exist){came}"
     neighbours = [str(path.with_name(entry.name)) for entry in path.parent.glob("*.y*ml")]
     hint = suggest(str(path), neighbours) if neighbours else f" (no YAML file lies in {path.parent})"
-    return f"{path}: no such file{hint}"
+    return f"{path}: no such file{hint}{came}"
+
+
+def _folder(path: Path) -> str:
+    if (path / "recipe.yaml").is_file():
+        return f"it is the directory of a run, whose recipe is {path / 'recipe.yaml'}"
+    return "it is a folder; give a YAML file"
 
 
 class _Reader:

@@ -30,9 +30,12 @@ def load(model: type[M], path: str | Path, overrides: typing.Sequence[str] = ())
 
     Raises:
         ConfigError: naming, for every problem, file:line (or the override), the key path, what was found and what is
-            allowed.
+            allowed; or, of a file of another kind, the command that takes it.
     """
+    from genssl.config.kinds import require_kind  # which knows the models of all kinds
+
     document = read_document(path)
+    require_kind(document, model)
     for override in overrides:
         apply_override(document, override)
     return validate(model, document)
@@ -108,6 +111,7 @@ def _block(kind: str, value: Any, path: KeyPath, document: Document, problems: l
         return stand_in
     try:
         model = registry.config(value["name"])
+        require_component(kind, value["name"], model)
     except (UnknownNameError, PluginError) as error:
         problems.append(f"{document.where((*path, 'name'))}: {dotted(path)}.name: {error}")
         return stand_in
@@ -116,8 +120,18 @@ def _block(kind: str, value: Any, path: KeyPath, document: Document, problems: l
     except ValidationError as error:
         problems += explain(error, path, document, model)
         return stand_in
-    assert isinstance(config, ComponentConfig), f"the Config of {value['name']!r} must derive from ComponentConfig"
-    return config
+    return typing.cast(ComponentConfig, config)
+
+
+def require_component(kind: str, name: str, model: Any) -> None:
+    """Raises PluginError if what a plug-in gives for its Config cannot validate a block of a recipe."""
+    if isinstance(model, type) and issubclass(model, ComponentConfig):
+        return
+    shown = f"{model.__module__}.{model.__qualname__}" if isinstance(model, type) else repr(model)
+    raise PluginError(
+        f"the plug-in for {name!r} among the {kind} cannot be used: its Config is {shown}, which does not derive from "
+        "genssl.config.base.ComponentConfig; correct that in the plug-in, or uninstall it"
+    )
 
 
 def explain(error: ValidationError, prefix: KeyPath, document: Document, model: type[BaseModel]) -> list[str]:

@@ -35,7 +35,15 @@ def shipped_recipes() -> dict[str, Path]:
 
 def shipped_or_own(path: Path) -> Path:
     """Returns a file of one's own, or, where there is none, the shipped one that `path` is the name of."""
-    return path if path.exists() else shipped_recipes().get(path.as_posix().removesuffix(".yaml"), path)
+    if path.is_file() or path.is_absolute():
+        return path
+    return shipped_recipes().get(path.as_posix().removesuffix(".yaml"), path)
+
+
+def completions(incomplete: str) -> list[str]:
+    """Returns the shipped names, and the YAML files of one's own, that what was typed may become."""
+    own = [str(path) for pattern in ("*.y*ml", "*/*.y*ml") for path in Path().glob(f"{incomplete}{pattern}")]
+    return [name for name in shipped_recipes() if name.startswith(incomplete)] + sorted(own)
 
 
 def headline(path: Path) -> str:

@@ -171,11 +171,15 @@ def load_study(
     Raises:
         ConfigError: naming every problem with file:line, key path, what was found and what is allowed.
     """
+    from genssl.config.kinds import require_kind  # which knows the models of all kinds
+
     document = read_document(path)
+    require_kind(document, Study)
     study = validate(Study, document)
     if quick and study.quick is None:
         raise ConfigError([f"{document.where(())}: quick: the study has no short form; leave --quick away, or add one"])
-    base = read_document(path.parent / study.recipe)
+    base = read_document(Path(document.name).parent / study.recipe)
+    require_kind(base, Recipe)
     settings = [(("set",), study.set)] + ([(("quick", "set"), study.quick.set)] if quick and study.quick else [])
     for place, values in settings:
         for key, value in values.items():

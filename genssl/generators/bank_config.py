@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator
 
 from genssl.config.base import ComponentConfig, Section
+from genssl.config.load import require_component
 from genssl.errors import UserError
 from genssl.registry import BACKBONES, DATASETS
 
@@ -33,7 +34,9 @@ def _component(registry: Any, value: Any, expected: str) -> ComponentConfig:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise ValueError(f"{expected} is expected")
     try:
-        config: ComponentConfig = registry.config(value["name"]).model_validate(value)
+        model = registry.config(value["name"])
+        require_component(registry.kind, value["name"], model)
+        config: ComponentConfig = model.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None

@@ -23,6 +23,11 @@ class MethodConfig(ComponentConfig):
         "ones, together. The default is what the method's official code does",
     )
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether a step depends on which part of the training is done; if so, a run cannot be lengthened."""
+        return False
+
 
 class SimCLRConfig(MethodConfig):
     """SimCLR; the projector is a two-layer MLP (Chen et al. 2020, section 4.2)."""
@@ -54,6 +59,11 @@ class MomentumConfig(MethodConfig):
 
     momentum_start: float = Field(0.99, ge=0, le=1)
     momentum_end: float = Field(1.0, ge=0, le=1)
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether the momentum rises."""
+        return self.momentum_start != self.momentum_end
 
 
 class BYOLConfig(MomentumConfig):
@@ -128,3 +138,8 @@ class DINOConfig(MomentumConfig):
     )
     centre_momentum: float = Field(0.9, ge=0, lt=1)
     momentum_start: float = Field(0.996, ge=0, le=1)
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether the momentum rises, the teacher warms up, or the prototypes stay for a while."""
+        return super().depends_on_length or self.teacher_warmup > 0 or self.freeze_prototypes > 0

@@ -16,7 +16,7 @@ from genssl.serving.socket_folder import SOCKET, SocketFolder
 
 START_SECONDS = 600.0
 STOP_SECONDS = 10.0
-LOG_LINES = 8
+LOG_LINES = 20  # of a message: the log of a run that never began goes with its directory
 
 
 class EmbeddedServer:
@@ -93,7 +93,7 @@ class EmbeddedServer:
             self.check()
             if time.monotonic() - started > START_SECONDS:
                 raise ServerUnavailableError(
-                    f"the generation server did not start within {START_SECONDS:g} s; its log is {self.log_path}"
+                    f"the generation server did not start within {START_SECONDS:g} s. {self._end_of_log()}"
                 )
             time.sleep(0.02)
 
@@ -105,14 +105,17 @@ class EmbeddedServer:
         _, mark, said = self.log_path.read_text(errors="replace").rpartition("genssl: ")
         if code == 2 and mark:  # a user error of its own, such as a model that is not there
             raise UserError(said.strip())
-        lines = self.log_path.read_text(errors="replace").strip().splitlines()[-LOG_LINES:]
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        tail = "".join(f"\n    {line}" for line in lines) or " (empty)"
         raise ServerUnavailableError(
             f"the generation server of this run (process {self.pid} at {self.address}) {how}. Start the run again; "
             "if it happens again, start the server by itself with `genssl serve-generator FILE` and set "
-            f"variants.server to its address. The end of its log {self.log_path}:{tail}"
+            f"variants.server to its address. {self._end_of_log()}"
         )
+
+    def _end_of_log(self) -> str:
+        lines = self.log_path.read_text(errors="replace").strip().splitlines()[-LOG_LINES:]
+        said = "".join(f"\n    {line}" for line in lines) or " (empty)"
+        return f"The end of its log ({self.log_path.name}):{said}"
 
     def stop(self) -> None:
         """Ends the server: politely, then not."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +26,7 @@ from genssl.studies.summarise import Finished, run_cost, summarise
 from genssl.studies.summary import Summary
 from genssl.training.checkpoint import LATEST
 from genssl.training.files import write_atomically
+from genssl.training.lock import provisional
 from genssl.training.progress import Progress
 from genssl.training.run import run
 
@@ -72,11 +71,7 @@ def compare(loaded: LoadedStudy, out: Path, watcher: Watcher) -> Summary:
     for item in loaded.arms:
         if item.arm.paper is not None:
             look_up(item.arm.paper)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be created ({error.strerror})") from None
-    with _alone(out):
+    with provisional(out, lambda: _holds_runs(out)):
         _claim(loaded, out)
         stores = StudyStores(out, loaded.arms, watcher.note)
         # Arms whose length follows from others come after them.
@@ -94,14 +89,9 @@ def compare(loaded: LoadedStudy, out: Path, watcher: Watcher) -> Summary:
         return summary
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"--out {out}: another `genssl compare` is at work there; wait for it") from None
-        yield
+def _holds_runs(out: Path) -> bool:
+    """Says whether anything of a study has been made: files of a run, or a store."""
+    return (out / "stores").exists() or any(path.is_file() for path in (out / RUNS).glob("*/*/*"))
 
 
 def _claim(loaded: LoadedStudy, out: Path) -> None:
@@ -110,13 +100,13 @@ def _claim(loaded: LoadedStudy, out: Path) -> None:
     A study may gain arms and seeds: every run that is there is compared with the recipe that it should have.
     """
     path = out / STUDY
-    if path.exists():
+    if path.exists() and _holds_runs(out):  # what a start that failed has left is taken up
         name = read_document(path).data.get("name")
         if name != loaded.study.name:
             raise UserError(
                 f"--out {out}: holds runs of the study {name!r}, not of {loaded.study.name!r}; give another folder"
             )
-    elif any(entry.name != ".lock" for entry in out.iterdir()):
+    elif any(entry.name not in (".lock", STUDY, RUNS) for entry in out.iterdir()):
         raise UserError(f"--out {out}: is not empty and holds no study; give another folder")
     text = to_yaml(loaded.study)
     write_atomically(path, lambda partial: partial.write_text(text))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from genssl.errors import UserError
@@ -35,6 +36,37 @@ def claim(folder: Path) -> Iterator[None]:
     finally:
         (folder / NAME).unlink(missing_ok=True)  # while it is still held; see _acquire
         os.close(descriptor)
+
+
+@contextmanager
+def provisional(folder: Path, begun: Callable[[], bool]) -> Iterator[None]:
+    """Claims a directory, and leaves it as it was, or absent, unless something has begun there.
+
+    Args:
+        folder: made if need be.
+        begun: asked at the end; if it says no, what has come into the directory meanwhile is removed.
+
+    Raises:
+        UserError: as `claim`.
+    """
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    stays = False
+    try:
+        with claim(folder):
+            before = set(folder.iterdir())
+            try:
+                yield
+            finally:
+                stays = begun()
+                for path in set() if stays else set(folder.iterdir()) - before:
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.rmtree(path, ignore_errors=True)
+                    else:
+                        path.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):  # not empty: another process has begun there
+            for path in [] if stays else absent:
+                path.rmdir()
 
 
 def is_claimed(folder: Path) -> bool:

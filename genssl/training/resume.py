@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +19,85 @@ from genssl.errors import UserError
 from genssl.training.distributed import Ranks
 from genssl.training.files import write_atomically
 from genssl.training.provenance import dataset_digest
+from genssl.training.run_directory import AS_BEGUN, RECIPE, holds_run
 
 SHOWN = 5
 
 
-def is_finished(folder: Path) -> bool:
-    """Says whether a run directory holds a run that has nothing left to do; the report is its last file."""
-    return (folder / "results.json").exists() and (folder / "report.html").exists()
-
-
-def recipe_of(folder: Path) -> Recipe:
-    """Returns the recipe of a run directory.
+def recipe_of(folder: Path, settings: Sequence[str] = ()) -> Recipe:
+    """Returns the recipe of a run directory, with `key.path=value` settings upon it.
 
     Raises:
         UserError: if it is no run directory.
     """
-    if not (folder / "recipe.yaml").exists():
+    if not (folder / RECIPE).exists():
         raise UserError(
             f"--resume {folder}: holds no run (no recipe.yaml); give the directory of a run, or the recipe as well to "
             "begin one there"
         )
-    return load(Recipe, folder / "recipe.yaml")
+    return load(Recipe, folder / RECIPE, settings)
 
 
-def require_same(recipe: Recipe, folder: Path) -> None:
-    """Raises UserError, naming what differs, if a run directory was begun with another recipe."""
-    if not (folder / "recipe.yaml").exists():
-        return
-    begun = recipe_of(folder)
+def as_begun(recipe: Recipe, folder: Path) -> Recipe:
+    """Returns the recipe that a run directory was begun with, which differs from `recipe` in train.epochs at most.
+
+    Raises:
+        UserError: naming what else differs.
+    """
+    if not holds_run(folder) or not (folder / RECIPE).exists():
+        return recipe
     # As written: a number of the same value may have come as 1 or as 1.0.
-    if to_yaml(begun) == to_yaml(recipe):
-        return
-    differing = _differences(begun.model_dump(mode="json"), recipe.model_dump(mode="json"), "")
-    more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+    there = of_length(recipe_of(folder), recipe.train.epochs)
+    if to_yaml(there) != to_yaml(recipe):
+        differing = _differences(there.model_dump(mode="json"), recipe.model_dump(mode="json"), "")
+        more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+        raise UserError(
+            f"--resume {folder}: was begun with another recipe: {', '.join(differing[:SHOWN])}{more}. Of a run that "
+            "goes on only train.epochs can be changed. Leave the recipe and other settings out "
+            f"(genssl run --resume {folder}), or start another run (genssl run {folder / RECIPE} KEY=VALUE --out DIR)"
+        )
+    return load(Recipe, folder / AS_BEGUN) if (folder / AS_BEGUN).exists() else recipe_of(folder)
+
+
+def of_length(recipe: Recipe, epochs: int) -> Recipe:
+    """Returns a recipe with another number of epochs."""
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": epochs})})
+
+
+def changed_length(recipe: Recipe, folder: Path, epochs_done: float) -> dict[str, int]:
+    """Returns what results.json says of it if a run goes on with another number of epochs.
+
+    Args:
+        recipe: of the run from now on.
+        folder: the run directory.
+        epochs_done: by its checkpoint.
+
+    Raises:
+        UserError: if what is done is not what it would be in a run that had this length from the beginning.
+    """
+    if not (folder / RECIPE).exists():  # another machine than the first one, which has it
+        return {}
+    epochs, before = recipe.train.epochs, recipe_of(folder).train.epochs
+    if epochs == before:
+        return {}
+    schedule, method = recipe.schedule, recipe.method
+    if epochs_done > epochs:
+        why = f"{epochs_done:g} are done"
+    elif schedule.name == "cosine" and epochs_done > schedule.warmup_epochs:
+        why = (
+            f"its schedule is a cosine over {before} epochs, and after {epochs_done:g} of them the "
+            f"learning rate has been another than in a run of {epochs} (only schedule.name: constant does not depend "
+            "on the length)"
+        )
+    elif getattr(method, "depends_on_length", True):  # a plug-in may say nothing of it
+        why = f"{method.name} does in each step what depends on the part of the training that is done"
+    elif recipe.variants.budget is not None:
+        why = "variants.budget is spread over all epochs"
+    else:
+        return {"epochs_before": before}
     raise UserError(
-        f"--resume {folder}: was begun with another recipe: {', '.join(differing[:SHOWN])}{more}. "
-        f"Leave the recipe out (genssl run --resume {folder}), or start another run with --out"
+        f"--resume {folder}: train.epochs cannot be changed from {before} to {epochs}: {why}. Start a run of {epochs} "
+        f"epochs: genssl run {folder / RECIPE} train.epochs={epochs}"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from contextlib import ExitStack
@@ -12,7 +11,6 @@ from typing import Any
 
 import torch
 
-from genssl.config.dump import to_yaml
 from genssl.config.recipe import Recipe
 from genssl.data.load import left_out_note
 from genssl.errors import ServerUnavailableError, UserError
@@ -21,11 +19,10 @@ from genssl.runtime import pick_device, seeded_initialisation, set_threads
 from genssl.training.checkpoint import LATEST, Checkpoints, Position, restore, restore_ledger
 from genssl.training.cross_rank_norm import synchronise_batch_norm
 from genssl.training.deliveries import announced, enter, follow_log, how_online, take
-from genssl.training.distributed import ranks_now, require_divisible
+from genssl.training.distributed import Ranks, ranks_now, require_divisible
 from genssl.training.evaluate import divided, evaluate
-from genssl.training.files import save_encoder, write_atomically, write_json
+from genssl.training.files import save_encoder, write_json
 from genssl.training.loader import SourceLoader
-from genssl.training.lock import claim
 from genssl.training.loggers import MetricsLog, check_loggers, open_loggers
 from genssl.training.monitors import KNN, Monitor, warning_of
 from genssl.training.optim import build_optimizer, lr_factor, peak_lr
@@ -33,7 +30,8 @@ from genssl.training.planning import build_refresher, prefetch_depth, view_plan
 from genssl.training.progress import Progress
 from genssl.training.provenance import provenance
 from genssl.training.report import write_report
-from genssl.training.resume import entry, identity, is_finished, require_same, require_same_step
+from genssl.training.resume import as_begun, changed_length, entry, identity, recipe_of, require_same_step
+from genssl.training.run_directory import hold, is_finished, read_results, refuse_used
 from genssl.training.samples import draw_run_samples
 from genssl.training.shared_server import server_threads, start_shared_server
 from genssl.training.sources import open_source, open_stored_first, require_stored
@@ -70,9 +68,10 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
     started = time.perf_counter()
     # ---- Device and data: first, so that a mistake in the recipe leaves nothing behind ----
     ranks = ranks_now()
+    begun = as_begun(recipe, out) if resume else recipe
     if resume:
-        require_same(recipe, out)
-        if ranks.gather(is_finished(out))[0]:  # other machines need not have the results
+        finished = is_finished(out) and recipe_of(out).train.epochs == recipe.train.epochs
+        if ranks.gather(finished)[0]:  # other machines need not have the results
             progress.note(f"{out} is finished; there is nothing to resume")
             return read_results(out) if ranks.first else {}
     if ranks.first and not resume:
@@ -96,24 +95,21 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
         opened = stack.enter_context(open_stored_first(recipe, splits.train, plan, ledger, device))
 
         # ---- Run directory, and the checkpoint to go on from ----
-        if ranks.first:
-            stack.enter_context(claim(out))
-            if not resume:
-                refuse_used(out)  # another process may have begun one since
-        checkpoints = Checkpoints(out, recipe.train.keep_checkpoints, identity(recipe, splits.train))
+        directory = stack.enter_context(hold(out, resume=resume)) if ranks.first else None
+        checkpoints = Checkpoints(out, recipe.train.keep_checkpoints, identity(begun, splits.train))
         state, notes = checkpoints.latest() if resume else (None, [])
+        length = changed_length(recipe, out, state["step"] / plan.steps_per_epoch) if state is not None else {}
         require_same_step(ranks, out, 0 if state is None else state["step"])
         for note in notes:
             progress.note(note)
         begun_with = [state["identity"]["generator"]] if state and state["identity"].get("generator") else []
-        if ranks.first:
-            write_atomically(out / "recipe.yaml", lambda path: path.write_text(to_yaml(recipe)))
 
         # ---- Variants: the server loads its model while the trainer prepares ----
         server = stack.enter_context(start_shared_server(recipe, out, ranks, begun_with))
         if device.type == "cpu":
             shared_with = server_threads(recipe) if server else 0
             set_threads(recipe.train.threads, shared_with=shared_with, among=ranks.local_size)
+        progress.announce(recipe, len(splits.train), plan.steps_per_epoch, where(device, ranks), out)
 
         # ---- Model ----
         with seeded_initialisation("model", recipe.seed):
@@ -136,7 +132,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
         if state is not None:
             position = restore(state, out / LATEST, **saved)
             restore_ledger(state, ledger)
-            position.resumed.append(entry(recipe, device, position.step))
+            position.resumed.append(entry(recipe, device, position.step) | length)
             progress.note(f"resumed after step {position.step} of {total_steps}")
         save = partial(checkpoints.save, position, ledger=ledger, **saved)
 
@@ -204,6 +200,8 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
                     f"the loss became {loss} at epoch {step_plan.epoch}, step {step_plan.step}; "
                     f"lower optimizer.lr (it is {lr:g} here)"
                 )
+            if directory is not None:
+                directory.begin(recipe)  # not before: what fails until here leaves nothing behind
             if refresher is not None:
                 refresher.step()
             now = time.perf_counter()
@@ -246,7 +244,8 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
             if position.step > saved_step and ranks.first:
                 save(epoch=position.step // plan.steps_per_epoch)
             done = f"{position.step} of {total_steps}"
-            progress.note(f"stopped after step {done}; continue with: genssl run --resume {out}")
+            again = f"continue with: genssl run --resume {out}" if position.step else "nothing was written"
+            progress.note(f"stopped after step {done}; {again}")
             ranks.end_together("stopped")
             signals.follow()
         # What the ledger says ends here; the pictures below cost a few more calls.
@@ -257,7 +256,8 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
 
         # ---- Results: of the first rank; the others do their share of some, and wait, since they would take shared
         # things with them ----
-        if ranks.first:
+        if directory is not None:
+            directory.begin(recipe)  # a run whose steps were all done before
             save_encoder(out / "encoder.safetensors", backbone, recipe)
         metrics: dict[str, float] = {}
         protocols: dict[str, dict[str, Any]] = {}
@@ -270,6 +270,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
         if splits.evaluation is not None and alone:
             more = evaluate(alone, method, splits.evaluation, device, progress.evaluating)
             metrics, protocols = metrics | more[0], protocols | more[1]
+        progress.evaluated()
         results = {
             "name": recipe.name,
             "metrics": metrics,
@@ -292,18 +293,11 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
         return results
 
 
-def refuse_used(out: Path) -> None:
-    """Raises UserError if `out` holds a run already, or is no directory."""
-    if (out / "results.json").exists() or (out / "metrics.jsonl").exists():
-        raise UserError(f"{out} holds a run already; give another directory with --out, or remove it")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; give a directory with --out")
-
-
-def read_results(out: Path) -> dict[str, Any]:
-    """Returns the content of a finished run's results.json."""
-    results: dict[str, Any] = json.loads((out / "results.json").read_text())
-    return results
+def where(device: torch.device, ranks: Ranks) -> str:
+    """Returns what a run computes on, in words."""
+    threads = torch.get_num_threads()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
+    return f"{device.type} ({name})" if ranks.size == 1 else f"{ranks.size} x {device.type} ({name} each)"
 
 
 def is_due(recipe: Recipe, step: int, steps_per_epoch: int, total_steps: int) -> bool:

@@ -10,6 +10,7 @@ import pytest
 
 from genssl import __version__
 from genssl.config.document import parse_document, read_document
+from genssl.config.dump import to_yaml
 from genssl.config.kinds import model_of
 from genssl.config.load import load, validate
 from genssl.config.recipe import Recipe
@@ -92,6 +93,86 @@ def test_a_run_directory_that_holds_a_run_is_left_alone(genssl, tmp_path):
     (directory / "results.json").write_text("{}")
     done = genssl("run", RECIPE, "--out", "runs/first")
     assert_refused(done, "runs/first holds a run already; give another directory with --out, or remove it")
+
+
+def test_a_failed_start_without_out_leaves_no_folder(genssl):
+    done = genssl("run", RECIPE, "variants.source=stored", "variants.store=nowhere")
+    assert_refused(done, "variants.store: nowhere does not exist; make it: ")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run"],
+        ["preview"],
+        ["plan", "--images", "9", "--generator-rate", "1", "--trainer-rate", "1"],
+        ["pregenerate", "--store", "variants", "--variants", "1"],
+        ["evaluate-generator"],
+        ["show"],
+        ["validate"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_every_command_that_takes_a_recipe_takes_the_name_of_a_shipped_one(genssl, command):
+    done = genssl(*command, "cifar10/simclr", "train.epochs=none")
+    assert_refused(done, "override 'train.epochs=none': train.epochs: 'none': ")
+    done = genssl(*command, "cifar10/simlcr")
+    assert_refused(
+        done, "cifar10/simlcr: no such file (the folder cifar10 does not exist); genssl has a recipe cifar10/"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "setting", "problem"),
+    [
+        ("compare", "studies/methods", "train.epochs=none", "arm simclr-none: override 'train.epochs=none': "),
+        ("train-generator", "generators/digits_flow", "flow.steps=none", "override 'flow.steps=none': flow.steps: "),
+    ],
+)
+def test_so_do_those_that_take_other_kinds(genssl, command, name, setting, problem):
+    assert problem in genssl(command, name, setting).stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["evaluate"], ["similarity", RECIPE], ["convert-weights", "--features", "a.pth", "--out", "o"]],
+    ids=lambda command: command[0],
+)
+def test_a_recipe_where_weights_are_expected(genssl, command):
+    done = genssl(*command, RECIPE)
+    assert done.returncode == 2
+    assert f"{RECIPE}: is a recipe of a training run, and a" in done.stderr
+    assert done.stderr.endswith(f"is expected here; the command for it is: genssl run {RECIPE}\n")
+
+
+def test_an_address_that_begins_with_a_bracket_needs_no_quotes(genssl):
+    done = genssl("show", RECIPE, "variants.server=[::1]:50051")
+    assert "server: '[::1]:50051'" in done.stdout
+    done = genssl("show", RECIPE, "variants.server=[[::1]:50051,127.0.0.1:50052]")
+    assert parse_document(done.stdout, "shown").data["variants"]["server"] == ["[::1]:50051", "127.0.0.1:50052"]
+
+
+def begun(folder: Path, *settings: str) -> Path:
+    """A run directory as far as the command line looks at it."""
+    folder.mkdir()
+    recipe = load(Recipe, RECIPE, ["variants.source=none", *settings])
+    (folder / "recipe.yaml").write_text(to_yaml(recipe))
+    (folder / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    return folder
+
+
+def test_resume_takes_settings_and_says_which_can_be_changed(genssl, tmp_path):
+    begun(tmp_path / "run")
+    done = genssl("run", "--resume", "run", "optimizer.lr=0.5", "train.epochs=40")
+    assert_refused(done, "--resume run: was begun with another recipe: optimizer.lr 0.002 (now: 0.5). Of a run ")
+    assert "only train.epochs can be changed" in done.stderr
+    assert "start another run (genssl run run/recipe.yaml KEY=VALUE --out DIR)" in done.stderr
+    done = genssl("run", "--resume", "run", "train.epoch=4")
+    assert_refused(done, "override 'train.epoch=4': train.epoch: unknown key")
+
+
+def test_a_setting_in_place_of_the_recipe(genssl):
+    assert_refused(genssl("run", "train.epochs=4"), "train.epochs=4: is a setting, and no file of that name is there; ")
 
 
 def test_a_preview_is_a_png(genssl):

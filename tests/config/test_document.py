@@ -26,6 +26,7 @@ evaluate:
 """
 
 
+ROOT = Path(__file__).resolve().parents[2]
 COPY = "genssl recipes copy imagenet/simclr"
 
 
@@ -219,12 +220,46 @@ def test_a_missing_file_without_neighbours_says_so(tmp_path):
     assert str(caught.value) == expected
 
 
-@pytest.mark.parametrize("name", ["imagenet/simclr", "imagenet/simclr.yaml", "recipes/imagenet/simclr.yaml"])
-def test_a_missing_file_that_has_the_name_of_a_shipped_recipe_says_how_to_get_it(tmp_path, monkeypatch, name):
+@pytest.mark.parametrize("name", ["imagenet/simclr", "imagenet/simclr.yaml"])
+def test_a_shipped_recipe_is_read_by_its_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert read_document(Path(name)).data == read_document(ROOT / "recipes" / "imagenet" / "simclr.yaml").data
+
+
+def test_a_file_of_that_path_wins_and_a_folder_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imagenet" / "simclr").mkdir(parents=True)
+    assert read_document(Path("imagenet/simclr")).data["name"] == "simclr-imagenet"
+    (tmp_path / "imagenet" / "byol").write_text("name: mine\n")
+    assert read_document(Path("imagenet/byol")).data == {"name": "mine"}
+
+
+def test_a_path_that_ends_in_a_shipped_name_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as caught:
-        read_document(Path(name))
-    assert str(caught.value).endswith("no such file; genssl has a recipe of that name, copy it with: " + COPY)
+        read_document(Path("recipes/imagenet/simclr.yaml"))
+    assert str(caught.value).endswith(
+        "no such file; genssl has a recipe of that name: give imagenet/simclr in its place, or copy it with: " + COPY
+    )
+
+
+def test_a_near_miss_of_a_shipped_name_is_suggested(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for near, name in {"cifar10/simlcr": "cifar10/simclr", "simclr-sd": "simclr_sd"}.items():
+        with pytest.raises(ConfigError, match=f"^{near}: no such file .*; genssl has a recipe {name} "):
+            read_document(Path(near))
+
+
+def test_a_setting_in_place_of_a_file_is_called_that(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^train\.epochs=5: is a setting, and no file of that name is there; "):
+        read_document(Path("train.epochs=5"))
+
+
+def test_the_directory_of_a_run_says_where_its_recipe_is(tmp_path):
+    (tmp_path / "recipe.yaml").touch()
+    with pytest.raises(ConfigError, match=f"directory of a run, whose recipe is {tmp_path}/recipe.yaml$"):
+        read_document(tmp_path)
 
 
 def test_a_folder_or_a_binary_file_cannot_be_read_as_text(tmp_path):
@@ -241,6 +276,12 @@ def test_a_file_is_named_as_it_was_given_and_may_have_a_byte_order_mark(tmp_path
     document = read_document("a.yaml")
     assert document.data == {"name": "Zürich", "seed": 1}
     assert document.where(("seed",)) == "a.yaml:2"
+
+
+def test_an_address_that_no_yaml_begins_with_is_hinted_at():
+    for text, line in (("a: [::1]:50051\n", 1), ("b: 1\na:\n  - [::1]:50051\n", 3)):
+        with pytest.raises(ConfigError, match=rf"^f.yaml:{line}: not valid YAML: .* in a file: '\[::1\]:50051'$"):
+            parse_document(text, "f.yaml")
 
 
 # ---- Overrides ----
@@ -264,6 +305,10 @@ def overridden(*overrides: str) -> Document:
         ("[1, 2]", [1, 2]),
         ("{a: {b: c}}", {"a": {"b": "c"}}),
         ("host:50051", "host:50051"),
+        ("[::1]:50051", "[::1]:50051"),
+        ("[127.0.0.1:1,[2001:db8::2]:2]", ["127.0.0.1:1", "[2001:db8::2]:2"]),
+        ("{address: [::]:0, store: {path: a}}", {"address": "[::]:0", "store": {"path": "a"}}),
+        ("'[::1]:50051'", "[::1]:50051"),
         ("a=b", "a=b"),
         ("null", None),
         ("", None),

@@ -221,13 +221,34 @@ def test_a_folder_with_something_else_is_refused(study, tmp_path):
         compare(load_study(study), tmp_path, Watcher())
 
 
+def test_a_study_whose_first_run_cannot_start_leaves_nothing(study, tmp_path):
+    broken = load_study(study, ["dataset={name: folder, root: /nowhere}"])
+    with pytest.raises(UserError, match=r"arm none, seed 0: dataset\.root: /nowhere does not exist"):
+        compare(broken, tmp_path / "studies" / "new", Watcher())
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match="/nowhere does not exist"):
+        compare(broken, tmp_path / "there", Watcher())
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_what_a_killed_start_left_is_taken_up_by_any_study(study, tmp_path):
+    (tmp_path / "runs" / "none").mkdir(parents=True)
+    (tmp_path / "study.yaml").write_text("name: other\n")
+    (tmp_path / ".lock").touch()
+    with pytest.raises(KeyboardInterrupt):
+        compare(load_study(study), tmp_path, Watcher(stop_after=1))
+    assert "name: small" in (tmp_path / "study.yaml").read_text()
+    assert (tmp_path / "runs" / "none" / "seed-0" / "results.json").is_file(), "what has begun stays"
+
+
 def test_two_at_once_are_refused(done, study):
     import fcntl
 
     out, *_ = done
     with (out / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another `genssl compare` is at work"):
+        with pytest.raises(UserError, match="is in use by another process; wait until it has ended"):
             compare(load_study(study), out, Watcher())
 
 

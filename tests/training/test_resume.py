@@ -16,12 +16,14 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from genssl.config.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
 from genssl.registry import METHODS
 from genssl.training.lock import claim, is_claimed
 from genssl.training.progress import Progress
+from genssl.training.resume import changed_length, of_length
 from genssl.training.run import run
 from genssl.training.run_states import unfinished_runs
 
@@ -276,9 +278,116 @@ def test_a_finished_run_is_left_alone(uninterrupted):
 
 def test_another_recipe_is_refused_by_what_differs(uninterrupted):
     with pytest.raises(
-        UserError, match=r"begun with another recipe: seed 0 \(now: 1\), train.epochs 2 \(now: 4\)\. Lea"
+        UserError, match=r"begun with another recipe: seed 0 \(now: 1\)\. Of a run that goes on only train\.epochs can"
     ):
         said(quick("seed=1", "train.epochs=4"), uninterrupted, resume=True)
+
+
+# ---- Another length ----
+
+CONSTANT = ("schedule.name=constant", "train.keep_checkpoints=1")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The directory of a run of three epochs at a constant learning rate."""
+    out = tmp_path_factory.mktemp("straight") / "three"
+    said(quick(*CONSTANT, "train.epochs=3"), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """The directory of such a run of one epoch."""
+    out = tmp_path_factory.mktemp("short") / "one"
+    said(quick(*CONSTANT, "train.epochs=1"), out)
+    return out
+
+
+def copied(out: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(out, tmp_path / "run"))
+
+
+def test_a_lengthened_run_ends_as_one_that_was_as_long_from_the_beginning(short, straight, tmp_path):
+    out = copied(short, tmp_path)
+    results, text = said(quick(*CONSTANT, "train.epochs=3"), out, resume=True)
+    assert_same_end(out, straight)
+    assert results["resumed"] == [{"step": 5, "exact": True, "epochs_before": 1}]
+    assert load(Recipe, out / "recipe.yaml").train.epochs == 3
+    assert json.loads((out / "results-1-epochs.json").read_text()) == json.loads((short / "results.json").read_text())
+    assert (out / "encoder-1-epochs.safetensors").read_bytes() == (short / "encoder.safetensors").read_bytes()
+    again, text = said(quick(*CONSTANT, "train.epochs=3"), out, resume=True)
+    assert again == results
+    assert "is finished; there is nothing to resume" in text
+
+
+def test_a_run_is_lengthened_more_than_once_and_where_it_was_interrupted(short, straight, tmp_path):
+    out = copied(short, tmp_path)
+    said(quick(*CONSTANT, "train.epochs=2"), out, resume=True)
+    for name in ("results.json", "report.html", "encoder.safetensors"):  # as if it were killed before its end
+        (out / name).unlink()
+    said(quick(*CONSTANT, "train.epochs=3"), out, resume=True)
+    assert_same_end(out, straight)
+    assert load(Recipe, out / "recipe-begun.yaml").train.epochs == 1
+
+
+@pytest.mark.parametrize("name", ["results.json", "report.html", "recipe-begun.yaml"])
+def test_a_run_that_is_killed_while_it_gets_its_length_can_go_on(short, straight, tmp_path, name, monkeypatch):
+    out = copied(short, tmp_path)
+    replace, unlink = os.replace, Path.unlink
+
+    def die(done, path):
+        if Path(path).name == name:
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(os, "replace", lambda one, other: die(replace(one, other), other if "begun" in name else one))
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: die(unlink(path, missing_ok), path))
+    with pytest.raises(KeyboardInterrupt):
+        said(quick(*CONSTANT, "train.epochs=3"), out, resume=True)
+    monkeypatch.undo()
+    assert load(Recipe, out / "recipe.yaml").train.epochs == 1
+    said(quick(*CONSTANT, "train.epochs=3"), out, resume=True)
+    assert_same_end(out, straight)
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs", "why"),
+    [
+        (["schedule.name=cosine"], 2, "its schedule is a cosine over 1 epochs, and after 1 of them"),
+        (["method={name: byol}"], 2, "byol does in each step what depends on the part of the training that is done"),
+        (["method={name: moco, momentum_end: 0.99, queue_size: 64}"], 2, None),
+        (["schedule={name: constant, warmup_epochs: 0.5}"], 2, None),
+    ],
+    ids=["cosine", "byol", "moco", "warm-up"],
+)
+def test_only_what_does_not_depend_on_the_length_is_lengthened(tmp_path, settings, epochs, why):
+    out = tmp_path / "run"
+    said(quick(*CONSTANT, *settings, "train.epochs=1"), out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    longer = quick(*CONSTANT, *settings, f"train.epochs={epochs}")
+    if why is None:
+        said(longer, out, resume=True)
+        said(longer, tmp_path / "straight")
+        assert_same_end(out, tmp_path / "straight")
+        return
+    with pytest.raises(UserError) as caught:
+        said(longer, out, resume=True)
+    assert f"train.epochs cannot be changed from 1 to {epochs}: {why}" in str(caught.value)
+    assert str(caught.value).endswith(f"genssl run {out}/recipe.yaml train.epochs={epochs}")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_run_is_not_made_shorter_than_it_is(straight):
+    with pytest.raises(UserError, match=r"cannot be changed from 3 to 2: 3 are done\. Start a run of 2 "):
+        said(quick(*CONSTANT, "train.epochs=2"), straight, resume=True)
+
+
+def test_a_budget_is_of_the_whole_run(tmp_path, quick_recipe):
+    recipe = quick_recipe("variants.late=reuse", "variants.budget=2", "schedule.name=constant")
+    (tmp_path / "recipe.yaml").write_text(to_yaml(recipe))
+    with pytest.raises(UserError, match=r"variants\.budget is spread over all epochs"):
+        changed_length(of_length(recipe, 2), tmp_path, 1)
 
 
 def test_the_checkpoint_of_another_recipe_is_refused(uninterrupted, tmp_path):
