@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from genssl.config.comparable import differences
 from genssl.config.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
@@ -49,7 +50,7 @@ def require_same(recipe: Recipe, folder: Path) -> None:
     # As written: a number of the same value may have come as 1 or as 1.0.
     if to_yaml(begun) == to_yaml(recipe):
         return
-    differing = _differences(begun.model_dump(mode="json"), recipe.model_dump(mode="json"), "")
+    differing = differences(begun.model_dump(mode="json"), recipe.model_dump(mode="json"))
     more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
     raise UserError(
         f"--resume {folder}: was begun with another recipe: {', '.join(differing[:SHOWN])}{more}. "
@@ -123,20 +124,3 @@ def cut_back(path: Path, step: int) -> None:
             break
         kept.append(line + "\n")
     write_atomically(path, lambda partial: partial.write_text("".join(kept)))
-
-
-def _differences(before: Any, now: Any, path: str) -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = [*before, *(key for key in now if key not in before)]
-        return [
-            text
-            for key in keys
-            if before.get(key) != now.get(key)
-            for text in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
-        ]
-    return [f"{path} {_shown(before)} (now: {_shown(now)})"]
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
