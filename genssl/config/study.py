@@ -44,7 +44,7 @@ class Arm(Section):
 
 
 class QuickForm(Section):
-    """The short form of a study, for `--quick`: shows that everything works; its accuracies mean little."""
+    """The short form of a study, for `--quick`: shows that everything works; its numbers mean little."""
 
     seeds: Seeds
     set: Settings = Field(default_factory=dict)
