@@ -9,6 +9,7 @@ from rich.table import Table
 
 from genssl.config.summary import RunGroup, mean_and_interval
 from genssl.evaluators.units import is_detail, shown, unit_of
+from genssl.wording import counted
 
 
 def results_table(results: dict[str, Any]) -> Table:
@@ -75,6 +76,16 @@ def runs_table(groups: list[RunGroup]) -> Table:
             cells = [_mean(name, group.differences(name), signed=True) for name in metrics]
             table.add_row("paired difference", f"{group.source} - none", " ".join(map(str, shared)), *cells, "")
     return table
+
+
+def repeats(groups: list[RunGroup]) -> list[str]:
+    """Returns a line for each recipe and seed with several runs, of which one counts."""
+    return [
+        f"{group.name} ({group.source}), seed {seed}: {used}, which finished last, counts; "
+        f"{counted(len(others), 'repeat')} left out: {', '.join(map(str, others))}"
+        for group in groups
+        for seed, (used, others) in group.repeats.items()
+    ]
 
 
 def _mean(metric: str, values: list[float], *, signed: bool = False) -> str:

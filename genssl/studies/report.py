@@ -85,7 +85,10 @@ def write_report(out: Path, summary: Summary) -> None:
             costs=_costs(summary),
             ledger=_ledger(summary),
             provenance=[
-                ("Versions, machine, data and generators", _yaml(summary.provenance)),
+                (
+                    "Versions, machine, data and generators",
+                    _yaml({name: fact for name, fact in summary.provenance.items() if name != "run_anew"}),
+                ),
                 ("The base recipe, resolved", _yaml(summary.recipe)),
             ],
         )

@@ -61,9 +61,9 @@ def differing(folder: Path, recipe: Recipe, stores: StudyStores, unknown: Iterab
     before, now = _deciding(there, stores), _deciding(recipe, stores)
     for name in unknown:
         del before["train"][name], now["train"][name]
-    source = [{"variants.source": one["variants"]["source"]} for one in (before, now)]
-    # What else of the variants differs then follows from it.
-    return differences(*source) or differences(before, now)
+    # What else of the variants differs follows from another source of them.
+    sources = [{"source": one["variants"]["source"]} for one in (before, now)]
+    return differences(sources[0], sources[1], "variants") or differences(before, now)
 
 
 def _deciding(recipe: Recipe, stores: StudyStores) -> dict[str, Any]:
