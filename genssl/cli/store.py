@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from genssl.wording import counted
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -51,7 +53,7 @@ def verify(folder: StoreArgument) -> None:
     for line in found.damage:
         print(line)
     looked_at = (
-        f"{found.records:,} records and {found.links:,} links of {found.writers} writer{'s' * (found.writers != 1)}"
+        f"{counted(found.records, 'record')} and {counted(found.links, 'link')} of {counted(found.writers, 'writer')}"
     )
     if found.damage:
         print(f"{folder}: {len(found.damage):,} damaged of {looked_at}; what is damaged is treated as absent")
@@ -101,9 +103,9 @@ def merge(
     if done.dropped:
         print(f"the stores disagree on {', '.join(done.dropped)} in store.json, which is left out")
     resumed = f", {done.resumed:,} of them by an interrupted merge before" if done.resumed else ""
-    print(f"{out}: {done.variants:,} variants{resumed}")
+    print(f"{out}: {counted(done.variants, 'variant')}{resumed}")
     if done.damaged:
-        print(f"{out}: {len(done.damaged):,} damaged records were not copied")
+        print(f"{out}: {counted(len(done.damaged), 'damaged record was', 'damaged records were')} not copied")
         raise typer.Exit(1)
 
 
@@ -145,12 +147,13 @@ def export(
             progress=progress,
             started=started,
         )
-    shards = f" in {done.shards} shards" if format_ == ExportFormat.webdataset else ""
-    print(f"{out}: {done.variants:,} variants{shards}, {done.bytes:,} bytes")
+    shards = f" in {counted(done.shards, 'shard')}" if format_ == ExportFormat.webdataset else ""
+    print(f"{out}: {counted(done.variants, 'variant')}{shards}, {done.bytes:,} bytes")
     for line in done.lacking:
         print(line)
     if done.damaged or done.lacking:
-        print(f"{out}: {done.damaged:,} damaged variants were left out; genssl store verify {folder} names them")
+        left_out = counted(done.damaged, "damaged variant was", "damaged variants were")
+        print(f"{out}: {left_out} left out; genssl store verify {folder} names {'it' if done.damaged == 1 else 'them'}")
         raise typer.Exit(1)
 
 
@@ -208,9 +211,10 @@ def import_(
         print(line)
     before = f", {done.present:,} stored before" if done.present else ""
     unknown = f", {done.unknown:,} of no image in {dataset_root} left out" if done.unknown else ""
-    print(f"{out}: {done.variants:,} variants imported{before}{unknown}")
+    print(f"{out}: {counted(done.variants, 'variant')} imported{before}{unknown}")
     if done.corrupt:
-        print(f"{folder}: {len(done.corrupt):,} images cannot be decoded and were left out")
+        left_out = counted(len(done.corrupt), "image cannot be decoded and was", "images cannot be decoded and were")
+        print(f"{folder}: {left_out} left out")
         raise typer.Exit(1)
 
 
@@ -249,13 +253,15 @@ def _table(folder: Path, found: StoreStatistics) -> Table:
         licence = found.manifest.generators[fingerprint].licence if fingerprint in found.manifest.generators else ""
         table.add_row(
             escape(f"generator {found.manifest.describe(fingerprint)}{', ' + licence if licence else ''}{pinned}"),
-            f"{variants:,} variants",
+            counted(variants, "variant"),
         )
     table.add_section()
     for (encoding, (channels, height, width)), (records, size) in sorted(found.formats.items()):
-        table.add_row(f"{encoding}, {channels} x {height} x {width}", f"{records:,} records, {size:,} bytes")
+        table.add_row(f"{encoding}, {channels} x {height} x {width}", f"{counted(records, 'record')}, {size:,} bytes")
     table.add_section()
     for name, writer in found.writers.items():
         damage = f", {writer.damage}" if writer.damage else ""
-        table.add_row(escape(f"writer {name}{damage}"), f"{writer.records:,} records, {writer.file_bytes:,} bytes")
+        table.add_row(
+            escape(f"writer {name}{damage}"), f"{counted(writer.records, 'record')}, {writer.file_bytes:,} bytes"
+        )
     return table

@@ -11,6 +11,7 @@ from genssl.config.base import ComponentConfig
 from genssl.data.base import ImageDataset, Split, StoredImage, UInt8Array
 from genssl.errors import DataError
 from genssl.registry import DATASETS
+from genssl.wording import counted
 
 
 def load_dataset(config: ComponentConfig, split: Split) -> ImageDataset:
@@ -30,8 +31,7 @@ def corrupt_note(*splits: ImageDataset) -> str | None:
     skipped = sorted({path for split in splits for path in split.skipped})
     if not skipped:
         return None
-    files = "1 corrupt file is" if len(skipped) == 1 else f"{len(skipped):,} corrupt files are"
-    return f"{files} left out, such as {skipped[0]}"
+    return f"{counted(len(skipped), 'corrupt file is', 'corrupt files are')} left out, such as {skipped[0]}"
 
 
 def of_size(config: ComponentConfig, image_size: int) -> ComponentConfig:

@@ -25,6 +25,7 @@ from genssl.serving.write_through import WriteThrough
 from genssl.variants.engine import Row, Settings, VariantEngine
 from genssl.variants.key import VariantKey
 from genssl.variants.memory import MemoryCache
+from genssl.wording import counted
 
 SIZES = ("image_size", "output_size")  # parameters that say how many pixels are made
 KEPT_SETTINGS = 64  # parameter mappings whose digests are remembered; a run uses one or two
@@ -245,7 +246,8 @@ class Hosted:
         if spec.source_index >= len(request.sources):
             return Failure(
                 pb.ITEM_CODE_BAD_SPEC,
-                f"source_index {spec.source_index} is beyond the {len(request.sources)} sources of the request",
+                f"source_index {spec.source_index} is beyond the "
+                f"{counted(len(request.sources), 'source')} of the request",
             )
         digest = request.sources[spec.source_index].digest
         if len(digest) != 16:

@@ -220,6 +220,8 @@ def _mean(arm: ArmSummary, name: str) -> str:
     values = [run.ledger[name] for run in arm.runs if name in run.ledger]
     if not values:
         return ""
+    if name == "fresh_fraction":  # in percent, as in a run's report
+        return f"{100 * fmean(values):.1f} %"
     whole = all(value == round(value) for value in values)
     return table.count_text(fmean(values)) if whole else f"{fmean(values):,.3f}"
 

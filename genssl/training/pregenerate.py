@@ -22,6 +22,7 @@ import torch
 
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset
+from genssl.data.load import corrupt_note
 from genssl.errors import UserError
 from genssl.runtime import pick_device, set_threads, usable_cores
 from genssl.serving.embedded import EmbeddedServer
@@ -151,8 +152,8 @@ def pregenerate(
         ranks = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         set_threads(recipe.train.threads, shared_with=usable_cores() - usable_cores() // ranks)
     dataset = load_splits(recipe.model_copy(update={"evaluate": []})).train
-    if dataset.skipped:
-        report.note(f"{len(dataset.skipped)} corrupt images are left out, such as {dataset.skipped[0]}")
+    if note := corrupt_note(dataset):
+        report.note(note)
     ledger = Ledger()
     with ExitStack() as stack:
         opened = _open(recipe, dataset, ledger, device, rows, stack, known_fingerprints(recipe, folder))

@@ -146,7 +146,7 @@ def _words(name: str) -> str:
 
 def _number(name: str, value: float | int) -> str:
     if name == "fresh_fraction":
-        return f"{value:.1%}".replace("%", " %")
+        return f"{100 * value:.1f} %"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
 
 

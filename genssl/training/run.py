@@ -14,6 +14,7 @@ import torch
 
 from genssl.config.dump import to_yaml
 from genssl.config.recipe import Recipe
+from genssl.data.load import corrupt_note
 from genssl.errors import ServerUnavailableError, UserError
 from genssl.registry import BACKBONES, METHODS
 from genssl.runtime import pick_device, seeded_initialisation, set_threads
@@ -86,8 +87,8 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
     weigh = PairWeights(judged, splits.train, device) if judged is not None else None
     monitor = Monitor(recipe, splits.train, splits.held_out, device)
     check_loggers(recipe)
-    if splits.train.skipped:
-        progress.note(f"{len(splits.train.skipped)} corrupt images are left out, such as {splits.train.skipped[0]}")
+    if note := corrupt_note(splits.train):
+        progress.note(note)
 
     with ExitStack() as stack:
         # ---- Stored variants: that they are all there is known before anything is written ----

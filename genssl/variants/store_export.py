@@ -24,6 +24,7 @@ from genssl.variants.store_manifest import StoreError, StoreManifest, read_manif
 from genssl.variants.store_output import finished_at_once, write_synced
 from genssl.variants.store_record import PNG_MODES, digest_of, is_intact, png_of, read_head
 from genssl.variants.store_scan import Progress, Writer, distinct_links, link_key, open_writers
+from genssl.wording import counted
 
 Format = Literal["webdataset", "folder"]
 SHARD_BYTES = 2**28
@@ -113,7 +114,8 @@ def _chosen(
     chosen = sorted(name for name in names if name.startswith((generator or "").lower()))
     if len(chosen) != 1:
         there = "; ".join(
-            f"{name} ({manifest.describe(name[:32])}, {kinds[names[name]]:,} variants)" for name in sorted(names)
+            f"{name} ({manifest.describe(name[:32])}, {counted(kinds[names[name]], 'variant')})"
+            for name in sorted(names)
         )
         if generator and not chosen:
             raise StoreError(f"{folder} holds nothing of --generator {generator}; it holds {there}")
