@@ -36,6 +36,8 @@ class Unit:
     def difference(self, value: float) -> str:
         """Returns a difference with its sign, without its unit: "+0.13"."""
         text = self.number(abs(value))
+        if text == "0":
+            return text
         return f"-{text}" if value < 0 and text.strip("0.,") else f"+{text}"
 
 

@@ -63,3 +63,4 @@ def test_metrics_of_other_packages():
 @pytest.mark.parametrize(("value", "text"), [(0.0, "+0.00"), (-0.0, "+0.00"), (-1e-9, "+0.00"), (-0.012, "-1.20")])
 def test_a_difference_has_one_sign(value, text):
     assert unit_of("knn/top1").difference(value) == text
+    assert unit_of("rankme/effective_rank").difference(0.0) == "0"
