@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from genssl.wording import counted
+
 
 def bench_server(
     target: Annotated[str, typer.Option(metavar="HOST:PORT|unix:/PATH", help="The server.", show_default=False)],
@@ -89,9 +91,7 @@ def _table(report: dict[str, Any]) -> Any:
     from rich.table import Table
 
     loop, latency = report["load"], report["latency_seconds"]
-    kind = (
-        f"{loop['clients']} client{'s' if loop['clients'] > 1 else ''}, {loop['rows_per_request']} variants a request"
-    )
+    kind = f"{counted(loop['clients'], 'client')}, {counted(loop['rows_per_request'], 'variant')} a request"
     table = Table(
         title=f"{report['generator']['id']} at {report['target']}: {loop['loop']} loop, {kind}",
         show_header=False,

@@ -33,7 +33,7 @@ def compare(
     seeds: Annotated[
         str | None, typer.Option(metavar="0,1,2", help="Seeds in place of the study's.", show_default=False)
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="The study's short form; its accuracies mean little.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="The study's short form; its numbers mean little.")] = False,
 ) -> None:
     """Compare recipes: every arm of a study at every seed, paired by seed, with a report.
 
@@ -137,8 +137,10 @@ class Watcher:
         self.done += 1
         if anew:
             self._seconds.append(run.results["seconds"])
+        from genssl.evaluators.units import shown as written
+
         metrics: dict[str, Any] = run.metrics
-        shown = "  ".join(f"{name} {100 * value:.2f}" for name, value in metrics.items())
+        shown = "  ".join(f"{name} {written(name, value)}" for name, value in metrics.items())
         left = ""
         if self._seconds and self.done < self.total:
             minutes = (self.total - self.done) * sum(self._seconds) / len(self._seconds) / 60

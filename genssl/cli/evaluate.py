@@ -218,7 +218,8 @@ def _shown(table: Table) -> RichTable:
             shown.add_section()
         before = (row.encoder, row.dataset)
         cells = [row.encoder] if several else []
-        shown.add_row(*cells, row.dataset, row.evaluator, row.metric, written(row.metric, row.value), row.protocol)
+        value = written(f"{row.evaluator}/{row.metric}", row.value)
+        shown.add_row(*cells, row.dataset, row.evaluator, row.metric, value, row.protocol)
     return shown
 
 

@@ -73,6 +73,7 @@ def plan(
     from genssl.config.recipe import Recipe
     from genssl.errors import UserError
     from genssl.training import cost_plan
+    from genssl.wording import counted
 
     loaded = load(Recipe, recipe, overrides or [])
     if from_run is not None:
@@ -113,10 +114,11 @@ def plan(
     sizes = cost_plan.bytes_per_variant(setting.size)
     each = ", ".join(f"{_bytes(value)} {name if name == 'raw' else name.upper()}" for name, value in sizes.items())
     console.print(
-        f"{setting.images:,} images, {setting.epochs:,} epochs, {views:g} variants a pair of views: "
-        f"{setting.slots:,.0f} views want one; the training alone takes {_hours(setting.trainer_hours)}\n"
+        f"{counted(setting.images, 'image')}, {counted(setting.epochs, 'epoch')}, {counted(views, 'variant')} a pair "
+        f"of views: {counted(setting.slots, 'view wants', 'views want')} one; "
+        f"the training alone takes {_hours(setting.trainer_hours)}\n"
         f"{setting.generators} x {generator_rate:,.4g} variants/s against {trainer_rate:,.4g} images/s: "
-        f"{setting.generators_to_keep_up:,} such generators keep up with the trainer"
+        f"{counted(setting.generators_to_keep_up, 'such generator keeps', 'such generators keep')} up with the trainer"
     )
     console.print(_table(cost_plan.plan_costs(setting), setting.images, sizes))
     console.print(f"a variant of {setting.size} x {setting.size} pixels: {each}\n{cost_plan.ASSUMPTIONS}")

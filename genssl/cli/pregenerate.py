@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from genssl.cli.options import Overrides, RecipeArgument
+from genssl.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,8 +80,8 @@ def pregenerate(
             raise
     rate = f" at {done.made / done.seconds:,.1f}/s" if done.seconds > 0 else ""
     console.print(
-        f"{store}: has all {done.total:,} variants{f' of shard {shard}' if shard else ''}; "
-        f"{done.made:,} were made now{rate}, {done.there:,} were there already",
+        f"{store}: has all {counted(done.total, 'variant')}{f' of shard {shard}' if shard else ''}; "
+        f"{counted(done.made, 'was', 'were')} made now{rate}, {counted(done.there, 'was', 'were')} there already",
         soft_wrap=True,
     )
 
@@ -117,7 +118,9 @@ class Progress:
         self._bar.facts = ""
         self._bar.reset(self._task, total=done.total, completed=done.there)
         if not self._console.is_terminal:
-            self.note(f"{done.total:,} variants, {done.there:,} of them are there already")
+            self.note(
+                f"{counted(done.total, 'variant')}, {counted(done.there, 'of them is', 'of them are')} there already"
+            )
 
     def advance(self, done: Pregenerated) -> None:
         """Shows how far it is."""

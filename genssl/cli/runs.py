@@ -18,6 +18,8 @@ def runs(
 ) -> None:
     """Tabulate runs; finished ones that differ in nothing but the seed share a row, mean ± 95 % t-interval.
 
+    Of several runs of one recipe and seed the one that finished last counts; the others are named below.
+
     Runs that are under way or were interrupted follow, with how to go on.
 
     \b
@@ -26,7 +28,7 @@ def runs(
     """
     from rich.console import Console
 
-    from genssl.cli.tables import runs_table
+    from genssl.cli.tables import repeats, runs_table
     from genssl.config.summary import summarise_runs
     from genssl.training.run_states import unfinished_runs
 
@@ -35,7 +37,10 @@ def runs(
         console.width = 160
     unfinished = unfinished_runs(folder)
     if not unfinished or any(folder.glob("*/results.json")):
-        console.print(runs_table(summarise_runs(folder)))
+        groups = summarise_runs(folder)
+        console.print(runs_table(groups))
+        for line in repeats(groups):
+            console.print(line, soft_wrap=True)
     if unfinished:
         console.print(_table(unfinished))
 

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from genssl.cli.options import Overrides, RecipeArgument
+from genssl.wording import counted
 
 if TYPE_CHECKING:
     from genssl.config.recipe import Recipe
@@ -47,11 +48,13 @@ def follows(recipe: Recipe, ranks: int) -> list[str]:
     optimizer, batch, parts = recipe.optimizer, recipe.train.batch_size, recipe.train.accumulate
     peak = optimizer.lr * batch / 256 if optimizer.lr_rule == "linear" else optimizer.lr
     how = f"{optimizer.lr:g} * {batch} / 256" if optimizer.lr_rule == "linear" else "optimizer.lr as it is"
-    lines = [f"learning rate at its peak: {peak:g} ({how}), after {recipe.schedule.warmup_epochs:g} epochs of warm-up"]
+    warmup = counted(recipe.schedule.warmup_epochs, "epoch")
+    lines = [f"learning rate at its peak: {peak:g} ({how}), after {warmup} of warm-up"]
     if batch % (ranks * parts):
-        lines.append(f"batch per rank: {batch} images do not divide among {ranks} ranks in {parts} micro-batches")
+        micro = counted(parts, "micro-batch", "micro-batches")
+        lines.append(f"batch per rank: {batch} images do not divide among {counted(ranks, 'rank')} in {micro}")
         return lines
     each = batch // ranks
     micro = f", in {parts} micro-batches of {each // parts}" if parts > 1 else ""
-    lines.append(f"batch per rank: {each} images{micro} ({batch} over {ranks} rank{'' if ranks == 1 else 's'})")
+    lines.append(f"batch per rank: {each} images{micro} ({batch} over {counted(ranks, 'rank')})")
     return lines

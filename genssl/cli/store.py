@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from genssl.wording import counted
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -54,7 +56,7 @@ def verify(folder: StoreArgument) -> None:
     for line in found.damage:
         print(line)
     looked_at = (
-        f"{found.records:,} records and {found.links:,} links of {found.writers} writer{'s' * (found.writers != 1)}"
+        f"{counted(found.records, 'record')} and {counted(found.links, 'link')} of {counted(found.writers, 'writer')}"
     )
     if found.damage:
         print(f"{folder}: {len(found.damage):,} damaged of {looked_at}; what is damaged is treated as absent")
@@ -108,9 +110,9 @@ def merge(
     if done.dropped:
         print(f"the stores disagree on {', '.join(done.dropped)} in store.json, which is left out")
     resumed = f", {done.resumed:,} of them by an interrupted merge before" if done.resumed else ""
-    print(f"{out}: {done.variants:,} variants{resumed}")
+    print(f"{out}: {counted(done.variants, 'variant')}{resumed}")
     if done.damaged:
-        print(f"{out}: {len(done.damaged):,} damaged records were not copied")
+        print(f"{out}: {counted(len(done.damaged), 'damaged record was', 'damaged records were')} not copied")
         raise typer.Exit(1)
 
 
@@ -148,7 +150,8 @@ def export(
 
     \b
     genssl store export variants shards
-    genssl store export variants pictures --format folder --dataset '{name: folder, root: photos}'
+    genssl store export variants pictures --format folder \\
+        --dataset '{name: folder, root: photos}'
     """
     from genssl.cli.store_sources import sources_of
     from genssl.variants.store_export import export as write
@@ -165,20 +168,24 @@ def export(
             progress=progress,
             started=started,
         )
-    shards = f" in {done.shards} shards" if format_ == ExportFormat.webdataset else ""
-    print(f"{out}: {done.variants:,} variants{shards}, {done.bytes:,} bytes")
+    shards = f" in {counted(done.shards, 'shard')}" if format_ == ExportFormat.webdataset else ""
+    print(f"{out}: {counted(done.variants, 'variant')}{shards}, {done.bytes:,} bytes")
     if note:
         print(note)
     for line in sources.problems if done.unknown and sources is not None else ():
         print(line)
     if done.unknown:
-        print(f"{out}: {done.unknown:,} sources are not in the data set, so path and label of their variants are empty")
+        print(
+            f"{out}: {counted(done.unknown, 'source is', 'sources are')} not in the data set, so path and label of its "
+            "variants are empty"
+        )
     if not done.parameters:
         print(f"{out}: the store knows the parameters by their digest alone, so their values are empty")
     for line in done.lacking:
         print(line)
     if done.damaged or done.lacking:
-        print(f"{out}: {done.damaged:,} damaged variants were left out; genssl store verify {folder} names them")
+        left_out = counted(done.damaged, "damaged variant was", "damaged variants were")
+        print(f"{out}: {left_out} left out; genssl store verify {folder} names {'it' if done.damaged == 1 else 'them'}")
         raise typer.Exit(1)
 
 
@@ -271,7 +278,7 @@ def import_(
             **how,
         )
     unknown = f", {done.unknown:,} of no image in {dataset_root} left out" if done.unknown else ""
-    _say_imported(folder, out, done.variants, done.present, unknown, done.corrupt, "cannot be decoded")
+    _say_imported(folder, out, done.variants, done.present, unknown, done.corrupt, "that cannot be decoded")
 
 
 def _import_export(folder: Path, out: Path, how: dict[str, Any]) -> None:
@@ -279,9 +286,9 @@ def _import_export(folder: Path, out: Path, how: dict[str, Any]) -> None:
 
     with _progress("imported") as (progress, started):
         done = restore(folder, out, progress=progress, started=started, **how)
-    unknown = f", {done.unknown:,} images in no row of the table left out" if done.unknown else ""
+    unknown = f", {counted(done.unknown, 'image')} in no row of the table left out" if done.unknown else ""
     absent = f", {done.absent:,} without a file left out" if done.absent else ""
-    _say_imported(folder, out, done.variants, done.present, unknown + absent, done.corrupt, "are not what was exported")
+    _say_imported(folder, out, done.variants, done.present, unknown + absent, done.corrupt, "not what was exported")
     if done.absent:
         raise typer.Exit(1)
 
@@ -293,9 +300,9 @@ def _say_imported(
     for line in corrupt:
         print(line)
     before = f", {present:,} stored before" if present else ""
-    print(f"{out}: {variants:,} variants imported{before}{left_out}")
+    print(f"{out}: {counted(variants, 'variant')} imported{before}{left_out}")
     if corrupt:
-        print(f"{folder}: {len(corrupt):,} images {how} and were left out")
+        print(f"{folder}: {counted(len(corrupt), 'image')} {how}; left out")
         raise typer.Exit(1)
 
 
@@ -334,13 +341,15 @@ def _table(folder: Path, found: StoreStatistics) -> Table:
         licence = found.manifest.generators[fingerprint].licence if fingerprint in found.manifest.generators else ""
         table.add_row(
             escape(f"generator {found.manifest.describe(fingerprint)}{', ' + licence if licence else ''}{pinned}"),
-            f"{variants:,} variants",
+            counted(variants, "variant"),
         )
     table.add_section()
     for (encoding, (channels, height, width)), (records, size) in sorted(found.formats.items()):
-        table.add_row(f"{encoding}, {channels} x {height} x {width}", f"{records:,} records, {size:,} bytes")
+        table.add_row(f"{encoding}, {channels} x {height} x {width}", f"{counted(records, 'record')}, {size:,} bytes")
     table.add_section()
     for name, writer in found.writers.items():
         damage = f", {writer.damage}" if writer.damage else ""
-        table.add_row(escape(f"writer {name}{damage}"), f"{writer.records:,} records, {writer.file_bytes:,} bytes")
+        table.add_row(
+            escape(f"writer {name}{damage}"), f"{counted(writer.records, 'record')}, {writer.file_bytes:,} bytes"
+        )
     return table

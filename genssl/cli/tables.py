@@ -8,7 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from genssl.config.summary import RunGroup, mean_and_interval
-from genssl.evaluators.units import is_detail, scale, shown
+from genssl.evaluators.units import is_detail, shown, unit_of
+from genssl.wording import counted
 
 
 def results_table(results: dict[str, Any]) -> Table:
@@ -57,7 +58,7 @@ def runs_table(groups: list[RunGroup]) -> Table:
     metrics = [
         name for name in dict.fromkeys(name for group in groups for name in group.metrics) if not is_detail(name)
     ]
-    table = Table(title="mean ± 95 % interval over seeds; accuracies in %", title_justify="left")
+    table = Table(title="mean ± 95 % interval over seeds; accuracies in %, differences in points", title_justify="left")
     table.add_column("recipe")
     table.add_column("variants")
     table.add_column("seeds")
@@ -77,10 +78,20 @@ def runs_table(groups: list[RunGroup]) -> Table:
     return table
 
 
+def repeats(groups: list[RunGroup]) -> list[str]:
+    """Returns a line for each recipe and seed with several runs, of which one counts."""
+    return [
+        f"{group.name} ({group.source}), seed {seed}: {used}, which finished last, counts; "
+        f"{counted(len(others), 'repeat')} left out: {', '.join(map(str, others))}"
+        for group in groups
+        for seed, (used, others) in group.repeats.items()
+    ]
+
+
 def _mean(metric: str, values: list[float], *, signed: bool = False) -> str:
     """Returns "mean ± half-width", of an accuracy in per cent; the mean of a single value, nothing for none."""
     if not values:
         return ""
-    mean, half = (scale(metric) * value for value in mean_and_interval(values))
-    text = f"{mean:+.2f}" if signed else f"{mean:.2f}"
-    return text if math.isnan(half) else f"{text} ± {half:.2f}"
+    unit, (mean, half) = unit_of(metric), mean_and_interval(values)
+    text = unit.difference(mean) if signed else unit.number(mean)
+    return text if math.isnan(half) else f"{text} ± {unit.number(half)}"

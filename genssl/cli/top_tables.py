@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from genssl.generation.v1 import generation_pb2 as pb
+from genssl.wording import counted
 
 WINDOW_SECONDS = 10.0  # rates over a single interval would jump with every batch
 MOST_CLIENTS = 15
@@ -156,7 +157,7 @@ def _header(history: History) -> str:
         _plain(answer.state),
         f"up {_duration(answer.uptime_seconds)}",
         f"event loop lag {1000 * answer.event_loop_lag_seconds:.0f} ms",
-        f"{answer.requests:,} requests",
+        counted(answer.requests, "request"),
         f"{answer.queued_bytes / 2**20:.1f} MiB held",
     )
     return " | ".join(facts)

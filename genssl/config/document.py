@@ -15,6 +15,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from genssl.config.yaml_nodes import MAX_CHARACTERS, MAX_DEPTH, LimitError, compose
 from genssl.errors import LONGEST_NAME, ConfigError, suggest
+from genssl.wording import counted
 
 KeyPath = tuple[str | int, ...]
 
@@ -171,7 +172,7 @@ def _key(container: Any, part: str, path: KeyPath, where: str) -> str | int:
     if not isinstance(container, list):
         raise ConfigError([f"{where}: {dotted(path)} is {container!r}, which has no keys"])
     if not part.isdecimal() or int(part) >= len(container):
-        count = f"{len(container)} item{'' if len(container) == 1 else 's'}"
+        count = counted(len(container), "item")
         raise ConfigError([f"{where}: {dotted(path)} is a list of {count}, numbered from 0; {part!r} is none of them"])
     return int(part)
 

@@ -15,6 +15,7 @@ from genssl.config.document import Document, apply_override, apply_setting, read
 from genssl.config.load import validate
 from genssl.config.recipe import Recipe
 from genssl.errors import ConfigError, suggest
+from genssl.wording import counted
 
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
@@ -44,7 +45,7 @@ class Arm(Section):
 
 
 class QuickForm(Section):
-    """The short form of a study, for `--quick`: shows that everything works; its accuracies mean little."""
+    """The short form of a study, for `--quick`: shows that everything works; its numbers mean little."""
 
     seeds: Seeds
     set: Settings = Field(default_factory=dict)
@@ -249,7 +250,7 @@ def _disagreements(loaded: LoadedStudy, document: Document) -> list[str]:
         arm, recipe, where = item.arm, item.recipe, document.where(("arms", number))
         if not arm.wall_clock_of and (recipe.train.epochs, recipe.train.batch_size) != steps:
             problems.append(
-                f"{where}: arm {arm.name}: takes {recipe.train.epochs} epochs of batches of "
+                f"{where}: arm {arm.name}: takes {counted(recipe.train.epochs, 'epoch')} of batches of "
                 f"{recipe.train.batch_size}, and the reference {steps[0]} of {steps[1]}; arms are compared at equal "
                 "optimiser steps: remove the setting, or give wall_clock_of"
             )

@@ -12,6 +12,7 @@ from genssl.data.base import ImageDataset, Split, StoredImage, UInt8Array
 from genssl.data.folder import by_suffix
 from genssl.errors import DataError
 from genssl.registry import DATASETS
+from genssl.wording import counted
 
 
 def load_dataset(config: ComponentConfig, split: Split) -> ImageDataset:
@@ -33,7 +34,7 @@ def left_out_note(*splits: ImageDataset) -> str | None:
     """
     notes = []
     if skipped := sorted({path for split in splits for path in split.skipped}):
-        files = "1 corrupt file is" if len(skipped) == 1 else f"{len(skipped):,} corrupt files are"
+        files = counted(len(skipped), "corrupt file is", "corrupt files are")
         notes.append(f"{files} left out, such as {skipped[0]}")
     if unread := sorted({path for split in splits for path in unread_of(split)}):
         notes.append(f"left out: {by_suffix(unread)}, formats that are not read, such as {unread[0]}")

@@ -17,6 +17,7 @@ from torch import nn
 from genssl.data.base import ImageDataset, UInt8Array, pixels_of
 from genssl.errors import DataError, UserError
 from genssl.runtime import usable_cores
+from genssl.wording import counted
 
 BATCH = 512
 BATCH_PIXELS = BATCH * 96 * 96  # of larger images a batch has fewer, so that activations do not grow with the image
@@ -71,8 +72,8 @@ class EvaluationData:
             raise DataError(f"{setting}: {self.train.name} has one class ({names[0]}); two are needed to tell apart")
         if counts.min() < count:
             raise DataError(
-                f"{setting}: {count} images a class are needed, but class {names[int(counts.argmin())]!r} has "
-                f"{counts.min()} for training"
+                f"{setting}: {counted(count, 'image a class is', 'images a class are')} needed, but class "
+                f"{names[int(counts.argmin())]!r} has {counts.min()} for training"
             )
 
     def require_variants(self, setting: str) -> Variants:

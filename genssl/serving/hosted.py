@@ -27,6 +27,7 @@ from genssl.serving.write_through import WriteThrough
 from genssl.variants.engine import Row, Settings, VariantEngine
 from genssl.variants.key import VariantKey
 from genssl.variants.memory import MemoryCache
+from genssl.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -258,7 +259,8 @@ class Hosted:
         if spec.source_index >= len(request.sources):
             return Failure(
                 pb.ITEM_CODE_BAD_SPEC,
-                f"source_index {spec.source_index} is beyond the {len(request.sources)} sources of the request",
+                f"source_index {spec.source_index} is beyond the "
+                f"{counted(len(request.sources), 'source')} of the request",
             )
         digest = request.sources[spec.source_index].digest
         if len(digest) != 16:

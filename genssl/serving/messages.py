@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,6 +15,7 @@ from genssl.generation.v1 import generation_pb2 as pb
 from genssl.serving.targets import Target
 from genssl.variants.ledger import Origin
 from genssl.variants.source import VariantRequest
+from genssl.wording import counted
 
 Received = tuple[UInt8Array, Origin]
 Priority = Literal["interactive", "training", "bulk"]
@@ -72,6 +74,13 @@ class VariantBatch:
     seconds: float
     retries: int
     model: str = ""
+
+    def __repr__(self) -> str:
+        """In one line, however many pixels there are."""
+        shape = "x".join(map(str, self.images.shape[1:]))
+        origins = ", ".join(f"{count} {origin}" for origin, count in sorted(Counter(self.origins).items()))
+        text = f"{counted(len(self.images), 'variant')} of {shape}: {origins or 'none'}; {self.seconds:.3f} s"
+        return f"VariantBatch({text}, {counted(self.retries, 'retry', 'retries')})"
 
 
 def check_priority(priority: str) -> Priority:

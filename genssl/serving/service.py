@@ -29,6 +29,7 @@ from genssl.serving.rejections import refuse
 from genssl.serving.schedule import BatchKey, Priority
 from genssl.serving.statistics import CLIENT_ID_CHARACTERS, Origin, Reason, Statistics
 from genssl.variants.engine import Settings
+from genssl.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -213,9 +214,10 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, reason, message)
 
         if not 0 < count <= most:
-            await refuse_as("too_large", f"the request asks for {count} variants; 1 to {most} are allowed")
+            await refuse_as("too_large", f"the request asks for {counted(count, 'variant')}; 1 to {most} are allowed")
         if len(request.sources) > count:
-            await refuse_as("invalid", f"the request has {len(request.sources)} sources for {count} variants")
+            of_sources = f"the request has {counted(len(request.sources), 'source')}"
+            await refuse_as("invalid", f"{of_sources} for {counted(count, 'variant')}")
         if request.output.encoding not in (pb.IMAGE_ENCODING_UNSPECIFIED, *OUTPUT_ENCODINGS):
             await refuse_as("invalid", "output.encoding must be RAW or PNG")
         if request.priority not in pb.Priority.values():
@@ -244,7 +246,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
                 context,
                 grpc.StatusCode.INVALID_ARGUMENT,
                 "too_large",
-                f"{len(wanted)} variants of up to {max(sizes):,} bytes would exceed a message's "
+                f"{counted(len(wanted), 'variant')} of up to {max(sizes):,} bytes would exceed a message's "
                 f"{self._limits.max_message_bytes:,} bytes; "
                 f"ask for at most {room // (max(sizes) + ROW_OVERHEAD)} at once",
             )
@@ -265,7 +267,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
                 context,
                 grpc.StatusCode.INVALID_ARGUMENT,
                 "too_large",
-                f"the request asks for {len(wanted)} variants; {most} may be queued at once",
+                f"the request asks for {counted(len(wanted), 'variant')}; {most} may be queued at once",
             )
         full = self._admission.refuses(claim, token_most)
         if full is not None:
@@ -318,7 +320,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
                 context,
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 "rate",
-                f"the token {token.name!r} may take {token.rate.per_second:g} variants a second",
+                f"the token {token.name!r} may take {counted(token.rate.per_second, 'variant')} a second",
                 retry_after=pause,
             )
         return variants

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import shutil
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from safetensors import SafetensorError
 
 from genssl.config.document import read_document
 from genssl.config.dump import to_yaml
-from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.config.study import STORE_OF_STUDY, LoadedArm, LoadedStudy
 from genssl.errors import ConfigError, UserError
@@ -24,15 +23,25 @@ from genssl.studies.report import write_report
 from genssl.studies.stores import StudyStores
 from genssl.studies.summarise import Finished, run_cost, summarise
 from genssl.studies.summary import Summary
-from genssl.training.checkpoint import LATEST
+from genssl.studies.takeover import (
+    ENCODER,
+    RUNS,
+    Asked,
+    can_resume,
+    differing,
+    is_finished,
+    replaced,
+    require_same_study,
+    run_folder,
+    set_aside,
+)
 from genssl.training.files import write_atomically
 from genssl.training.lock import provisional
 from genssl.training.progress import Progress
 from genssl.training.run import run
+from genssl.training.run_directory import read_results
 
 STUDY = "study.yaml"
-RUNS = "runs"
-ENCODER = "encoder.safetensors"
 
 
 class Watcher(Protocol):
@@ -72,8 +81,11 @@ def compare(loaded: LoadedStudy, out: Path, watcher: Watcher) -> Summary:
         if item.arm.paper is not None:
             look_up(item.arm.paper)
     with provisional(out, lambda: _holds_runs(out)):
-        _claim(loaded, out)
+        _refuse_foreign(loaded, out)
         stores = StudyStores(out, loaded.arms, watcher.note)
+        require_same_study(out, _asked(loaded, stores), stores)
+        text = to_yaml(loaded.study)
+        write_atomically(out / STUDY, lambda partial: partial.write_text(text))
         # Arms whose length follows from others come after them.
         ordered = sorted(loaded.arms, key=lambda item: (item.arm.wall_clock_of is not None, item.arm.control_of or ""))
         finished: dict[tuple[str, int], Finished] = {}
@@ -82,7 +94,7 @@ def compare(loaded: LoadedStudy, out: Path, watcher: Watcher) -> Summary:
                 done = _once(item, seed, loaded, finished, stores, out, watcher)
                 if done is not None:
                     finished[item.arm.name, seed] = done
-        summary = summarise(loaded, finished, stores)
+        summary = summarise(loaded, finished, stores, replaced(out))
         text = summary.model_dump_json(indent=2) + "\n"
         write_atomically(out / "summary.json", lambda partial: partial.write_text(text))
         write_report(out, summary)
@@ -94,8 +106,8 @@ def _holds_runs(out: Path) -> bool:
     return (out / "stores").exists() or any(path.is_file() for path in (out / RUNS).glob("*/*/*"))
 
 
-def _claim(loaded: LoadedStudy, out: Path) -> None:
-    """Writes down which study the folder holds, and refuses one that holds another.
+def _refuse_foreign(loaded: LoadedStudy, out: Path) -> None:
+    """Raises UserError if the folder holds another study, or something else.
 
     A study may gain arms and seeds: every run that is there is compared with the recipe that it should have.
     """
@@ -108,8 +120,6 @@ def _claim(loaded: LoadedStudy, out: Path) -> None:
             )
     elif any(entry.name not in (".lock", STUDY, RUNS) for entry in out.iterdir()):
         raise UserError(f"--out {out}: is not empty and holds no study; give another folder")
-    text = to_yaml(loaded.study)
-    write_atomically(path, lambda partial: partial.write_text(text))
 
 
 def _once(
@@ -130,13 +140,16 @@ def _once(
     if recipe is None:
         watcher.skipped(arm.name, seed, f"{arm.wall_clock_of} is over before one epoch of it would be")
         return None
-    folder = out / RUNS / arm.name / f"seed-{seed}"
-    results = _results_of(folder, recipe)
-    anew = results is None
-    if results is None:
+    folder = run_folder(out, arm.name, seed)
+    if is_finished(folder) and (why := differing(folder, recipe, stores)):
+        watcher.note(set_aside(out, arm.name, seed, why))
+    anew = not is_finished(folder)
+    if not anew:
+        results = read_results(folder)
+    else:
         if item.stored_variants:
             stores.fill(recipe)
-        resume = _can_resume(folder, recipe)
+        resume = can_resume(folder, recipe)
         if folder.exists() and not resume:
             shutil.rmtree(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -177,11 +190,8 @@ def _recipe(
 
     None: the time that it is given is too short.
     """
-    arm, recipe = item.arm, item.recipe.model_copy(update={"seed": seed})
+    arm, recipe = item.arm, _at(item, seed, stores)
     train = recipe.train
-    if str(recipe.variants.store) == STORE_OF_STUDY:
-        store = stores.folder(recipe) if recipe.generator is not None else None
-        recipe = recipe.model_copy(update={"variants": recipe.variants.model_copy(update={"store": store})})
     if arm.control_of:
         # Sums of floating-point numbers depend on the number of threads, and a control must not differ in a bit.
         threads = finished[arm.control_of, seed].results["provenance"]["machine"]["threads"]
@@ -194,6 +204,23 @@ def _recipe(
     return recipe.model_copy(update={"train": train})
 
 
+def _at(item: LoadedArm, seed: int, stores: StudyStores) -> Recipe:
+    """Returns the recipe of an arm at a seed with its store filled in."""
+    recipe = item.recipe.model_copy(update={"seed": seed})
+    if str(recipe.variants.store) != STORE_OF_STUDY:
+        return recipe
+    store = stores.folder(recipe) if recipe.generator is not None else None
+    return recipe.model_copy(update={"variants": recipe.variants.model_copy(update={"store": store})})
+
+
+def _asked(loaded: LoadedStudy, stores: StudyStores) -> Iterator[Asked]:
+    """Yields every run of a study, as far as its recipe is known before the others have run."""
+    for item in loaded.arms:
+        unknown = ("epochs",) * bool(item.arm.wall_clock_of) + ("threads",) * bool(item.arm.control_of)
+        for seed in loaded.seeds:
+            yield Asked(item.arm.name, seed, _at(item, seed, stores), unknown)
+
+
 def _epochs_that_fit(item: LoadedArm, seed: int, loaded: LoadedStudy, finished: dict[tuple[str, int], Finished]) -> int:
     """Returns how many epochs of an arm take as long as another arm's run took, made-ahead variants included."""
     arm = item.arm
@@ -204,34 +231,3 @@ def _epochs_that_fit(item: LoadedArm, seed: int, loaded: LoadedStudy, finished: 
     own = finished[alike.arm.name, seed]
     a_epoch = (own.cost.trainer_seconds + own.cost.stall_seconds) / own.recipe.train.epochs
     return math.floor((given - own.cost.pregeneration_seconds) / a_epoch)
-
-
-def _results_of(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """Returns the results of a finished run, or None if there is none.
-
-    Raises:
-        UserError: if the folder holds a run of another recipe.
-    """
-    path = folder / "results.json"
-    if not path.is_file() or not (folder / ENCODER).is_file():
-        return None
-    there = load(Recipe, folder / "recipe.yaml")
-    if _without_places(there) != _without_places(recipe):
-        raise UserError(
-            f"{folder}: holds a finished run of other settings than the study now gives it; "
-            "give another --out, or remove that run"
-        )
-    results: dict[str, Any] = json.loads(path.read_text())
-    return results
-
-
-def _can_resume(folder: Path, recipe: Recipe) -> bool:
-    """Says whether an interrupted run can go on and end as if it had not been; it cannot if it reuses variants."""
-    if not (folder / LATEST).is_file() or recipe.variants.late == "reuse":
-        return False
-    return load(Recipe, folder / "recipe.yaml") == recipe
-
-
-def _without_places(recipe: Recipe) -> Recipe:
-    """Returns a recipe without the path of its store, which depends on where the command was typed."""
-    return recipe.model_copy(update={"variants": recipe.variants.model_copy(update={"store": None, "source": "none"})})

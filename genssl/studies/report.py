@@ -16,11 +16,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from ruamel.yaml import YAML
 
-from genssl.evaluators.units import is_accuracy
+from genssl.evaluators.units import unit_of
 from genssl.studies import table
 from genssl.studies.figures import drawings
 from genssl.studies.sheet import DARK, LIGHT, Drawing
 from genssl.studies.summary import ArmSummary, Control, Cost, Summary
+from genssl.studies.verdict import apart
 from genssl.training.files import write_atomically
 from genssl.training.report import LEDGER_WORDS
 
@@ -84,7 +85,10 @@ def write_report(out: Path, summary: Summary) -> None:
             costs=_costs(summary),
             ledger=_ledger(summary),
             provenance=[
-                ("Versions, machine, data and generators", _yaml(summary.provenance)),
+                (
+                    "Versions, machine, data and generators",
+                    _yaml({name: fact for name, fact in summary.provenance.items() if name != "run_anew"}),
+                ),
                 ("The base recipe, resolved", _yaml(summary.recipe)),
             ],
         )
@@ -109,8 +113,11 @@ def _environment() -> Environment:
         count=table.count_text,
         duration=table.seconds_text,
         size=table.bytes_text,
-        unit=lambda metric: "%" if is_accuracy(metric) else "",
-        points=lambda metric: "points" if is_accuracy(metric) else "",
+        unit=lambda metric: unit_of(metric).symbol,
+        points=lambda metric: unit_of(metric).points,
+        lower=lambda metric: unit_of(metric).better == "lower",
+        heading=lambda metric: "lower is better" if unit_of(metric).better == "lower" else unit_of(metric).symbol,
+        apart=apart,
         span=_span,
         passed=_passed,
     )
@@ -213,6 +220,8 @@ def _mean(arm: ArmSummary, name: str) -> str:
     values = [run.ledger[name] for run in arm.runs if name in run.ledger]
     if not values:
         return ""
+    if name == "fresh_fraction":  # in percent, as in a run's report
+        return f"{100 * fmean(values):.1f} %"
     whole = all(value == round(value) for value in values)
     return table.count_text(fmean(values)) if whole else f"{fmean(values):,.3f}"
 

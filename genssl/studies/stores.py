@@ -16,6 +16,7 @@ from genssl.studies.summary import StoreCost
 from genssl.training.files import write_json
 from genssl.training.pregenerate import Pregenerated, pregenerate
 from genssl.training.stores import generator_block
+from genssl.wording import counted
 
 COSTS = "stores.json"
 FILLED_TO = "filled_to"
@@ -67,7 +68,7 @@ class StudyStores:
         cost = self._costs.setdefault(name, {"made": 0, "seconds": 0.0, "generator_seconds": 0.0, FILLED_TO: 0})
         if cost[FILLED_TO] >= self._wanted[name]:
             return
-        self._note(f"making {self._wanted[name]} variants of each image, for every arm that reads them")
+        self._note(f"making {counted(self._wanted[name], 'variant')} of each image, for every arm that reads them")
         alone = recipe.model_copy(
             update={
                 "variants": recipe.variants.model_copy(update={"source": "in_process", "store": None}),

@@ -68,13 +68,19 @@ def run_cost(results: dict[str, Any], share: StoreShare | None) -> Cost:
     )
 
 
-def summarise(loaded: LoadedStudy, finished: dict[tuple[str, int], Finished], stores: StudyStores) -> Summary:
+def summarise(
+    loaded: LoadedStudy,
+    finished: dict[tuple[str, int], Finished],
+    stores: StudyStores,
+    replaced: Sequence[str] = (),
+) -> Summary:
     """Returns the summary of a study whose runs are all finished.
 
     Args:
         loaded: the study.
         finished: runs by arm and seed.
         stores: what was generated ahead.
+        replaced: sentences about earlier runs of other settings.
     """
     study, seeds = loaded.study, loaded.seeds
     by_arm = {
@@ -103,7 +109,8 @@ def summarise(loaded: LoadedStudy, finished: dict[tuple[str, int], Finished], st
             sum(run.results["seconds"] for run in finished.values()) + sum(cost.seconds for cost in stored), 1
         ),
         provenance={name: first[name] for name in ("genssl", "packages", "python", "machine", "dataset")}
-        | {"protocol": by_arm[study.reference][0].results["protocol"], "variants": _variants(by_arm)},
+        | {"protocol": by_arm[study.reference][0].results["protocol"], "variants": _variants(by_arm)}
+        | ({"run_anew": list(replaced)} if replaced else {}),
         recipe=loaded.base.model_dump(mode="json"),
         paper=paper_says([item.arm.paper for item in loaded.arms if item.arm.paper]),
     )
@@ -191,12 +198,18 @@ def _controls(loaded: LoadedStudy, by_arm: dict[str, list[Finished]]) -> dict[st
         if item.arm.control_of is None:
             continue
         pairs = list(zip(by_arm[item.arm.name], by_arm[item.arm.control_of], strict=True))
-        largest = max(abs(ours.metrics[name] - theirs.metrics[name]) for ours, theirs in pairs for name in ours.metrics)
+        apart = {
+            name: max(abs(ours.metrics[name] - theirs.metrics[name]) for ours, theirs in pairs)
+            for name in pairs[0][0].metrics
+        }
+        metric = max(apart, key=lambda name: apart[name])
+        largest = apart[metric]
         key = "a_a" if "a_a" not in controls else f"a_a_{item.arm.name}"
         controls[key] = Control(
             arm=item.arm.name,
             of=item.arm.control_of,
             max_abs_difference=largest,
+            metric=metric if largest else "",
             encoders_equal=all(ours.encoder == theirs.encoder for ours, theirs in pairs),
         )
     return controls

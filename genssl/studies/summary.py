@@ -129,12 +129,14 @@ class Control(Section):
     Attributes:
         arm, of: the two.
         max_abs_difference: over all metrics and seeds; must be 0.
+        metric: that differs most.
         encoders_equal: whether the trained weights are the same bit for bit, at every seed.
     """
 
     arm: str
     of: str
     max_abs_difference: float
+    metric: str = ""
     encoders_equal: bool
 
 
@@ -144,7 +146,7 @@ class Summary(Section):
     Attributes:
         study: its name.
         title: one line for people.
-        quick: whether it was run in its short form, whose accuracies mean little.
+        quick: whether it was run in its short form, whose numbers mean little.
         metric: the primary one, such as "knn/top1".
         metrics: all that every run has, the primary one first.
         seeds: of every arm.

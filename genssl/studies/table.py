@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
-from genssl.evaluators.units import is_accuracy
+from genssl.evaluators.units import unit_of
 from genssl.studies.summary import ArmSummary, Cost, Estimate, Summary
 from genssl.training.files import write_atomically
 
@@ -17,7 +17,7 @@ ONE_SEED = "no interval (one seed)"
 # ---- Numbers in words ----
 def value_text(metric: str, value: float) -> str:
     """Returns a value without its unit: per cent with two decimals, or four significant digits."""
-    return _signed(f"{100 * value:,.2f}" if is_accuracy(metric) else f"{value:,.4g}")
+    return _signed(unit_of(metric).number(value))
 
 
 def difference_text(metric: str, value: float) -> str:

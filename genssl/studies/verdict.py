@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from genssl.studies.summary import ArmSummary, Estimate, Summary
+from genssl.evaluators.units import difference_shown, unit_of
+from genssl.studies.summary import ArmSummary, Control, Estimate, Summary
 
 FEW_SEEDS = 5
 
@@ -16,46 +17,56 @@ def verdict(summary: Summary, headline: Sequence[str]) -> list[str]:
         summary: everything but its verdict.
         headline: two arms whose difference comes first; may be empty.
     """
-    sentences = []
+    sentences, metric = [], summary.metric
     reference = summary.arm(summary.reference)
     if headline and {*headline} <= {arm.name for arm in summary.arms}:
         ours, theirs = (summary.arm(name) for name in headline)
-        difference = ours.differences.get(theirs.name, {}).get(summary.metric)
+        difference = ours.differences.get(theirs.name, {}).get(metric)
         if difference is not None:
-            sentences.append(f"{ours.label} against {theirs.label}, at equal optimiser steps: {judged(difference)}")
+            sentences.append(
+                f"{ours.label} against {theirs.label}, at equal optimiser steps: {judged(difference, metric)}"
+            )
     compared = [
-        (arm, arm.differences[reference.name][summary.metric])
+        (arm, arm.differences[reference.name][metric])
         for arm in summary.arms
         if arm.equal == "steps" and reference.name in arm.differences and arm.control_of is None
     ]
     for arm, difference in compared:
-        sentences.append(f"{arm.label} against {reference.label}: {judged(difference)}")
+        sentences.append(f"{arm.label} against {reference.label}: {judged(difference, metric)}")
     for arm in summary.arms:
         if arm.matched is not None and arm.matched in arm.differences:
-            difference = arm.differences[arm.matched][summary.metric]
+            difference = arm.differences[arm.matched][metric]
             given = f"given the wall-clock of {summary.arm(arm.matched).label}, against it"
-            sentences.append(f"{arm.label}, {given}: {judged(difference)}")
+            sentences.append(f"{arm.label}, {given}: {judged(difference, metric)}")
     sentences += [_control(summary, name) for name in summary.controls]
     return sentences
 
 
-def judged(difference: Estimate) -> str:
-    """Returns a paired difference of accuracies in words: what it is, between what it lies, and what follows."""
-    points = f"{100 * difference.mean:+.2f} points"
+def judged(difference: Estimate, metric: str = "top1") -> str:
+    """Returns a paired difference in words: what it is, between what it lies, and what follows.
+
+    Args:
+        difference: of a metric.
+        metric: such as "rankme/effective_rank", whose unit it has and which says what is better; by default an
+            accuracy.
+    """
+    unit, said = unit_of(metric), difference_shown(metric, difference.mean)
     if difference.low is None or difference.high is None:
-        return f"{points} at one seed, which says nothing about other seeds."
+        return f"{said} at one seed, which says nothing about other seeds."
     shown = (
-        f"{points} (95 % interval {100 * difference.low:+.2f} to {100 * difference.high:+.2f}, "
+        f"{said} (95 % interval {unit.difference(difference.low)} to {unit.difference(difference.high)}, "
         f"{difference.n} seeds, paired)"
     )
-    if difference.low > 0:
-        return f"{shown}: higher."
-    if difference.high < 0:
-        return f"{shown}: lower."
     if difference.low == difference.high == 0:
         return f"{shown}: equal."
-    most = 100 * max(-difference.low, difference.high)
-    return f"{shown}: no difference is shown; one of up to {most:.2f} points either way is not excluded."
+    for found, word in ((difference.low > 0, "higher"), (difference.high < 0, "lower")):
+        if found:
+            # Of an accuracy everybody knows which way is better.
+            worth = "better" if word == unit.better else "worse"
+            return f"{shown}: {word}{'' if unit.better is None or unit.points else f', which is {worth}'}."
+    most = max(-difference.low, difference.high)
+    size = f"{unit.number(most)} {unit.points}".rstrip()
+    return f"{shown}: no difference is shown; one of up to {size} either way is not excluded."
 
 
 def _control(summary: Summary, name: str) -> str:
@@ -69,17 +80,26 @@ def _control(summary: Summary, name: str) -> str:
     why = ""
     if summary.provenance["machine"]["device"] != "cpu":
         why = " On a GPU, kernels that add in no fixed order can be the reason; on a CPU nothing excuses it."
+    found = f"differs by up to {apart(control)}" if control.max_abs_difference else "has other weights"
     return (
-        f"CONTROL FAILED: {arm.label} should equal {of.label} exactly and differs by up to "
-        f"{100 * control.max_abs_difference:.2f} points; do not trust the other comparisons.{why}"
+        f"CONTROL FAILED: {arm.label} should equal {of.label} exactly and {found}; do not trust the other "
+        f"comparisons.{why}"
     )
+
+
+def apart(control: Control) -> str:
+    """Returns how far the metrics of a control's arms are apart at most: "0.28 points in knn/top1"."""
+    if not control.metric:  # there is no difference, or an earlier version wrote the summary
+        return f"{control.max_abs_difference:.4g}"
+    unit = unit_of(control.metric)
+    return f"{unit.number(control.max_abs_difference)} {unit.points}".rstrip() + f" in {control.metric}"
 
 
 def cautions(summary: Summary) -> list[str]:
     """Returns what a reader should hold against the verdict."""
     found = []
     if summary.quick:
-        found.append("This is the short form: it shows that everything works, and its accuracies mean little.")
+        found.append("This is the short form: it shows that everything works, and its numbers mean little.")
     if len(summary.seeds) == 1:
         found.append("One seed gives no interval.")
     elif len(summary.seeds) < FEW_SEEDS:

@@ -192,6 +192,7 @@ def _native_size(model: str) -> int | None:
 def measured_rates(folder: Path) -> tuple[float | None, float]:
     """Returns the rates that a finished run measured: variants/s of its generator (None if it made none), images/s.
 
+    The generator's is of the variants that it made and the seconds that its device spent on them.
     Both shared the machine if the run generated on it. The trainer's leaves out what it waited for variants.
 
     Raises:
@@ -202,7 +203,9 @@ def measured_rates(folder: Path) -> tuple[float | None, float]:
     try:
         ledger: dict[str, Any] = json.loads((folder / "results.json").read_text())["ledger"]
         steps = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-        made = ledger["variants_generated"] + ledger["variants_refreshed"]
+        # What it made, not what views got: of late variants many are made that no view takes, and from a store or a
+        # pool one variant serves many views. Ledgers of the first versions counted views alone.
+        made = ledger.get("variants_computed", ledger["variants_generated"] + ledger["variants_refreshed"])
         generating, training = ledger["generator_seconds"], ledger["trainer_seconds"]
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise UserError(

@@ -20,6 +20,7 @@ from genssl.variants.ledger import Ledger, Origin
 from genssl.variants.plan import REAL, StepPlan, ViewPlan
 from genssl.variants.source import Delivery, VariantSource
 from genssl.views.compose import requests_of
+from genssl.wording import counted
 
 ONLINE_FRACTION = 0.5  # of fresh variants, below which a run is not simply called online
 
@@ -147,7 +148,7 @@ def how_online(ledger: Ledger, progress: Progress, variants: VariantsConfig) -> 
     else:
         budget, why = variants.budget, "its generator was too slow for it"
         if budget is not None:
-            why = f"variants.budget allows {budget} variants an image"
+            why = f"variants.budget allows {counted(budget, 'variant')} an image"
         said = (
             f"only {fresh:.0%} of the wanted variants came as planned; {ledger.origins['reused'] / ledger.wanted:.0%} "
             f"were other variants of the same image, {ledger.origins['real'] / ledger.wanted:.0%} real images. Call "

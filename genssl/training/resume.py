@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from genssl.config.comparable import differences
 from genssl.config.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
@@ -49,7 +50,7 @@ def as_begun(recipe: Recipe, folder: Path) -> Recipe:
     # As written: a number of the same value may have come as 1 or as 1.0.
     there = of_length(recipe_of(folder), recipe.train.epochs)
     if to_yaml(there) != to_yaml(recipe):
-        differing = _differences(there.model_dump(mode="json"), recipe.model_dump(mode="json"), "")
+        differing = differences(there.model_dump(mode="json"), recipe.model_dump(mode="json"))
         more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
         raise UserError(
             f"--resume {folder}: was begun with another recipe: {', '.join(differing[:SHOWN])}{more}. Of a run that "
@@ -167,20 +168,3 @@ def cut_back(path: Path, step: int) -> None:
             break
         kept.append(line + "\n")
     write_atomically(path, lambda partial: partial.write_text("".join(kept)))
-
-
-def _differences(before: Any, now: Any, path: str) -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = [*before, *(key for key in now if key not in before)]
-        return [
-            text
-            for key in keys
-            if before.get(key) != now.get(key)
-            for text in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
-        ]
-    return [f"{path} {_shown(before)} (now: {_shown(now)})"]
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

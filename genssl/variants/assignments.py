@@ -21,6 +21,7 @@ from genssl.errors import UserError
 from genssl.variants.ledger import Origin
 from genssl.variants.plan import REAL, StepPlan, ViewPlan
 from genssl.variants.source import Delivery
+from genssl.wording import counted
 
 FORMAT = "genssl-assignments/1"
 LETTERS: dict[Origin, str] = {"generated": "g", "store": "s", "reused": "u", "real": "r"}
@@ -96,7 +97,7 @@ class Replay:
         self._rows: dict[int, npt.NDArray[np.int64]] = {}
         if (missing := np.flatnonzero(self._offsets < 0)).size:
             raise UserError(
-                f"variants.replay: {path} ends before step {missing[0]}, but this recipe has {steps} steps; "
+                f"variants.replay: {path} ends before step {missing[0]}, but this recipe has {counted(steps, 'step')}; "
                 "lower train.epochs to what the log covers, or replay the log of a run that was not cut short"
             )
 

@@ -18,6 +18,7 @@ from genssl.errors import ServerUnavailableError
 from genssl.variants.background import Tasks
 from genssl.variants.ledger import Ledger, Origin
 from genssl.variants.source import VariantRequest
+from genssl.wording import counted
 
 Image = tuple[UInt8Array, Origin]
 Fetch = Callable[[Sequence[VariantRequest]], Awaitable[list[Image]]]
@@ -201,7 +202,8 @@ class PrefetchQueue:
             self._check()
             if time.monotonic() - started > self._deadline:
                 raise ServerUnavailableError(
-                    f"{len(pending)} variants of this step were still missing after {self._deadline:g} s: "
+                    f"{counted(len(pending), 'variant of this step was', 'variants of this step were')} "
+                    f"still missing after {self._deadline:g} s: "
                     f"{self._describe()}"
                 )
 

@@ -39,6 +39,7 @@ from genssl.variants.store_place import StorePlace, StoreState
 from genssl.variants.store_record import IDENTITY, Encoding, Record, decode, decode_image, digest_of, encode
 from genssl.variants.store_scan import link_key, link_of
 from genssl.variants.store_writers import WRITERS, network_filesystem, take_writer, writer_names
+from genssl.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -412,9 +413,9 @@ class VariantStore:
         if why.startswith("("):  # LMDB reports a write that was cut short as an input/output error
             why = f"its disk {'is full' if room < 2 * wanted else 'refused them'} {why}"
         return (
-            f"{self.folder} has no room for {len(entries)} more variants of {wanted:,} bytes: {why}; it has "
-            f"{self.bytes:,} bytes, and {free}. What it holds stays readable; make room, or move the store to a larger "
-            "disk, and start again: what is stored is not made twice"
+            f"{self.folder} has no room for {counted(len(entries), 'more variant')} of {wanted:,} bytes: {why}; it "
+            f"has {self.bytes:,} bytes, and {free}. What it holds stays readable; make room, or move the store to a "
+            "larger disk, and start again: what is stored is not made twice"
         )
 
     def _check_generator(self, fingerprint: Digest, *, pin: bool, readonly: bool) -> None:

@@ -21,6 +21,7 @@ from genssl.variants.store_manifest import StoreManifest, read_manifest
 from genssl.variants.store_record import CHECKED_FROM, ENCODINGS, HEADER, RAW, SHAPE, is_intact, read_head
 from genssl.variants.store_scan import LINKS, link_key, link_of, links, open_writers, records
 from genssl.variants.store_writers import WRITERS
+from genssl.wording import counted
 
 BATCH = 64
 
@@ -97,7 +98,7 @@ def _check_links(environment: Environment) -> None:
                 index = int.from_bytes(link[:8], "big")
                 _say(damage=f"source {source_id.hex()}: variant {index} is in its list, but has no record")
         if len(whole) < len(part):
-            _say(damage=f"lists of sources: {len(part) - len(whole)} entries are malformed")
+            _say(damage=f"lists of sources: {counted(len(part) - len(whole), 'entry is', 'entries are')} malformed")
         _say(links=len(part))
 
 

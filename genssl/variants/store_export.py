@@ -37,6 +37,7 @@ from genssl.variants.store_table import (
     about,
     open_table,
 )
+from genssl.wording import counted
 
 Format = Literal["webdataset", "folder"]
 SHARD_BYTES = 2**28
@@ -147,7 +148,8 @@ def _chosen(
     chosen = sorted(name for name in names if name.startswith((generator or "").lower()))
     if len(chosen) != 1:
         there = "; ".join(
-            f"{name} ({manifest.describe(name[:32])}, {kinds[names[name]]:,} variants)" for name in sorted(names)
+            f"{name} ({manifest.describe(name[:32])}, {counted(kinds[names[name]], 'variant')})"
+            for name in sorted(names)
         )
         if generator and not chosen:
             raise StoreError(f"{folder} holds nothing of --generator {generator}; it holds {there}")

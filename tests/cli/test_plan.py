@@ -115,6 +115,9 @@ def write_run(folder: Path, **changes: float) -> None:
 def test_rates_of_a_run(tmp_path):
     write_run(tmp_path / "run")
     assert measured_rates(tmp_path / "run") == (250, 640), "1000 variants in 4 s; 10 steps of 128 in 2 s"
+    # A few views in place of variants that came late, or many of one variant, say nothing about the generator.
+    write_run(tmp_path / "late", variants_generated=4, variants_refreshed=0, variants_computed=40)
+    assert measured_rates(tmp_path / "late") == (10, 640), "40 variants in 4 s, 4 of which a view got"
     write_run(tmp_path / "stored", variants_generated=0, variants_refreshed=0, generator_seconds=0.0)
     assert measured_rates(tmp_path / "stored") == (None, 640)
     with pytest.raises(UserError, match="is no finished run"):
@@ -153,6 +156,13 @@ def test_a_run_gives_the_rates_that_are_not_said(tmp_path):
     assert "1 x 250 variants/s against 640 images/s" in done.stdout
     said = plan("--images", "1437", "--from", str(tmp_path / "run"), "--generator-rate", "9")
     assert "1 x 9 variants/s against 640 images/s" in said.stdout
+
+
+def test_a_run_whose_variants_came_late_is_planned_by_what_its_generator_made(tmp_path):
+    write_run(tmp_path / "run", variants_generated=4, variants_refreshed=0, variants_computed=40, trainer_seconds=320.0)
+    done = plan("--images", "1", "--epochs", "1", "--from", str(tmp_path / "run"))
+    assert "1 x 10 variants/s against 4 images/s: 1 such generator keeps up with the trainer" in done.stdout
+    assert "1 image, 1 epoch, 1 variant a pair of views: 1 view wants one" in done.stdout
 
 
 def test_planning_imports_neither_torch_nor_numpy(tmp_path):

@@ -49,7 +49,7 @@ def test_the_batch_of_a_rank_and_of_a_micro_batch():
         "batch per rank: 128 images (128 over 1 rank)",
     ]
     _, comments = show(str(RECIPES / "simclr_sd.yaml"), ranks="3")
-    assert comments[1] == "batch per rank: 128 images do not divide among 3 ranks in 1 micro-batches"
+    assert comments[1] == "batch per rank: 128 images do not divide among 3 ranks in 1 micro-batch"
 
 
 def test_what_is_printed_is_the_recipe():

@@ -102,7 +102,7 @@ def test_merge_export_and_import_make_folders_and_say_so(genssl, store, tmp_path
     assert genssl("merge", "all", "variants", "variants").stdout == "all: 12 variants\n"
     done = genssl("export", "all", "shards")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("shards: 12 variants in 1 shards, ")
+    assert done.stdout.startswith("shards: 12 variants in 1 shard, ")
     assert genssl("export", "all", "pictures", "--format", "folder").stdout.startswith("pictures: 12 variants, ")
     (tmp_path / "data").mkdir()
     for path in sorted((tmp_path / "pictures").glob("*_0.png")):
@@ -158,10 +158,10 @@ def test_damaged_records_are_left_out_and_the_exit_code_says_so(genssl, store):
     damage(store)
     done = genssl("merge", "all", "variants")
     assert done.returncode == 1
-    assert done.stdout.splitlines()[1:] == ["all: 11 variants", "all: 1 damaged records were not copied"]
+    assert done.stdout.splitlines()[1:] == ["all: 11 variants", "all: 1 damaged record was not copied"]
     done = genssl("export", "variants", "shards")
     assert done.returncode == 1
-    assert "shards: 1 damaged variants were left out; genssl store verify variants names them" in done.stdout
+    assert "shards: 1 damaged variant was left out; genssl store verify variants names it" in done.stdout
 
 
 @pytest.mark.parametrize(

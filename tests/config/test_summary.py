@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from pathlib import Path
 
 import pytest
 
+from genssl.cli.tables import repeats
 from genssl.config.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
@@ -34,6 +37,39 @@ def test_runs_are_grouped_by_everything_but_the_seed_and_paired_with_their_basel
     assert groups["online", 2].differences("knn/top1") == pytest.approx([0.1, 0.05])
     assert groups["online", 1].baseline is None, "another number of epochs is another recipe"
     assert groups["none", 3].baseline is None
+
+
+def test_a_repeat_of_a_recipe_and_seed_is_no_further_replicate(tmp_path):
+    """Two runs of one seed say no more about other seeds than one, and least of all that there is no spread."""
+    for name, value, *overrides in (
+        ("b-first", 0.8, "seed=3"),
+        ("a-last", 0.9, "seed=3", "train.keep_checkpoints=2"),
+        ("other", 0.7, "seed=4"),
+        ("none", 0.6, "seed=3", "variants.source=none"),
+        ("none-again", 0.6, "seed=3", "variants.source=none", "views.policy=both"),
+    ):
+        write_run(tmp_path / name, value, *overrides)
+    for age, name in enumerate(("none-again", "none", "other", "a-last", "b-first")):
+        os.utime(tmp_path / name / "results.json", (1000 + age, 1000 + age))
+    online, none = sorted(summarise_runs(tmp_path), key=lambda group: -len(group.seeds))
+    assert (online.seeds, online.metrics["knn/top1"]) == ([3, 4], [0.8, 0.7])
+    assert (none.seeds, none.metrics["knn/top1"]) == ([3], [0.6])
+    assert math.isnan(mean_and_interval(none.metrics["knn/top1"])[1])
+    assert online.differences("knn/top1") == pytest.approx([0.2])
+    assert online.repeats == {3: (tmp_path / "b-first", [tmp_path / "a-last"])}
+    assert repeats([online]) == [
+        f"simclr-sd-digits (online), seed 3: {tmp_path / 'b-first'}, which finished last, counts; 1 repeat left out: "
+        f"{tmp_path / 'a-last'}"
+    ]
+
+
+def test_a_metric_that_one_run_lacks_is_paired_by_seed(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"none-{seed}", 0.5, f"seed={seed}", "variants.source=none")
+        write_run(tmp_path / f"online-{seed}", 0.6 + 0.1 * seed, f"seed={seed}")
+    (tmp_path / "online-0" / "results.json").write_text(json.dumps({"metrics": {}, "seconds": 1.0}))
+    online = next(group for group in summarise_runs(tmp_path) if group.baseline is not None)
+    assert online.differences("knn/top1") == pytest.approx([0.2])
 
 
 def test_the_interval_is_students():

@@ -15,6 +15,7 @@ from genssl.backbones.configs import ResNet18Config
 from genssl.backbones.resnet import build_resnet
 from genssl.errors import DataError, UserError
 from genssl.evaluators.base import EvaluationData
+from genssl.evaluators.units import declared, is_accuracy, is_detail
 from genssl.methods.configs import SimCLRConfig
 from genssl.methods.simclr import SimCLR
 from genssl.registry import EVALUATORS
@@ -116,6 +117,8 @@ def test_frozen_means_frozen(data, method, name, settings):
     assert metrics
     assert all(key.startswith(f"{name}/") and np.isfinite(value) for key, value in metrics.items())
     assert json.loads(json.dumps(protocols))[name]
+    assert [key for key in metrics if declared(key) is None] == [], "in genssl.evaluators.units"
+    assert all(0 <= value <= 1 for key, value in metrics.items() if is_accuracy(key) and not is_detail(key))
 
 
 @pytest.mark.parametrize("name", ["knn", "linear_probe", "few_shot", "finetune", "robustness"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import shutil
@@ -191,6 +192,33 @@ def test_a_study_may_gain_an_arm_and_lose_a_seed(done, tmp_path):
     assert len(watcher.there) == len(before.arms)
     assert summary.arm("one").cost.generator_calls == 1437  # its share of the two that are stored
     assert summary.arm("none").metrics["knn/top1"].mean == before.arm("none").runs[0].metrics["knn/top1"]
+
+
+def test_a_finished_run_does_not_stand_for_an_arm_that_has_changed(done, tmp_path):
+    """Another source of variants is another arm; its run is made anew, and the other one kept, with a reason."""
+    there, before, *_ = done
+    out = Path(shutil.copytree(there, tmp_path / "moved"))
+    changed = tmp_path / "study.yaml"
+    changed.write_text(STUDY.replace("- {name: in-process}", "- {name: in-process, set: {variants.source: none}}"))
+    watcher = Watcher()
+    summary = compare(load_study(changed, seeds=[0]), out, watcher)
+    assert ("in-process", 0) in watcher.anew
+    assert {arm for arm, _ in watcher.there} >= {"none", "stored-2", "control"}
+    run = json.loads((out / "runs" / "in-process" / "seed-0" / "results.json").read_text())
+    assert run["provenance"]["variants"]["source"] == "none"
+    assert run["ledger"]["variants_computed"] == 0
+    arm = summary.arm("in-process")
+    assert arm.metrics["knn/top1"].mean == summary.arm("none").metrics["knn/top1"].mean, "now the same run"
+    assert arm.cost.generator_calls == 0 < before.arm("in-process").cost.generator_calls
+    said = 'in-process, seed 0: is run anew; the finished run had other settings: variants.source "in_process"'
+    assert any(note.startswith(f'{said} (now: "none")') for note in watcher.notes)
+    kept = out / "replaced" / "in-process" / "seed-0"
+    assert (kept / "results.json").read_bytes() == (there / "runs/in-process/seed-0/results.json").read_bytes()
+    assert any(line.startswith(said) for line in summary.provenance["run_anew"])
+    assert said in html.unescape((out / "report.html").read_text())
+    again = Watcher()
+    assert compare(load_study(changed, seeds=[0]), out, again).provenance == summary.provenance
+    assert again.anew == []
 
 
 def test_an_arm_whose_time_is_too_short_is_left_out_and_said_to_be(done, tmp_path):

@@ -156,6 +156,8 @@ def test_every_seed_the_ledger_and_the_provenance_are_there(study: Summary, page
     waited = page.row("ledger counted", "seconds the training waited for variants")
     assert waited[5] == "21.900"
     assert page.row("ledger counted", "a count of tomorrow")[1] == "0.500"
+    fresh = page.row("ledger counted", "planned variants that arrived as planned")
+    assert (fresh[5], fresh[6]) == ("100.0 %", "25.0 %")
     assert "builtin:digits-unclip" in page.text
     assert "torch: 2.15.0" in page.text
 
