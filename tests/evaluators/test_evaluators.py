@@ -130,7 +130,7 @@ def test_missing_labels_are_one_clear_error(digits_test):
 
 def test_too_few_labels_name_the_class(data):
     with pytest.raises(
-        DataError, match=r"few_shot.labels_per_class: 2000 images a class are needed, but class '\d' has"
+        DataError, match=r"few_shot.labels_per_class: 2,000 images a class are needed, but class '\d' has"
     ):
         FewShot(FewShotConfig(labels_per_class=2000)).check(data)
     LinearProbe(LinearProbeConfig()).check(data)
