@@ -24,6 +24,7 @@ from genssl.generators.fingerprint import fingerprint_model
 from genssl.generators.guided import GuidedDiffusion
 from genssl.generators.loading import licence_of, load_network, load_part, pipeline_files
 from genssl.generators.locate import DIFFUSERS, find_model, read_json
+from genssl.generators.preprocessing import Preprocessing
 
 SAMPLER_VERSION = "flux2_klein/1"
 PIPELINE = "Flux2KleinPipeline"
@@ -99,7 +100,7 @@ class Flux2Klein(GuidedDiffusion):
             config,
             device,
             sampler=FlowEuler(folder),
-            preprocessing={"size": config.reference_size},
+            preprocessing=Preprocessing(config.reference_size),
             latents=(channels, patch),
         )
         self._given, self._empty = self._embed_prompts(folder, [config.prompt, ""], config.prompt_tokens)

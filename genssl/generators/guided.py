@@ -12,7 +12,6 @@ import torch
 from diffusers import DDIMScheduler
 
 from genssl.data.base import UInt8Array
-from genssl.data.decode import resize_and_crop
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Alive, GeneratorSpec, Parameters
 from genssl.generators.cost import count_tflops_of
@@ -21,6 +20,7 @@ from genssl.generators.diffusers_configs import DiffusersConfig
 from genssl.generators.fingerprint import Fingerprint
 from genssl.generators.loading import quiet_libraries
 from genssl.generators.locate import read_json
+from genssl.generators.preprocessing import Preprocessing
 from genssl.generators.sampling import check_bounds, decode, denoise, guidance_column, guide, row_noise, spread
 
 
@@ -56,7 +56,7 @@ class GuidedDiffusion(ABC):
         config: default parameters.
         device: where the networks run.
         sampler: of the schedule.
-        preprocessing: "size", "mean" and "std" of the image encoder's input.
+        preprocessing: brings sources to the image encoder's input.
         latents: channels of the latents, and how many pixels a latent has at each side.
 
     Attributes:
@@ -72,7 +72,7 @@ class GuidedDiffusion(ABC):
         device: torch.device,
         *,
         sampler: Sampler,
-        preprocessing: dict[str, Any],
+        preprocessing: Preprocessing,
         latents: tuple[int, int],
     ) -> None:
         self._device = device
@@ -138,8 +138,8 @@ class GuidedDiffusion(ABC):
         return count * count_tflops_of(step) + count_tflops_of(lambda: self._decode(latents(1)))
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
-        """Resizes and centre-crops uint8 [3, H, W] to the image encoder's input size (CLIP's rule; Pillow, bicubic)."""
-        return resize_and_crop(image, self._preprocessing["size"])
+        """Brings uint8 [3, H, W] of any size to the image encoder's input uint8 [3, S, S]."""
+        return self._preprocessing.preprocess(image)
 
     @abstractmethod
     def embed(self, images: torch.Tensor) -> torch.Tensor:

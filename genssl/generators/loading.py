@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils import logging as diffusers_logging
@@ -19,6 +18,7 @@ from genssl.errors import GeneratorError
 from genssl.generators import safetensors_file
 from genssl.generators.fingerprint import Fact, fingerprint_model, network_files, tokenizer_files
 from genssl.generators.locate import DIFFUSERS, find_network, read_json
+from genssl.generators.preprocessing import Preprocessing, Rule, read_preprocessing
 
 
 def load_network(kind: Any, folder: Path, subfolder: str, dtype: torch.dtype, device: torch.device) -> Any:
@@ -83,37 +83,19 @@ def load_decoder(folder: Path, tiny: str | None, dtype: torch.dtype, device: tor
 
 
 def image_encoder(
-    folder: Path, dtype: torch.dtype, device: torch.device, processor: str = "feature_extractor"
-) -> tuple[Any, dict[str, Any]]:
-    """Loads the image encoder of a model's folder alone, and how it wants images: "size" in pixels, "mean", "std".
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    processor: str = "feature_extractor",
+    rule: Rule | None = None,
+) -> tuple[Any, Preprocessing]:
+    """Loads the image encoder of a model's folder alone, and how it wants images; see `read_preprocessing`.
 
     Raises:
         GeneratorError: if it is missing, broken, or has no safetensors weights.
     """
-    return load_network(CLIPVisionModelWithProjection, folder, "image_encoder", dtype, device), preprocessor(
-        folder, processor
-    )
-
-
-def preprocessor(folder: Path, subfolder: str = "feature_extractor") -> dict[str, Any]:
-    """Returns how an image encoder wants images: "size" in pixels, "mean" and "std" of the channels."""
-    path = folder / subfolder / "preprocessor_config.json"
-    config = read_json(path)
-    if "image_mean" not in config or "image_std" not in config:
-        raise GeneratorError(f"{path}: has no image_mean or no image_std; the model folder is incomplete, get it again")
-    crop = config.get("crop_size", 224)
-    return {
-        "size": int(crop["height"] if isinstance(crop, dict) else crop),
-        "mean": np.asarray(config["image_mean"], dtype=np.float32).tolist(),
-        "std": np.asarray(config["image_std"], dtype=np.float32).tolist(),
-    }
-
-
-def normalise(images: torch.Tensor, preprocessing: dict[str, Any]) -> torch.Tensor:
-    """Brings uint8 [B, 3, S, S] (0..255) to the image encoder's float32 input, by its mean and standard deviation."""
-    mean, std = (torch.tensor(preprocessing[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-    normalised: torch.Tensor = (images.float() / 255 - mean) / std
-    return normalised
+    preprocessing = read_preprocessing(folder, processor, rule)
+    return load_network(CLIPVisionModelWithProjection, folder, "image_encoder", dtype, device), preprocessing
 
 
 def empty_prompt(folder: Path, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -38,7 +38,7 @@ from genssl.generators.unclip_encoder import CLIPEncoder, open_image_encoder
 
 SAMPLER_VERSION = "stable_unclip/1"
 PIPELINE = "StableUnCLIPImg2ImgPipeline"
-SETTINGS = ("revision", "dtype", "tiny_vae", "compile", "zero_terminal_snr", "image_size", "output_size")
+SETTINGS = ("revision", "dtype", "tiny_vae", "compile", "preprocess", "zero_terminal_snr", "image_size", "output_size")
 
 
 class StableUnCLIP:
@@ -62,7 +62,9 @@ class StableUnCLIP:
         self._dtype: torch.dtype = getattr(torch, config.dtype)
         self._compiled = config.compile
         # With embeddings on disk it may never be needed; without, its faults should show now.
-        self._encoder = open_image_encoder(folder, self._dtype, device, lazy=config.embedding_cache is not None)
+        self._encoder = open_image_encoder(
+            folder, self._dtype, device, lazy=config.embedding_cache is not None, rule=config.preprocess
+        )
         if isinstance(self._encoder, CLIPEncoder):
             self.embed_with_foreground = self._encoder.embed_with_foreground
         self._unet = load_network(UNet2DConditionModel, folder, "unet", self._dtype, device)
@@ -98,6 +100,7 @@ class StableUnCLIP:
             config.dtype,
             f"zero_snr={config.zero_terminal_snr}",
             *decoder,
+            *self._encoder.facts(),
             *(["compiled"] if config.compile else []),
         )
         self.spec = GeneratorSpec(
@@ -129,7 +132,7 @@ class StableUnCLIP:
             self._vae.decoder.compile(dynamic=False)
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
-        """Resizes and centre-crops uint8 [3, H, W] to the image encoder's input size (Pillow, bicubic)."""
+        """Brings uint8 [3, H, W] of any size to the image encoder's input uint8 [3, S, S], see `Preprocessing`."""
         return self._encoder.preprocess(image)
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
