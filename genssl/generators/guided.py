@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
-from diffusers import DDIMScheduler
 
 from genssl.data.base import UInt8Array
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Alive, GeneratorSpec, Parameters
 from genssl.generators.cost import count_tflops_of
-from genssl.generators.ddim import DDIM
+from genssl.generators.ddim import DDIM, ddim_scheduler
 from genssl.generators.diffusers_configs import DiffusersConfig
 from genssl.generators.fingerprint import Fingerprint
-from genssl.generators.loading import quiet_libraries
-from genssl.generators.locate import read_json
 from genssl.generators.preprocessing import Preprocessing
 from genssl.generators.sampling import check_bounds, decode, denoise, guidance_column, guide, row_noise, spread
 
@@ -29,9 +26,11 @@ class Sampler(Protocol):
 
     Attributes:
         most_steps: counts of steps from 1 up to this one can be made.
+        facts: what the name of a generator owes to the sampler beside the folder's files and the generator's block.
     """
 
     most_steps: int
+    facts: list[str]
 
     def steps(self, count: int, side: int) -> Sequence[Any]:
         """Returns the steps from noise to image; `side` is that of the latents, on which a flow's schedule depends."""
@@ -269,7 +268,7 @@ class Deterministic:
 
     def __init__(self, folder: Path, spacing: str | None = None) -> None:
         self._ddim = DDIM(ddim_scheduler(folder, spacing))
-        self.most_steps = self._ddim.most_steps
+        self.most_steps, self.facts = self._ddim.most_steps, self._ddim.facts
 
     def steps(self, count: int, side: int) -> Sequence[Any]:
         """Returns the steps of DDIM, whatever the side."""
@@ -282,11 +281,3 @@ class Deterministic:
     def move(self, step: Any, latents: torch.Tensor, output: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
         """Moves latents one step on; see `DDIM.step`."""
         return self._ddim.step(step, latents, output)
-
-
-def ddim_scheduler(folder: Path, spacing: str | None) -> DDIMScheduler:
-    """Returns a DDIM scheduler over the noise schedule of a model, whatever scheduler its folder names."""
-    # A config without clip_sample would get diffusers' default True, and very different latents.
-    config = {"clip_sample": False} | read_json(folder / "scheduler" / "scheduler_config.json")
-    with quiet_libraries():
-        return DDIMScheduler.from_config(config | ({"timestep_spacing": spacing} if spacing else {}))

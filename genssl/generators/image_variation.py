@@ -64,7 +64,7 @@ class ImageVariation(GuidedDiffusion):
         )
         # "preprocess=clip" is what the rule `square` was called before there was another.
         seen = "card" if self._squash else VERSIONS[rule].removesuffix("/1")
-        facts = (config.dtype, f"spacing={config.timestep_spacing}", f"preprocess={seen}")
+        facts = (config.dtype, f"spacing={config.timestep_spacing}", f"preprocess={seen}", *self._sampler.facts)
         files = pipeline_files(folder, ["image_encoder", "unet", "vae"], ["feature_extractor", "scheduler"])
         self._describe(
             config,

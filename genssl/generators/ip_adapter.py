@@ -125,6 +125,7 @@ class IPAdapter(GuidedDiffusion):
             ("encoder=", fingerprint_model(encoder, network_files(encoder))),
             f"lora={fingerprint_file(lora).hex()},{config.lora_scale}" if lora else "lora=none",
             *preprocessing.facts(),
+            *self._sampler.facts,
         ]
         self._describe(
             config,

@@ -68,9 +68,10 @@ class Kandinsky(GuidedDiffusion):
             ("", fingerprint_model(processor, ["preprocessor_config.json"])),
         ]
         files = pipeline_files(folder, ["unet", "movq"], ["scheduler"])
+        facts = [*preprocessing.facts(), *self._sampler.facts]
         self._describe(
             config,
-            fingerprint=fingerprint_model(folder, files, SAMPLER_VERSION, config.dtype, *parts, *preprocessing.facts()),
+            fingerprint=fingerprint_model(folder, files, SAMPLER_VERSION, config.dtype, *parts, *facts),
             embedding_dim=width,
             native_size=int(self._unet.config["sample_size"]) * scale,
             licence=licence_of(folder, "see the model's page (Kandinsky 2.2: Apache-2.0)"),
