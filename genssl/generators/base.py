@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from genssl.data.base import UInt8Array
+from genssl.generators.locate import shown
 
 Parameters = dict[str, float | int]
 Alive = Callable[[], Sequence[bool]]
@@ -46,6 +47,11 @@ class GeneratorSpec:
     settings: dict[str, str]
     tflops: float | None = None
     former: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def title(self) -> str:
+        """The generator in messages, which others may see: of a path on this machine, its last part."""
+        return f"generator {self.name} ({shown(self.model)})"
 
     def derived(self, name: Callable[[bytes], bytes], **changes: Any) -> GeneratorSpec:
         """Returns a spec whose fingerprint, and former one, `name` makes of this one's."""

@@ -206,7 +206,8 @@ class GuidedDiffusion(ABC):
         """Makes one image a row; see `Generator.generate`."""
         latents, rows = self.sample(embeddings, seeds, parameters, alive=alive, sizes=sizes)
         image_size, output_size = (int(parameters[0][name]) for name in ("image_size", "output_size"))
-        return spread(decode(self._decode, latents, image_size, output_size), rows, len(embeddings))
+        made = decode(self._decode, latents, image_size, output_size, whose=self.spec.title, dtype=self._dtype)
+        return spread(made, rows, len(embeddings))
 
     @torch.inference_mode()
     def sample(

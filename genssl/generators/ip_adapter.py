@@ -19,6 +19,7 @@ from genssl.generators.base import Parameters
 from genssl.generators.diffusers_configs import IPAdapterConfig
 from genssl.generators.few_step import LCM, TCD
 from genssl.generators.fingerprint import Fact, fingerprint_file, fingerprint_model, network_files
+from genssl.generators.finite import check_weights
 from genssl.generators.guided import Deterministic, GuidedDiffusion, Sampler
 from genssl.generators.loading import (
     licence_of,
@@ -84,6 +85,7 @@ class IPAdapter(GuidedDiffusion):
         if lora is not None:
             fuse_lora(self._unet, lora, read_tensors(lora), config.lora_scale)
         self._tokens = self._load_adapter(adapter)
+        check_weights("generator.adapter or generator.lora, in the UNet", self._unet.state_dict())
         self._unet.eval().requires_grad_(False)
         self._given, self._empty = embed_prompt_and_empty(folder, config.prompt, self._xl, dtype, device)
         scale = 2 ** (len(self._vae.config["block_out_channels"]) - 1)

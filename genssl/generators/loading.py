@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from genssl.errors import GeneratorError
 from genssl.generators import safetensors_file
 from genssl.generators.fingerprint import Fact, fingerprint_model, network_files, tokenizer_files
+from genssl.generators.finite import check_weights
 from genssl.generators.locate import DIFFUSERS, find_network, read_json
 from genssl.generators.preprocessing import Preprocessing, Rule, read_preprocessing
 
@@ -25,10 +26,12 @@ def load_network(kind: Any, folder: Path, subfolder: str, dtype: torch.dtype, de
     """Loads one network of a pipeline, frozen and in evaluation mode.
 
     Raises:
-        GeneratorError: if it is missing, of another kind or shape, or has no safetensors weights.
+        GeneratorError: if it is missing, of another kind or shape, or has no safetensors weights, or none that are
+            finite.
     """
-    model = load_part(kind, folder, subfolder, use_safetensors=True, dtype=dtype)
-    return model.to(device).eval().requires_grad_(False)
+    model = load_part(kind, folder, subfolder, use_safetensors=True, dtype=dtype).to(device)
+    check_weights(folder / subfolder, model.state_dict())
+    return model.eval().requires_grad_(False)
 
 
 def load_part(kind: Any, folder: Path, subfolder: str, **settings: Any) -> Any:
@@ -45,11 +48,13 @@ def load_part(kind: Any, folder: Path, subfolder: str, **settings: Any) -> Any:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Returns the tensors of a safetensors file on the CPU; raises GeneratorError if it is broken."""
+    """Returns the tensors of a safetensors file on the CPU; raises GeneratorError if it is broken or not finite."""
     try:
-        return safetensors_file.read_tensors(path)[0]
+        tensors = safetensors_file.read_tensors(path)[0]
     except (OSError, SafetensorError) as error:
         raise GeneratorError(f"{path}: cannot be read as safetensors ({error}); get it again") from None
+    check_weights(path, tensors)
+    return tensors
 
 
 def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:

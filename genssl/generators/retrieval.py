@@ -23,6 +23,7 @@ from genssl.generators.bank import open_bank
 from genssl.generators.base import Alive, GeneratorSpec, Parameters
 from genssl.generators.conditioner import FILE, Conditioner, has_own_encoder, load_encoder
 from genssl.generators.configs import RetrievalConfig
+from genssl.generators.finite import check_weights
 from genssl.generators.locate import BUILTIN, DIFFUSERS
 from genssl.generators.preprocessing import Preprocessing
 from genssl.registry import BACKBONES
@@ -137,6 +138,7 @@ def _backbone(encoder: str | ComponentConfig) -> tuple[nn.Module, int | None, Pr
             )
         with seeded_initialisation("conditioner"):
             built: nn.Module = BACKBONES.get(encoder.name)(encoder)
+        check_weights(f"generator.encoder: {encoder.name}", built.state_dict())
         network = _Normalised(built, int(built.feature_dim), *IMAGENET)  # type: ignore[arg-type]
         return network, getattr(encoder, "image_size", None), None
     path = Path(encoder).expanduser()

@@ -201,10 +201,10 @@ class StableUnCLIP:
         """Makes one image a row; see `Generator.generate`, and `generate_exact` for `exact`."""
         latents, rows = self.sample(embeddings, seeds, parameters, alive=alive, sizes=sizes, exact=exact)
         made = decode(
-            lambda part: self._vae.decode(part, return_dict=False)[0],
-            latents / self._vae.config["scaling_factor"],
-            int(parameters[0]["image_size"]),
-            int(parameters[0]["output_size"]),
+            lambda part: self._vae.decode(part / self._vae.config["scaling_factor"], return_dict=False)[0],
+            *(latents, int(parameters[0]["image_size"]), int(parameters[0]["output_size"])),
+            whose=self.spec.title,
+            dtype=self._dtype,
         )
         return spread(made, rows, len(embeddings))
 
