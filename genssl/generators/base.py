@@ -102,7 +102,8 @@ class Generator(Protocol):
 
         Args:
             embeddings: float32 [B, embedding_dim].
-            seeds: B numbers below 2**64; all noise of a row comes from a CPU generator with this seed.
+            seeds: B numbers below 2**64; all noise of a row comes from a CPU generator with this seed, of which torch
+                takes the low 32 bits.
             parameters: B complete parameter mappings with equal `batch_key`.
             alive: says of each row whether anyone still wants it; asked between the steps of a sampler, in this thread.
                 The images of dead rows are arbitrary. A generator of one forward pass may leave it unasked.

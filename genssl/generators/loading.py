@@ -16,20 +16,22 @@ from transformers.utils import logging as transformers_logging
 
 from genssl.errors import GeneratorError
 from genssl.generators import safetensors_file
-from genssl.generators.fingerprint import Fact, fingerprint_model, network_files, tokenizer_files
+from genssl.generators.fingerprint import Fact, find_weights, fingerprint_model, network_files, tokenizer_files
 from genssl.generators.finite import check_weights
 from genssl.generators.locate import DIFFUSERS, find_network, read_json
 from genssl.generators.preprocessing import Preprocessing, Rule, read_preprocessing
 
 
 def load_network(kind: Any, folder: Path, subfolder: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """Loads one network of a pipeline, frozen and in evaluation mode.
+    """Loads one network of a pipeline, frozen and in evaluation mode; `*.fp16.safetensors` where there is no other.
 
     Raises:
         GeneratorError: if it is missing, of another kind or shape, or has no safetensors weights, or none that are
             finite.
     """
-    model = load_part(kind, folder, subfolder, use_safetensors=True, dtype=dtype).to(device)
+    _, variant = find_weights(folder / subfolder)
+    chosen = {"variant": variant} if variant else {}
+    model = load_part(kind, folder, subfolder, use_safetensors=True, dtype=dtype, **chosen).to(device)
     check_weights(folder / subfolder, model.state_dict())
     return model.eval().requires_grad_(False)
 
