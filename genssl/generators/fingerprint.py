@@ -10,7 +10,8 @@ by it in an old store was made by the files that are loaded now; see `genssl.gen
 Where genssl itself has come to make other variants of the same files, a fact says so, in the former name too, so that
 nothing made before goes by today's name: `preprocess=clip/2`, since sources of a CLIP are resized before they are cut
 (`preprocess: square` keeps the name and the variants of before; a store does not know whether its sources are squares,
-of which the variants are equal), and `thresholding` and `limited`, since these fields of a scheduler are followed.
+of which the variants are equal), `crop=pixel`, since an official IC-GAN's square is cut out to a whole pixel as in the
+official code, and `thresholding` and `limited`, since these fields of a scheduler are followed.
 """
 
 from __future__ import annotations

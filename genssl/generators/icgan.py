@@ -69,7 +69,9 @@ class ICGAN:
         elif config.class_id is not None:
             raise GeneratorError(f"generator.class_id: {config.model} is not class-conditional; leave it out")
         encoder = FILE if isinstance(self._conditioner, Conditioner) else FEATURES
-        settings = (config.dtype, f"preprocess={preprocess}", f"output_size={self._output_size}")
+        settings = [config.dtype, f"preprocess={preprocess}", f"output_size={self._output_size}"]
+        if encoder == FEATURES:  # once the square was cut out to half a pixel
+            settings.append("crop=pixel")
         fingerprint = fingerprint_model(folder, [OWN, WEIGHTS, encoder], SAMPLER_VERSION, *settings, keep_order=[OWN])
         self.spec = GeneratorSpec(
             name=config.name,
