@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from genssl.data.base import UInt8Array
+from genssl.generators.locate import shown
 
 Parameters = dict[str, float | int]
 Alive = Callable[[], Sequence[bool]]
@@ -46,6 +47,11 @@ class GeneratorSpec:
     settings: dict[str, str]
     tflops: float | None = None
     former: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def title(self) -> str:
+        """The generator in messages, which others may see: of a path on this machine, its last part."""
+        return f"generator {self.name} ({shown(self.model)})"
 
     def derived(self, name: Callable[[bytes], bytes], **changes: Any) -> GeneratorSpec:
         """Returns a spec whose fingerprint, and former one, `name` makes of this one's."""
@@ -96,7 +102,8 @@ class Generator(Protocol):
 
         Args:
             embeddings: float32 [B, embedding_dim].
-            seeds: B numbers below 2**64; all noise of a row comes from a CPU generator with this seed.
+            seeds: B numbers below 2**64; all noise of a row comes from a CPU generator with this seed, of which torch
+                takes the low 32 bits.
             parameters: B complete parameter mappings with equal `batch_key`.
             alive: says of each row whether anyone still wants it; asked between the steps of a sampler, in this thread.
                 The images of dead rows are arbitrary. A generator of one forward pass may leave it unasked.

@@ -20,6 +20,7 @@ from genssl.config.base import ComponentConfig
 from genssl.data.base import UInt8Array
 from genssl.data.decode import resize_and_crop
 from genssl.errors import GeneratorError, UserError
+from genssl.generators.finite import check_weights
 from genssl.generators.safetensors_file import read_tensors, write_tensors
 from genssl.registry import BACKBONES
 from genssl.runtime import seeded_initialisation
@@ -127,7 +128,7 @@ def load_encoder(path: Path) -> tuple[nn.Module, ComponentConfig, int | None]:
         The backbone on the CPU, its config, and its image size if the file says it.
 
     Raises:
-        GeneratorError: if it is missing, damaged, or of another format.
+        GeneratorError: if it is missing, damaged, of another format, or not finite.
     """
     try:
         tensors, metadata = read_tensors(path)
@@ -147,5 +148,6 @@ def load_encoder(path: Path) -> tuple[nn.Module, ComponentConfig, int | None]:
         backbone.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, ValidationError, RuntimeError, UserError) as error:
         raise GeneratorError(f"{path}: the backbone cannot be rebuilt: {error}") from None
+    check_weights(path, tensors)
     size = metadata.get("image_size", "")
     return backbone, config, int(size) if size.isdecimal() else None

@@ -143,6 +143,7 @@ UNCLIP_PRESETS: dict[str, dict[str, Any]] = {
         "noise_level": 0,
         "image_size": 768,
         "output_size": 224,
+        "preprocess": "paper",
         "dtype": "bfloat16",
     },
     # The larger model, OpenCLIP's ViT-H/14, with GenView's 20 steps: made at the model's own 768 pixels, kept at 512.
@@ -191,6 +192,12 @@ class StableUnCLIPConfig(GeneratorConfig):
     )
     noise_level: int = Field(
         0, ge=0, le=999, description="noise on the image embedding; more means more diverse and less like the source"
+    )
+    preprocess: Literal["clip", "paper", "square"] | None = Field(
+        None,
+        description="how a CLIP is shown a source; clip, the default: resized, then the centre cut out, as the stock "
+        "pipeline does; paper: cut out, then resized bilinear, as the paper's script; square: cut out, then resized "
+        "bicubic, the default of models that genssl trained, and what it once did for all",
     )
     zero_terminal_snr: bool = Field(True, description="start from pure noise; false for models that predict epsilon")
     image_size: int | None = Field(

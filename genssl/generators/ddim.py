@@ -7,9 +7,20 @@ pipelines' for the same noise; `tests/generators/test_stable_unclip.py` holds it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
+
+from genssl.errors import GeneratorError
+from genssl.generators.scheduler_config import (
+    DDIM_FIELDS,
+    SPACED_DDIM_FIELDS,
+    build_scheduler,
+    check_first_step,
+    read_scheduler,
+)
 
 
 @dataclass(frozen=True)
@@ -29,12 +40,13 @@ class DDIM:
 
     Attributes:
         most_steps: counts of steps from 1 up to this one can be made.
+        facts: what the name of a generator owes to the schedule beside the file that it is read from.
     """
 
     def __init__(self, scheduler: DDIMScheduler) -> None:
         self._scheduler = scheduler
         self.prediction: str = scheduler.config["prediction_type"]
-        self._clip = float(scheduler.config["clip_sample_range"]) if scheduler.config["clip_sample"] else None
+        self.facts = ["thresholding"] if scheduler.config["thresholding"] else []
         self._alphas: list[float] = scheduler.alphas_cumprod.tolist()
         self.most_steps = trained = int(scheduler.config["num_train_timesteps"])
         if scheduler.config["timestep_spacing"] == "leading":
@@ -68,7 +80,52 @@ class DDIM:
             clean, noise = (latents - b * output) / a, output
         else:
             clean, noise = output, (latents - a * output) / b
-        if self._clip is not None:
-            clean = clean.clamp(-self._clip, self._clip)
+        clean = limit(self._scheduler, clean)
         moved: torch.Tensor = step.alpha_next**0.5 * clean + (1 - step.alpha_next) ** 0.5 * noise
         return moved
+
+
+def limit(scheduler: Any, clean: torch.Tensor) -> torch.Tensor:
+    """Clips a predicted image [B, C, h, w], or thresholds each row by itself, as the scheduler's config says."""
+    if scheduler.config["thresholding"]:
+        thresholded: torch.Tensor = scheduler._threshold_sample(clean)
+        return thresholded
+    if scheduler.config["clip_sample"]:
+        most = float(scheduler.config["clip_sample_range"])
+        return clean.clamp(-most, most)
+    return clean
+
+
+def ddim_scheduler(folder: Path, spacing: str | None) -> DDIMScheduler:
+    """Returns a DDIM scheduler over the noise schedule of a model, whatever scheduler its folder names.
+
+    Args:
+        folder: of the model.
+        spacing: of the time steps; None leaves the config's.
+
+    Raises:
+        GeneratorError: if the config asks for what DDIM cannot do.
+    """
+    config = read_scheduler(folder, SPACED_DDIM_FIELDS if spacing else DDIM_FIELDS)
+    # A config without clip_sample would get diffusers' default True, and very different latents.
+    config = {"clip_sample": False} | config | ({"timestep_spacing": spacing} if spacing else {})
+    scheduler: DDIMScheduler = build_scheduler(DDIMScheduler, folder, config)
+    if scheduler.config["timestep_spacing"] != "leading":
+        check_first_step(folder, scheduler)
+    return scheduler
+
+
+def trailing_scheduler(folder: Path, zero_terminal_snr: bool) -> DDIMScheduler:
+    """Does as `ddim_scheduler` with trailing steps, and with pure noise at the first of them as the caller says.
+
+    That is the paper's sampler (Lin et al. 2024, arXiv 2305.08891).
+    """
+    config = {"clip_sample": False} | read_scheduler(folder, SPACED_DDIM_FIELDS)
+    if zero_terminal_snr and config.get("prediction_type", "epsilon") == "epsilon":
+        raise GeneratorError(
+            f"{folder}: the model predicts epsilon, which is undefined at zero terminal SNR; "
+            "set generator.zero_terminal_snr: false"
+        )
+    config |= {"timestep_spacing": "trailing", "rescale_betas_zero_snr": zero_terminal_snr}
+    scheduler: DDIMScheduler = build_scheduler(DDIMScheduler, folder, config)
+    return scheduler

@@ -8,6 +8,11 @@ from pydantic import Field
 
 from genssl.generators.configs import GeneratorConfig
 
+CLIP_OR_SQUARE = (
+    "how the image encoder is shown a source; clip: resized, then the centre cut out, as the stock pipeline does; "
+    "square: cut out, then resized, as genssl once did, for stores of that time"
+)
+
 
 class DiffusersConfig(GeneratorConfig):
     """What every generator on a diffusers folder has."""
@@ -35,10 +40,10 @@ class ImageVariationConfig(DiffusersConfig):
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = Field(
         None, description="of the DDIM steps; by default as the model's scheduler has it"
     )
-    preprocess: Literal["card", "clip"] = Field(
+    preprocess: Literal["card", "clip", "square"] = Field(
         "card",
-        description="card: squashed to the encoder's square, not antialiased, as the model was trained; clip: "
-        "resized and cropped",
+        description="card: squashed to the encoder's square, not antialiased, as the model was trained; clip: resized, "
+        "then the centre cut out, as the stock pipeline does; square: cut out, then resized, as clip once was",
     )
 
 
@@ -65,6 +70,7 @@ class IPAdapterConfig(DiffusersConfig):
     sampler: Literal["ddim", "ddim_trailing", "lcm", "tcd"] = Field("ddim", description="few-step LoRAs name theirs")
     gamma: float = Field(0.3, ge=0, le=1, description="of sampler tcd: how much of a step is new noise")
     prompt: str = Field("", description="one text for all images; embedded once")
+    preprocess: Literal["clip", "square"] = Field("clip", description=CLIP_OR_SQUARE)
     num_inference_steps: int = Field(25, ge=1, le=1000)
     guidance_scale: float = Field(5.0, ge=0, le=100, description="1 or less: no guidance, and half the cost")
     adapter_scale: float = Field(1.0, ge=0, le=10, description="weight of the image; less means less like the source")
@@ -80,6 +86,7 @@ class KandinskyConfig(DiffusersConfig):
         "alone is read",
     )
     prior_revision: str | None = Field(None, description="commit or tag of a prior on the hub; pin it")
+    preprocess: Literal["clip", "square"] = Field("clip", description=CLIP_OR_SQUARE)
     num_inference_steps: int = Field(25, ge=1, le=1000, description="DDIM steps")
     guidance_scale: float = Field(4.0, ge=0, le=100, description="1 or less: no guidance, and half the cost")
 

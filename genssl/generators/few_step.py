@@ -12,9 +12,15 @@ from pathlib import Path
 import torch
 from diffusers import LCMScheduler, TCDScheduler
 
-from genssl.errors import GeneratorError
-from genssl.generators.loading import quiet_libraries
-from genssl.generators.locate import read_json
+from genssl.generators.ddim import limit
+from genssl.generators.scheduler_config import (
+    LCM_FIELDS,
+    TCD_FIELDS,
+    Fields,
+    build_scheduler,
+    check_first_step,
+    read_scheduler,
+)
 
 
 @dataclass(frozen=True)
@@ -35,16 +41,14 @@ class ConsistencyStep:
 class _Consistency:
     """What the two samplers share: the noise schedule, the prediction type, and the arithmetic of a step."""
 
-    def __init__(self, folder: Path, kind: type[LCMScheduler] | type[TCDScheduler]) -> None:
-        config = read_json(folder / "scheduler" / "scheduler_config.json")
-        with quiet_libraries():
-            # Neither spacing nor clipping of the teacher's sampler is meant for the distilled model.
-            self._scheduler = kind.from_config(config | {"clip_sample": False, "timestep_spacing": "leading"})
+    def __init__(self, folder: Path, kind: type[LCMScheduler] | type[TCDScheduler], fields: Fields) -> None:
+        self._scheduler = build_scheduler(kind, folder, read_scheduler(folder, fields))
+        check_first_step(folder, self._scheduler)
+        self.facts: list[str] = []
         # A distilled model knows this many time steps, of which so many or fewer are taken.
         self.most_steps = int(self._scheduler.config["original_inference_steps"])
         self._prediction = self._scheduler.config["prediction_type"]
-        if self._prediction not in ("epsilon", "v_prediction"):
-            raise GeneratorError(f"{folder}: a model that predicts {self._prediction!r} has no few-step sampler")
+        self._limited = False
 
     def _timesteps(self, count: int) -> list[int]:
         self._scheduler.set_timesteps(count)
@@ -64,6 +68,8 @@ class _Consistency:
             clean, noisy = (latents - b * output) / a, output
         else:
             clean, noisy = a * latents - b * output, a * output + b * latents
+        if self._limited:
+            clean = limit(self._scheduler, clean)
         moved: torch.Tensor = step.skip * latents + step.clean * clean + step.noisy * noisy
         return moved if noise is None else moved + step.fresh * noise
 
@@ -76,7 +82,10 @@ class LCM(_Consistency):
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, LCMScheduler)
+        super().__init__(folder, LCMScheduler, LCM_FIELDS)
+        self._limited = self._scheduler.config["thresholding"] or self._scheduler.config["clip_sample"]
+        if self._limited:
+            self.facts = ["limited"]
 
     def steps(self, count: int, side: int) -> Sequence[ConsistencyStep]:
         """Returns the `count` steps from noise to image, whatever the side of the latents."""
@@ -104,7 +113,7 @@ class TCD(_Consistency):
     """
 
     def __init__(self, folder: Path, gamma: float) -> None:
-        super().__init__(folder, TCDScheduler)
+        super().__init__(folder, TCDScheduler, TCD_FIELDS)
         self._gamma = gamma
 
     def noises(self, count: int) -> int:

@@ -6,6 +6,12 @@ as the libraries write them, the digest is that of the files as they lie there.
 
 Once every file of the folder was covered. The name by that rule, `Fingerprint.former`, says at least as much: what goes
 by it in an old store was made by the files that are loaded now; see `genssl.generators.opening.open_generator`.
+
+Where genssl itself has come to make other variants of the same files, a fact says so, in the former name too, so that
+nothing made before goes by today's name: `preprocess=clip/2`, since sources of a CLIP are resized before they are cut
+(`preprocess: square` keeps the name and the variants of before; a store does not know whether its sources are squares,
+of which the variants are equal), `crop=pixel`, since an official IC-GAN's square is cut out to a whole pixel as in the
+official code, and `thresholding` and `limited`, since these fields of a scheduler are followed.
 """
 
 from __future__ import annotations
@@ -21,6 +27,7 @@ from genssl.generators.safetensors_file import DIGEST, header_bytes
 # Read from disk by people, not by the model.
 IGNORED = {"README.md", "card.json", ".gitattributes", "quality.json", "progress.json"}
 BLOCK = 2**22
+VARIANTS = ("fp16", "bf16")
 # What a tokenizer's folder has for it, of whichever kind it is.
 TOKENIZER = (
     "added_tokens.json", "chat_template.jinja", "merges.txt", "special_tokens_map.json", "spiece.model",
@@ -82,17 +89,32 @@ def fingerprint_file(path: Path) -> bytes:
 def network_files(folder: Path, part: str = "") -> list[str]:
     """Returns the config and the weights that diffusers or transformers load of a network in a sub-folder.
 
-    Weights in other formats and precisions (`*.bin`, `*.fp16.safetensors`) are not loaded.
+    Weights in other formats (`*.bin`) are not loaded, and those of a variant only where there are no others.
     """
     where = f"{part}/" if part else ""
-    # diffusers looks for the index of several files first, transformers for the one file.
-    for weights in ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors",
-                    "model.safetensors", "model.safetensors.index.json"):  # fmt: skip
-        path = folder / where / weights
-        if path.is_file():
-            shards = set(json.loads(path.read_text())["weight_map"].values()) if path.suffix == ".json" else set()
-            return [f"{where}config.json", f"{where}{weights}", *(f"{where}{shard}" for shard in shards)]
-    return [f"{where}config.json"]
+    weights, _ = find_weights(folder / where)
+    if weights is None:
+        return [f"{where}config.json"]
+    path = folder / where / weights
+    shards = set(json.loads(path.read_text())["weight_map"].values()) if path.suffix == ".json" else set()
+    return [f"{where}config.json", f"{where}{weights}", *(f"{where}{shard}" for shard in shards)]
+
+
+def find_weights(folder: Path) -> tuple[str | None, str | None]:
+    """Returns the file of a network's weights, or of their index, and the variant that it is of; None if there is none.
+
+    A variant is a copy in half precision that diffusers calls by its name, `variant="fp16"`.
+    """
+    for variant in (None, *VARIANTS):
+        dot = f".{variant}" if variant else ""
+        # diffusers looks for the index of several files first, transformers for the one file.
+        for weights in (
+            f"diffusion_pytorch_model.safetensors.index{dot}.json", f"diffusion_pytorch_model{dot}.safetensors",
+            f"model{dot}.safetensors", f"model.safetensors.index{dot}.json",
+        ):  # fmt: skip
+            if (folder / weights).is_file():
+                return weights, variant
+    return None, None
 
 
 def tokenizer_files(part: str) -> list[str]:

@@ -24,6 +24,7 @@ from genssl.generators.conditioner import FILE, Conditioner
 from genssl.generators.configs import FlowConfig
 from genssl.generators.cost import count_tflops
 from genssl.generators.fingerprint import fingerprint_file, fingerprint_model, network_files
+from genssl.generators.finite import check_weights
 from genssl.generators.loading import load_network
 from genssl.generators.locate import OWN, find_trained, read_json
 from genssl.generators.safetensors_file import read_tensors
@@ -145,7 +146,9 @@ class Flow:
             return x + self._velocity(x, step / steps, condition, guidance if guided else None) / steps
 
         x, rows = denoise(range(steps), [x, condition, guidance_column(parameters, x)], advance, alive, sizes)
-        made = decode(self._pixels, x, self.spec.image_size, self.spec.image_size)
+        made = decode(
+            self._pixels, x, self.spec.image_size, self.spec.image_size, whose=self.spec.title, dtype=self._dtype
+        )
         return spread(made, rows, len(embeddings))
 
     def _pixels(self, x: torch.Tensor) -> torch.Tensor:
@@ -287,9 +290,11 @@ def _load_network(folder: Path, facts: dict[str, Any]) -> UNet2DConditionModel:
     try:
         with torch.random.fork_rng(devices=[]):  # the first weights are overwritten; the global stream stays as it is
             network = build_network(facts)
-        network.load_state_dict(read_tensors(path)[0])
+        weights = read_tensors(path)[0]
+        network.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise GeneratorError(
             f"{path}: does not fit {folder / 'config.json'} ({error}); the folder is incomplete, get it again"
         ) from None
+    check_weights(path, weights)
     return network

@@ -24,6 +24,8 @@ from genssl.generators.fingerprint import fingerprint_model
 from genssl.generators.guided import GuidedDiffusion
 from genssl.generators.loading import licence_of, load_network, load_part, pipeline_files
 from genssl.generators.locate import DIFFUSERS, find_model, read_json
+from genssl.generators.preprocessing import Preprocessing
+from genssl.generators.scheduler_config import FLOW_FIELDS, build_scheduler, read_scheduler
 
 SAMPLER_VERSION = "flux2_klein/1"
 PIPELINE = "Flux2KleinPipeline"
@@ -50,7 +52,8 @@ class FlowEuler:
     most_steps = 1000
 
     def __init__(self, folder: Path) -> None:
-        self._scheduler = load_part(FlowMatchEulerDiscreteScheduler, folder, "scheduler")
+        self.facts: list[str] = []
+        self._scheduler = build_scheduler(FlowMatchEulerDiscreteScheduler, folder, read_scheduler(folder, FLOW_FIELDS))
 
     def steps(self, count: int, side: int) -> list[FlowStep]:
         """Returns the `count` steps from noise to image for latents of `side` x `side` tokens."""
@@ -99,7 +102,7 @@ class Flux2Klein(GuidedDiffusion):
             config,
             device,
             sampler=FlowEuler(folder),
-            preprocessing={"size": config.reference_size},
+            preprocessing=Preprocessing(config.reference_size),
             latents=(channels, patch),
         )
         self._given, self._empty = self._embed_prompts(folder, [config.prompt, ""], config.prompt_tokens)

@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
-from diffusers import DDIMScheduler
 
 from genssl.data.base import UInt8Array
-from genssl.data.decode import resize_and_crop
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Alive, GeneratorSpec, Parameters
 from genssl.generators.cost import count_tflops_of
-from genssl.generators.ddim import DDIM
+from genssl.generators.ddim import DDIM, ddim_scheduler
 from genssl.generators.diffusers_configs import DiffusersConfig
 from genssl.generators.fingerprint import Fingerprint
-from genssl.generators.loading import quiet_libraries
-from genssl.generators.locate import read_json
+from genssl.generators.preprocessing import Preprocessing
 from genssl.generators.sampling import check_bounds, decode, denoise, guidance_column, guide, row_noise, spread
 
 
@@ -29,9 +26,11 @@ class Sampler(Protocol):
 
     Attributes:
         most_steps: counts of steps from 1 up to this one can be made.
+        facts: what the name of a generator owes to the sampler beside the folder's files and the generator's block.
     """
 
     most_steps: int
+    facts: list[str]
 
     def steps(self, count: int, side: int) -> Sequence[Any]:
         """Returns the steps from noise to image; `side` is that of the latents, on which a flow's schedule depends."""
@@ -56,7 +55,7 @@ class GuidedDiffusion(ABC):
         config: default parameters.
         device: where the networks run.
         sampler: of the schedule.
-        preprocessing: "size", "mean" and "std" of the image encoder's input.
+        preprocessing: brings sources to the image encoder's input.
         latents: channels of the latents, and how many pixels a latent has at each side.
 
     Attributes:
@@ -72,7 +71,7 @@ class GuidedDiffusion(ABC):
         device: torch.device,
         *,
         sampler: Sampler,
-        preprocessing: dict[str, Any],
+        preprocessing: Preprocessing,
         latents: tuple[int, int],
     ) -> None:
         self._device = device
@@ -138,8 +137,8 @@ class GuidedDiffusion(ABC):
         return count * count_tflops_of(step) + count_tflops_of(lambda: self._decode(latents(1)))
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
-        """Resizes and centre-crops uint8 [3, H, W] to the image encoder's input size (CLIP's rule; Pillow, bicubic)."""
-        return resize_and_crop(image, self._preprocessing["size"])
+        """Brings uint8 [3, H, W] of any size to the image encoder's input uint8 [3, S, S]."""
+        return self._preprocessing.preprocess(image)
 
     @abstractmethod
     def embed(self, images: torch.Tensor) -> torch.Tensor:
@@ -207,7 +206,8 @@ class GuidedDiffusion(ABC):
         """Makes one image a row; see `Generator.generate`."""
         latents, rows = self.sample(embeddings, seeds, parameters, alive=alive, sizes=sizes)
         image_size, output_size = (int(parameters[0][name]) for name in ("image_size", "output_size"))
-        return spread(decode(self._decode, latents, image_size, output_size), rows, len(embeddings))
+        made = decode(self._decode, latents, image_size, output_size, whose=self.spec.title, dtype=self._dtype)
+        return spread(made, rows, len(embeddings))
 
     @torch.inference_mode()
     def sample(
@@ -269,7 +269,7 @@ class Deterministic:
 
     def __init__(self, folder: Path, spacing: str | None = None) -> None:
         self._ddim = DDIM(ddim_scheduler(folder, spacing))
-        self.most_steps = self._ddim.most_steps
+        self.most_steps, self.facts = self._ddim.most_steps, self._ddim.facts
 
     def steps(self, count: int, side: int) -> Sequence[Any]:
         """Returns the steps of DDIM, whatever the side."""
@@ -282,11 +282,3 @@ class Deterministic:
     def move(self, step: Any, latents: torch.Tensor, output: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
         """Moves latents one step on; see `DDIM.step`."""
         return self._ddim.step(step, latents, output)
-
-
-def ddim_scheduler(folder: Path, spacing: str | None) -> DDIMScheduler:
-    """Returns a DDIM scheduler over the noise schedule of a model, whatever scheduler its folder names."""
-    # A config without clip_sample would get diffusers' default True, and very different latents.
-    config = {"clip_sample": False} | read_json(folder / "scheduler" / "scheduler_config.json")
-    with quiet_libraries():
-        return DDIMScheduler.from_config(config | ({"timestep_spacing": spacing} if spacing else {}))

@@ -25,6 +25,7 @@ from genssl.generators.conditioner import FILE, Conditioner
 from genssl.generators.configs import ICGANConfig
 from genssl.generators.cost import count_tflops
 from genssl.generators.fingerprint import fingerprint_model
+from genssl.generators.finite import check_made, check_weights
 from genssl.generators.icgan_features import FILE as FEATURES
 from genssl.generators.icgan_features import ResNetFeatures
 from genssl.generators.icgan_networks import Architecture, GeneratorNetwork
@@ -68,7 +69,9 @@ class ICGAN:
         elif config.class_id is not None:
             raise GeneratorError(f"generator.class_id: {config.model} is not class-conditional; leave it out")
         encoder = FILE if isinstance(self._conditioner, Conditioner) else FEATURES
-        settings = (config.dtype, f"preprocess={preprocess}", f"output_size={self._output_size}")
+        settings = [config.dtype, f"preprocess={preprocess}", f"output_size={self._output_size}"]
+        if encoder == FEATURES:  # once the square was cut out to half a pixel
+            settings.append("crop=pixel")
         fingerprint = fingerprint_model(folder, [OWN, WEIGHTS, encoder], SAMPLER_VERSION, *settings, keep_order=[OWN])
         self.spec = GeneratorSpec(
             name=config.name,
@@ -166,6 +169,7 @@ class ICGAN:
                 embeddings[rows].to(self._device, self._dtype),
                 None if classes is None else classes[rows].to(self._device),
             )
+            check_made(images, self.spec.title, "images", self._dtype)
             # Rounded; the official scripts cut off, which is half a grey level darker.
             made.append(((images.float() / 2 + 0.5) * 255).round().to(torch.uint8).cpu())
         return torch.cat(made)
@@ -218,6 +222,7 @@ def _load_network(folder: Path, facts: dict[str, Any], dtype: torch.dtype, devic
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.float()
+    check_weights(folder / WEIGHTS, network.state_dict())
     return network.eval().requires_grad_(False)
 
 

@@ -7,14 +7,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from genssl.backbones.configs import ResNet50Config
 from genssl.backbones.resnet import ResNet, build_resnet
 from genssl.data.base import UInt8Array
-from genssl.data.decode import resize_and_crop
 from genssl.errors import GeneratorError
 from genssl.generators.icgan_official import convert_features, read_tensors
+from genssl.generators.preprocessing import crop_then_resize
 
 FILE = "features.safetensors"
 Preprocess = Literal["train", "colab", "raw"]
@@ -41,7 +40,8 @@ def load_resnet(folder: Path) -> ResNet:
 class ResNetFeatures:
     """Images to unit-length features; float32, frozen, in evaluation mode.
 
-    The centre square is brought to the generator's resolution (bilinear, as torchvision's Resize does). Then:
+    The centre square, cut out to a whole pixel, is brought to the generator's resolution (bilinear), as by the official
+    CenterCropLongEdge and torchvision's Resize. Then:
     "train", what the models were trained with, resizes it to 224 px (bicubic, not antialiased, align_corners false);
     "colab" does so with align_corners true, as the official notebook; "raw" takes it as it is, as GenerativeSSL's
     script took its 256 px files.
@@ -70,7 +70,7 @@ class ResNetFeatures:
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
         """Cuts the centre square of uint8 [3, H, W] out and resizes it to uint8 [3, image_size, image_size]."""
-        return resize_and_crop(image, self.image_size, Image.Resampling.BILINEAR)
+        return crop_then_resize(image, self.image_size)
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:

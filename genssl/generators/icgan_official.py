@@ -20,6 +20,7 @@ from genssl.backbones.configs import ResNet50Config
 from genssl.backbones.resnet import build_resnet
 from genssl.errors import GeneratorError
 from genssl.generators import safetensors_file
+from genssl.generators.finite import check_weights, is_finite
 from genssl.generators.icgan_networks import Architecture, GeneratorNetwork
 
 SPECTRAL_EPS = 1e-6
@@ -114,7 +115,7 @@ def convert_generator(state: Tensors) -> tuple[Architecture, dict[str, torch.Ten
     """Turns an official generator's tensors into `GeneratorNetwork`'s, in float32.
 
     Raises:
-        GeneratorError: if tensors are missing, unknown or of a wrong shape.
+        GeneratorError: if tensors are missing, unknown, of a wrong shape or not finite.
     """
     architecture = infer_architecture(state)
     modules = {"embed_feature": "shared_feat", "first": "linear", "norm": "output_layer.0", "to_rgb": "output_layer.2"}
@@ -154,6 +155,8 @@ def convert_generator(state: Tensors) -> tuple[Architecture, dict[str, torch.Ten
         elif leaf == "weight" and not is_norm and ours != "embed_class":
             problems.append(f"{modules[ours]}.u0 is missing; without it the spectral norm cannot be reproduced")
         converted[name] = tensor.float().contiguous()
+        if not is_finite(converted[name]):
+            problems.append(f"{theirs} holds NaN or infinite numbers, or has a spectral norm of 0; it is damaged")
     problems += [f"{name} is not part of this architecture" for name in sorted(set(state) - used)]
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
@@ -186,7 +189,7 @@ def convert_features(state: Tensors) -> dict[str, torch.Tensor]:
         state: tensors by torchvision's names; projection head, prototypes and classifier are left out.
 
     Raises:
-        GeneratorError: if it is another network.
+        GeneratorError: if it is another network, or not finite.
     """
     trunk = {name: tensor for name, tensor in state.items() if not name.startswith(HEADS)}
     with torch.device("meta"):
@@ -195,6 +198,7 @@ def convert_features(state: Tensors) -> dict[str, torch.Tensor]:
     wrong += [name for name in trunk if name not in expected]
     if wrong:
         raise GeneratorError(f"the feature extractor is not a ResNet-50: {wrong[0]} is missing, surplus or misshapen")
+    check_weights("the feature extractor", trunk)
     return {
         name: (tensor if tensor.dtype == torch.int64 else tensor.float()).contiguous() for name, tensor in trunk.items()
     }

@@ -23,10 +23,10 @@ from genssl.generators.loading import (
     licence_of,
     load_network,
     load_vae,
-    normalise,
     pipeline_files,
 )
 from genssl.generators.locate import find_model
+from genssl.generators.preprocessing import VERSIONS, Rule
 
 SAMPLER_VERSION = "image_variation/1"
 PIPELINE = "StableDiffusionImageVariationPipeline"
@@ -47,10 +47,11 @@ class ImageVariation(GuidedDiffusion):
     def __init__(self, config: ImageVariationConfig, device: torch.device) -> None:
         folder = find_model(config.model, config.revision, PIPELINE, PARTS)
         dtype = getattr(torch, config.dtype)
-        self._image_encoder, preprocessing = image_encoder(folder, dtype, device)
+        self._squash = config.preprocess == "card"
+        rule: Rule = "square" if config.preprocess == "card" else config.preprocess
+        self._image_encoder, preprocessing = image_encoder(folder, dtype, device, rule=rule)
         self._unet = load_network(UNet2DConditionModel, folder, "unet", dtype, device)
         self._vae = load_vae(folder, dtype, device)
-        self._squash = config.preprocess == "card"
         width = int(self._image_encoder.config.projection_dim)
         check_width(folder, "the image encoder's embedding", width, "the UNet's cross-attention", self._unet)
         scale = 2 ** (len(self._vae.config["block_out_channels"]) - 1)
@@ -61,7 +62,9 @@ class ImageVariation(GuidedDiffusion):
             preprocessing=preprocessing,
             latents=(int(self._unet.config["in_channels"]), scale),
         )
-        facts = (config.dtype, f"spacing={config.timestep_spacing}", f"preprocess={config.preprocess}")
+        # "preprocess=clip" is what the rule `square` was called before there was another.
+        seen = "card" if self._squash else VERSIONS[rule].removesuffix("/1")
+        facts = (config.dtype, f"spacing={config.timestep_spacing}", f"preprocess={seen}", *self._sampler.facts)
         files = pipeline_files(folder, ["image_encoder", "unet", "vae"], ["feature_extractor", "scheduler"])
         self._describe(
             config,
@@ -80,7 +83,7 @@ class ImageVariation(GuidedDiffusion):
         """
         if not self._squash:
             return super().preprocess(image)
-        size = self._preprocessing["size"]
+        size = self._preprocessing.size
         pixels = torch.from_numpy(image.copy())[None].float()
         squashed = torch.nn.functional.interpolate(pixels, size=(size, size), mode="bicubic", antialias=False)
         result: UInt8Array = squashed[0].round().clamp(0, 255).to(torch.uint8).numpy()
@@ -89,7 +92,7 @@ class ImageVariation(GuidedDiffusion):
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Embeds uint8 [B, 3, S, S] (0..255); returns float32 [B, embedding_dim], not normalised, on the CPU."""
-        pixels = normalise(images, self._preprocessing).to(self._device, self._dtype)
+        pixels = self._preprocessing.normalise(images).to(self._device, self._dtype)
         embeddings: torch.Tensor = self._image_encoder(pixels).image_embeds
         return embeddings.float().cpu()
 

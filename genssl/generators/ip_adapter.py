@@ -19,23 +19,27 @@ from genssl.generators.base import Parameters
 from genssl.generators.diffusers_configs import IPAdapterConfig
 from genssl.generators.few_step import LCM, TCD
 from genssl.generators.fingerprint import Fact, fingerprint_file, fingerprint_model, network_files
+from genssl.generators.finite import check_weights
 from genssl.generators.guided import Deterministic, GuidedDiffusion, Sampler
 from genssl.generators.loading import (
     licence_of,
     load_network,
     load_vae,
-    normalise,
     pipeline_files,
     quiet_libraries,
     read_tensors,
 )
 from genssl.generators.locate import DIFFUSERS, find_file, find_model, find_part, read_json
 from genssl.generators.lora import fuse_lora
+from genssl.generators.preprocessing import Preprocessing
 from genssl.generators.text import embed_prompt_and_empty
 
 SAMPLER_VERSION = "ip_adapter/1"
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
+SETTINGS = (
+    "adapter", "image_encoder", "lora", "lora_scale", "sampler", "gamma", "prompt", "preprocess", "image_size",
+)  # fmt: skip
 # CLIP's own, with which all IP-Adapters were trained; their repositories hold no preprocessor config.
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
@@ -81,6 +85,7 @@ class IPAdapter(GuidedDiffusion):
         if lora is not None:
             fuse_lora(self._unet, lora, read_tensors(lora), config.lora_scale)
         self._tokens = self._load_adapter(adapter)
+        check_weights("generator.adapter or generator.lora, in the UNet", self._unet.state_dict())
         self._unet.eval().requires_grad_(False)
         self._given, self._empty = embed_prompt_and_empty(folder, config.prompt, self._xl, dtype, device)
         scale = 2 ** (len(self._vae.config["block_out_channels"]) - 1)
@@ -93,11 +98,12 @@ class IPAdapter(GuidedDiffusion):
             case spacing:
                 samplers[spacing] = Deterministic(folder, "trailing" if spacing == "ddim_trailing" else None)
         vision = self._image_encoder.config
+        preprocessing = Preprocessing(int(vision.image_size), MEAN, STD, config.preprocess)
         super().__init__(
             config,
             device,
             sampler=samplers[config.sampler],
-            preprocessing={"size": int(vision.image_size), "mean": MEAN, "std": STD},
+            preprocessing=preprocessing,
             latents=(int(self._unet.config["in_channels"]), scale),
         )
         self._shape = (
@@ -120,6 +126,8 @@ class IPAdapter(GuidedDiffusion):
             f"adapter={fingerprint_file(adapter).hex()}",
             ("encoder=", fingerprint_model(encoder, network_files(encoder))),
             f"lora={fingerprint_file(lora).hex()},{config.lora_scale}" if lora else "lora=none",
+            *preprocessing.facts(),
+            *self._sampler.facts,
         ]
         self._describe(
             config,
@@ -127,7 +135,7 @@ class IPAdapter(GuidedDiffusion):
             embedding_dim=self._shape[0] * self._shape[1],
             native_size=int(self._unet.config["sample_size"]) * scale,
             licence=licence_of(folder, "see the models' pages (IP-Adapter: Apache-2.0; SD 1.5 and SDXL: OpenRAIL)"),
-            settings=("adapter", "image_encoder", "lora", "lora_scale", "sampler", "gamma", "prompt", "image_size"),
+            settings=SETTINGS,
             adapter_scale=config.adapter_scale,
         )
 
@@ -177,7 +185,7 @@ class IPAdapter(GuidedDiffusion):
 
         Of a plus adapter these are all tokens of the encoder's last layer but one, flattened: 257 x 1280 for ViT-H.
         """
-        pixels = normalise(images, self._preprocessing).to(self._device, self._dtype)
+        pixels = self._preprocessing.normalise(images).to(self._device, self._dtype)
         return self._encode(pixels).float().flatten(1).cpu()
 
     def check(self, parameters: Parameters) -> None:

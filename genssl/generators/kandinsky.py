@@ -17,7 +17,7 @@ from genssl.generators.base import Parameters
 from genssl.generators.diffusers_configs import KandinskyConfig
 from genssl.generators.fingerprint import fingerprint_model, network_files
 from genssl.generators.guided import Deterministic, GuidedDiffusion
-from genssl.generators.loading import image_encoder, licence_of, load_network, normalise, pipeline_files
+from genssl.generators.loading import image_encoder, licence_of, load_network, pipeline_files
 from genssl.generators.locate import find_model
 
 SAMPLER_VERSION = "kandinsky/1"
@@ -42,7 +42,7 @@ class Kandinsky(GuidedDiffusion):
         folder = find_model(config.model, config.revision, PIPELINE, PARTS)
         prior = find_model(config.prior, config.prior_revision, PRIOR_PIPELINE, PRIOR_PARTS, key="generator.prior")
         dtype = getattr(torch, config.dtype)
-        self._image_encoder, preprocessing = image_encoder(prior, dtype, device, "image_processor")
+        self._image_encoder, preprocessing = image_encoder(prior, dtype, device, "image_processor", config.preprocess)
         self._unet = load_network(UNet2DConditionModel, folder, "unet", dtype, device)
         self._movq = load_network(VQModel, folder, "movq", dtype, device)
         scale = 2 ** (len(self._movq.config["block_out_channels"]) - 1)
@@ -68,19 +68,20 @@ class Kandinsky(GuidedDiffusion):
             ("", fingerprint_model(processor, ["preprocessor_config.json"])),
         ]
         files = pipeline_files(folder, ["unet", "movq"], ["scheduler"])
+        facts = [*preprocessing.facts(), *self._sampler.facts]
         self._describe(
             config,
-            fingerprint=fingerprint_model(folder, files, SAMPLER_VERSION, config.dtype, *parts),
+            fingerprint=fingerprint_model(folder, files, SAMPLER_VERSION, config.dtype, *parts, *facts),
             embedding_dim=width,
             native_size=int(self._unet.config["sample_size"]) * scale,
             licence=licence_of(folder, "see the model's page (Kandinsky 2.2: Apache-2.0)"),
-            settings=("prior", "prior_revision", "image_size", "output_size"),
+            settings=("prior", "prior_revision", "preprocess", "image_size", "output_size"),
         )
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Embeds uint8 [B, 3, S, S] (0..255); returns float32 [B, embedding_dim], not normalised, on the CPU."""
-        pixels = normalise(images, self._preprocessing).to(self._device, self._dtype)
+        pixels = self._preprocessing.normalise(images).to(self._device, self._dtype)
         embeddings: torch.Tensor = self._image_encoder(pixels).image_embeds
         return embeddings.float().cpu()
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils import logging as diffusers_logging
@@ -17,18 +16,24 @@ from transformers.utils import logging as transformers_logging
 
 from genssl.errors import GeneratorError
 from genssl.generators import safetensors_file
-from genssl.generators.fingerprint import Fact, fingerprint_model, network_files, tokenizer_files
+from genssl.generators.fingerprint import Fact, find_weights, fingerprint_model, network_files, tokenizer_files
+from genssl.generators.finite import check_weights
 from genssl.generators.locate import DIFFUSERS, find_network, read_json
+from genssl.generators.preprocessing import Preprocessing, Rule, read_preprocessing
 
 
 def load_network(kind: Any, folder: Path, subfolder: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """Loads one network of a pipeline, frozen and in evaluation mode.
+    """Loads one network of a pipeline, frozen and in evaluation mode; `*.fp16.safetensors` where there is no other.
 
     Raises:
-        GeneratorError: if it is missing, of another kind or shape, or has no safetensors weights.
+        GeneratorError: if it is missing, of another kind or shape, or has no safetensors weights, or none that are
+            finite.
     """
-    model = load_part(kind, folder, subfolder, use_safetensors=True, dtype=dtype)
-    return model.to(device).eval().requires_grad_(False)
+    _, variant = find_weights(folder / subfolder)
+    chosen = {"variant": variant} if variant else {}
+    model = load_part(kind, folder, subfolder, use_safetensors=True, dtype=dtype, **chosen).to(device)
+    check_weights(folder / subfolder, model.state_dict())
+    return model.eval().requires_grad_(False)
 
 
 def load_part(kind: Any, folder: Path, subfolder: str, **settings: Any) -> Any:
@@ -45,11 +50,13 @@ def load_part(kind: Any, folder: Path, subfolder: str, **settings: Any) -> Any:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Returns the tensors of a safetensors file on the CPU; raises GeneratorError if it is broken."""
+    """Returns the tensors of a safetensors file on the CPU; raises GeneratorError if it is broken or not finite."""
     try:
-        return safetensors_file.read_tensors(path)[0]
+        tensors = safetensors_file.read_tensors(path)[0]
     except (OSError, SafetensorError) as error:
         raise GeneratorError(f"{path}: cannot be read as safetensors ({error}); get it again") from None
+    check_weights(path, tensors)
+    return tensors
 
 
 def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
@@ -83,37 +90,19 @@ def load_decoder(folder: Path, tiny: str | None, dtype: torch.dtype, device: tor
 
 
 def image_encoder(
-    folder: Path, dtype: torch.dtype, device: torch.device, processor: str = "feature_extractor"
-) -> tuple[Any, dict[str, Any]]:
-    """Loads the image encoder of a model's folder alone, and how it wants images: "size" in pixels, "mean", "std".
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    processor: str = "feature_extractor",
+    rule: Rule | None = None,
+) -> tuple[Any, Preprocessing]:
+    """Loads the image encoder of a model's folder alone, and how it wants images; see `read_preprocessing`.
 
     Raises:
         GeneratorError: if it is missing, broken, or has no safetensors weights.
     """
-    return load_network(CLIPVisionModelWithProjection, folder, "image_encoder", dtype, device), preprocessor(
-        folder, processor
-    )
-
-
-def preprocessor(folder: Path, subfolder: str = "feature_extractor") -> dict[str, Any]:
-    """Returns how an image encoder wants images: "size" in pixels, "mean" and "std" of the channels."""
-    path = folder / subfolder / "preprocessor_config.json"
-    config = read_json(path)
-    if "image_mean" not in config or "image_std" not in config:
-        raise GeneratorError(f"{path}: has no image_mean or no image_std; the model folder is incomplete, get it again")
-    crop = config.get("crop_size", 224)
-    return {
-        "size": int(crop["height"] if isinstance(crop, dict) else crop),
-        "mean": np.asarray(config["image_mean"], dtype=np.float32).tolist(),
-        "std": np.asarray(config["image_std"], dtype=np.float32).tolist(),
-    }
-
-
-def normalise(images: torch.Tensor, preprocessing: dict[str, Any]) -> torch.Tensor:
-    """Brings uint8 [B, 3, S, S] (0..255) to the image encoder's float32 input, by its mean and standard deviation."""
-    mean, std = (torch.tensor(preprocessing[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-    normalised: torch.Tensor = (images.float() / 255 - mean) / std
-    return normalised
+    preprocessing = read_preprocessing(folder, processor, rule)
+    return load_network(CLIPVisionModelWithProjection, folder, "image_encoder", dtype, device), preprocessing
 
 
 def empty_prompt(folder: Path, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +23,9 @@ from genssl.generators.bank import open_bank
 from genssl.generators.base import Alive, GeneratorSpec, Parameters
 from genssl.generators.conditioner import FILE, Conditioner, has_own_encoder, load_encoder
 from genssl.generators.configs import RetrievalConfig
+from genssl.generators.finite import check_weights
 from genssl.generators.locate import BUILTIN, DIFFUSERS
+from genssl.generators.preprocessing import Preprocessing
 from genssl.registry import BACKBONES
 from genssl.runtime import seeded_initialisation
 
@@ -45,10 +48,14 @@ class Retrieval:
 
     def __init__(self, config: RetrievalConfig, device: torch.device) -> None:
         bank_size = int(getattr(config.bank.images, "image_size", None) or 0)
-        backbone, said = _backbone(config.encoder)
+        backbone, said, clip = _backbone(config.encoder)
         size = config.encoder_size or said or bank_size or DEFAULT_SIZE
         self._conditioner = Conditioner(backbone, size, device)
-        encoder = _digest(backbone, size)
+        # A CLIP is shown sources as in its pipeline; of another size than there, the smaller side is resized to it.
+        if clip is not None and clip.size != size:
+            clip = replace(clip, size=size, resize=size)
+        self._clip = clip
+        encoder = _digest(backbone, size, clip.encoder_facts() if clip is not None and clip.facts() else [])
         self._bank = open_bank(config.bank, self.preprocess, self.embed, encoder, device)
         self._size = config.output_size or self._bank.dataset.image_size
         name = config.encoder if isinstance(config.encoder, str) else config.encoder.name
@@ -69,8 +76,8 @@ class Retrieval:
             raise GeneratorError(f"generator {config.name}: {error}") from None
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
-        """Resizes and centre-crops uint8 [3, H, W] of any size to the encoder's input size."""
-        return self._conditioner.preprocess(image)
+        """Brings uint8 [3, H, W] of any size to the encoder's input uint8 [3, S, S]."""
+        return self._conditioner.preprocess(image) if self._clip is None else self._clip.preprocess(image)
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Embeds preprocessed images uint8 [B, 3, S, S]; returns float32 [B, embedding_dim] on the CPU."""
@@ -121,8 +128,8 @@ class _Normalised(nn.Module):
         return features
 
 
-def _backbone(encoder: str | ComponentConfig) -> tuple[nn.Module, int | None]:
-    """Returns a network for images in [0, 1] with the attribute `feature_dim`, and its image size if it is known."""
+def _backbone(encoder: str | ComponentConfig) -> tuple[nn.Module, int | None, Preprocessing | None]:
+    """Returns a network for images in [0, 1] with the attribute `feature_dim`, its image size, and a CLIP's rule."""
     if isinstance(encoder, ComponentConfig):
         if getattr(encoder, "weights", None) is None:
             raise GeneratorError(
@@ -131,16 +138,17 @@ def _backbone(encoder: str | ComponentConfig) -> tuple[nn.Module, int | None]:
             )
         with seeded_initialisation("conditioner"):
             built: nn.Module = BACKBONES.get(encoder.name)(encoder)
-        return _Normalised(built, int(built.feature_dim), *IMAGENET), getattr(encoder, "image_size", None)  # type: ignore[arg-type]
+        check_weights(f"generator.encoder: {encoder.name}", built.state_dict())
+        network = _Normalised(built, int(built.feature_dim), *IMAGENET)  # type: ignore[arg-type]
+        return network, getattr(encoder, "image_size", None), None
     path = Path(encoder).expanduser()
     if encoder.startswith("builtin:"):
         path = BUILTIN / encoder.removeprefix("builtin:")
     if (path / DIFFUSERS).is_file() and not has_own_encoder(path):
         from genssl.generators.loading import image_encoder  # diffusers takes seconds
 
-        network, said = image_encoder(path, torch.float32, torch.device("cpu"))
-        dim = int(network.config.projection_dim)
-        return _Normalised(network, dim, said["mean"], said["std"]), int(said["size"])
+        vision, clip = image_encoder(path, torch.float32, torch.device("cpu"))
+        return _Normalised(vision, int(vision.config.projection_dim), clip.mean, clip.std), clip.size, clip
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
         raise GeneratorError(
@@ -148,12 +156,12 @@ def _backbone(encoder: str | ComponentConfig) -> tuple[nn.Module, int | None]:
             f"encoder, or builtin:NAME), and no backbone's block; {file} does not exist"
         )
     backbone, _, size = load_encoder(file)
-    return backbone, size
+    return backbone, size, None
 
 
-def _digest(backbone: nn.Module, size: int) -> bytes:
-    """Returns 16 bytes over the encoder's weights and the size of what it is shown."""
-    digest = hashlib.blake2b(f"{type(backbone).__name__}:{size}".encode(), digest_size=16)
+def _digest(backbone: nn.Module, size: int, facts: Sequence[str]) -> bytes:
+    """Returns 16 bytes over the encoder's weights, the size of what it is shown, and what else there is to tell."""
+    digest = hashlib.blake2b(":".join([type(backbone).__name__, str(size), *facts]).encode(), digest_size=16)
     for name, tensor in backbone.state_dict().items():
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -7,8 +7,9 @@ from typing import TypeVar
 
 import torch
 
-from genssl.errors import GeneratorError, RequestRefusedError
+from genssl.errors import RequestRefusedError
 from genssl.generators.base import Alive, Parameters, keep_living
+from genssl.generators.finite import check_made
 
 DECODED_PIXELS = 2**22  # of a batch, decoded at once
 
@@ -76,7 +77,13 @@ def denoise(
 
 
 def decode(
-    decoder: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor, image_size: int, output_size: int
+    decoder: Callable[[torch.Tensor], torch.Tensor],
+    latents: torch.Tensor,
+    image_size: int,
+    output_size: int,
+    *,
+    whose: str,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """Decodes latents to images.
 
@@ -85,21 +92,19 @@ def decode(
         latents: as the decoder wants them.
         image_size: pixels of the decoder's images.
         output_size: pixels of the images returned; resized with an antialiased bicubic filter if they differ.
+        whose: the generator, for messages.
+        dtype: of its networks.
 
     Returns:
         uint8 [B, 3, output_size, output_size] on the CPU.
 
     Raises:
-        GeneratorError: if numbers overflowed, which would be black images.
+        GeneratorError: if images hold NaN or infinities, which would be black.
     """
     # In slices: at 768 px one image takes over a GB of activations, though the denoiser can take many rows.
     at_once = max(1, DECODED_PIXELS // image_size**2)
     decoded = torch.cat([decoder(part).float() for part in torch.split(latents, at_once)])
-    if not decoded.isfinite().all():
-        raise GeneratorError(
-            f"the generator: {str(latents.dtype).removeprefix('torch.')} overflowed and left black images; set "
-            "generator.dtype to bfloat16 (on a GPU that has it) or float32"
-        )
+    check_made(decoded, whose, "images", dtype)
     images = (decoded / 2 + 0.5).clamp(0, 1)
     if output_size != images.shape[-1]:
         images = torch.nn.functional.interpolate(

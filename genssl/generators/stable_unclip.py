@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 
@@ -22,23 +22,23 @@ from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Alive, GeneratorSpec, Parameters
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.generators.cost import count_tflops
-from genssl.generators.ddim import DDIM, DDIMStep
+from genssl.generators.ddim import DDIM, DDIMStep, trailing_scheduler
 from genssl.generators.fingerprint import fingerprint_model
 from genssl.generators.loading import (
     empty_prompt,
     licence_of,
     load_decoder,
     load_network,
-    load_part,
     pipeline_files,
 )
-from genssl.generators.locate import find_model, read_json
+from genssl.generators.locate import find_model
 from genssl.generators.sampling import check_bounds, decode, denoise, guidance_column, guide, row_noise, spread
+from genssl.generators.scheduler_config import NOISING_FIELDS, build_scheduler, read_scheduler
 from genssl.generators.unclip_encoder import CLIPEncoder, open_image_encoder
 
 SAMPLER_VERSION = "stable_unclip/1"
 PIPELINE = "StableUnCLIPImg2ImgPipeline"
-SETTINGS = ("revision", "dtype", "tiny_vae", "compile", "zero_terminal_snr", "image_size", "output_size")
+SETTINGS = ("revision", "dtype", "tiny_vae", "compile", "preprocess", "zero_terminal_snr", "image_size", "output_size")
 
 
 class StableUnCLIP:
@@ -62,7 +62,9 @@ class StableUnCLIP:
         self._dtype: torch.dtype = getattr(torch, config.dtype)
         self._compiled = config.compile
         # With embeddings on disk it may never be needed; without, its faults should show now.
-        self._encoder = open_image_encoder(folder, self._dtype, device, lazy=config.embedding_cache is not None)
+        self._encoder = open_image_encoder(
+            folder, self._dtype, device, lazy=config.embedding_cache is not None, rule=config.preprocess
+        )
         if isinstance(self._encoder, CLIPEncoder):
             self.embed_with_foreground = self._encoder.embed_with_foreground
         self._unet = load_network(UNet2DConditionModel, folder, "unet", self._dtype, device)
@@ -85,8 +87,9 @@ class StableUnCLIP:
         self._normalizer = load_network(
             StableUnCLIPImageNormalizer, folder, "image_normalizer", torch.float32, torch.device("cpu")
         )
-        self._noising = load_part(DDPMScheduler, folder, "image_noising_scheduler")
-        self._ddim = DDIM(_ddim_scheduler(folder, config.zero_terminal_snr))
+        noising = read_scheduler(folder, NOISING_FIELDS, "image_noising_scheduler")
+        self._noising = build_scheduler(DDPMScheduler, folder, noising, "image_noising_scheduler")
+        self._ddim = DDIM(trailing_scheduler(folder, config.zero_terminal_snr))
         self._text = empty_prompt(folder, self._dtype, device)
         self._scale = 2 ** (len(self._vae.config["block_out_channels"]) - 1)
         native = int(self._unet.config["sample_size"]) * self._scale
@@ -98,6 +101,8 @@ class StableUnCLIP:
             config.dtype,
             f"zero_snr={config.zero_terminal_snr}",
             *decoder,
+            *self._encoder.facts(),
+            *self._ddim.facts,
             *(["compiled"] if config.compile else []),
         )
         self.spec = GeneratorSpec(
@@ -129,7 +134,7 @@ class StableUnCLIP:
             self._vae.decoder.compile(dynamic=False)
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
-        """Resizes and centre-crops uint8 [3, H, W] to the image encoder's input size (Pillow, bicubic)."""
+        """Brings uint8 [3, H, W] of any size to the image encoder's input uint8 [3, S, S], see `Preprocessing`."""
         return self._encoder.preprocess(image)
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
@@ -196,10 +201,10 @@ class StableUnCLIP:
         """Makes one image a row; see `Generator.generate`, and `generate_exact` for `exact`."""
         latents, rows = self.sample(embeddings, seeds, parameters, alive=alive, sizes=sizes, exact=exact)
         made = decode(
-            lambda part: self._vae.decode(part, return_dict=False)[0],
-            latents / self._vae.config["scaling_factor"],
-            int(parameters[0]["image_size"]),
-            int(parameters[0]["output_size"]),
+            lambda part: self._vae.decode(part / self._vae.config["scaling_factor"], return_dict=False)[0],
+            *(latents, int(parameters[0]["image_size"]), int(parameters[0]["output_size"])),
+            whose=self.spec.title,
+            dtype=self._dtype,
         )
         return spread(made, rows, len(embeddings))
 
@@ -333,21 +338,6 @@ def noise_embeddings(
     noised = normalizer.unscale(noising.add_noise(normalizer.scale(embeddings), timesteps=levels, noise=noise))
     encoded = get_timestep_embedding(levels, embeddings.shape[1], flip_sin_to_cos=True, downscale_freq_shift=0)
     return torch.cat([noised, encoded], dim=1)
-
-
-def _ddim_scheduler(folder: Path, zero_terminal_snr: bool) -> DDIMScheduler:
-    config = read_json(folder / "scheduler" / "scheduler_config.json")
-    # A config without clip_sample would get diffusers' default True, and very different latents.
-    # Trailing steps and zero terminal SNR are the paper's sampler (Lin et al. 2024, arXiv 2305.08891).
-    config = (
-        {"clip_sample": False} | config | {"timestep_spacing": "trailing", "rescale_betas_zero_snr": zero_terminal_snr}
-    )
-    if zero_terminal_snr and config.get("prediction_type", "epsilon") == "epsilon":
-        raise GeneratorError(
-            f"{folder}: the model predicts epsilon, which is undefined at zero terminal SNR; "
-            "set generator.zero_terminal_snr: false"
-        )
-    return DDIMScheduler.from_config(config)
 
 
 def _files(folder: Path, tiny_vae: str | None) -> list[str]:

@@ -6,7 +6,6 @@ A model's folder has one of the two: `image_encoder/` with `feature_extractor/`,
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,12 +14,12 @@ from transformers import CLIPVisionConfig
 
 from genssl.data.base import UInt8Array
 from genssl.data.decode import resize_and_crop
+from genssl.errors import GeneratorError
 from genssl.generators.conditioner import CLIP, FILE, Conditioner, has_own_encoder
 from genssl.generators.fingerprint import Fingerprint, fingerprint_file, fingerprint_model, network_files
 from genssl.generators.foreground import foreground_ratio
-from genssl.generators.loading import image_encoder, load_part, normalise, preprocessor
-
-CLIP_VERSION = "clip/1"
+from genssl.generators.loading import image_encoder, load_part
+from genssl.generators.preprocessing import Rule, read_preprocessing
 
 
 class ImageEncoder(Protocol):
@@ -33,7 +32,7 @@ class ImageEncoder(Protocol):
     embedding_dim: int
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
-        """Resizes and centre-crops uint8 [3, H, W] of any size to uint8 [3, S, S] (Pillow, bicubic)."""
+        """Brings uint8 [3, H, W] of any size to uint8 [3, S, S]."""
         ...
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
@@ -48,12 +47,18 @@ class ImageEncoder(Protocol):
         """Returns what is loaded of the model's folder, relative to it."""
         ...
 
+    def facts(self) -> list[str]:
+        """Returns what else the name of a generator owes to the encoder."""
+        ...
+
     def release(self) -> None:
         """Frees the network's memory."""
         ...
 
 
-def open_image_encoder(folder: Path, dtype: torch.dtype, device: torch.device, *, lazy: bool) -> ImageEncoder:
+def open_image_encoder(
+    folder: Path, dtype: torch.dtype, device: torch.device, *, lazy: bool, rule: Rule | None = None
+) -> ImageEncoder:
     """Opens the image encoder of a Stable unCLIP's folder, of whichever kind it is.
 
     Args:
@@ -61,27 +66,35 @@ def open_image_encoder(folder: Path, dtype: torch.dtype, device: torch.device, *
         dtype: of a CLIP; an encoder of genssl is float32.
         device: where it runs.
         lazy: it is loaded when it is first needed, and not now, when its faults would show.
+        rule: of a CLIP's preprocessing, see `read_preprocessing`.
 
     Raises:
-        GeneratorError: if the folder has none or both, or the one that it has is broken.
+        GeneratorError: if the folder has none or both, or the one that it has is broken or has no such rule.
     """
-    if has_own_encoder(folder):
-        return SelfSupervisedEncoder(folder, device, lazy=lazy)
-    return CLIPEncoder(folder, dtype, device, lazy=lazy)
+    if not has_own_encoder(folder):
+        return CLIPEncoder(folder, dtype, device, lazy=lazy, rule=rule)
+    if rule is not None:
+        raise GeneratorError(
+            f"generator.preprocess: {folder} sees images with an encoder of genssl and not with a CLIP; leave "
+            "preprocess out, or set it to null beside a preset"
+        )
+    return SelfSupervisedEncoder(folder, device, lazy=lazy)
 
 
 class CLIPEncoder:
     """The CLIPVisionModelWithProjection in `image_encoder/`; see `ImageEncoder` and `open_image_encoder`."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, *, lazy: bool) -> None:
+    def __init__(
+        self, folder: Path, dtype: torch.dtype, device: torch.device, *, lazy: bool, rule: Rule | None = None
+    ) -> None:
         self._folder, self._dtype, self._device = folder, dtype, device
-        self._preprocessing = preprocessor(folder)
+        self._preprocessing = read_preprocessing(folder, rule=rule)
         self._network: Any = None if lazy else image_encoder(folder, dtype, device)[0]
         self.embedding_dim = int(load_part(CLIPVisionConfig, folder, CLIP).projection_dim)
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
-        """See `ImageEncoder`; CLIP's rule."""
-        return resize_and_crop(image, self._preprocessing["size"])
+        """See `ImageEncoder`."""
+        return self._preprocessing.preprocess(image)
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
@@ -98,13 +111,17 @@ class CLIPEncoder:
 
     def fingerprint(self) -> Fingerprint:
         """See `ImageEncoder`."""
-        facts = (CLIP_VERSION, str(self._dtype), json.dumps(self._preprocessing, sort_keys=True))
+        version, told = self._preprocessing.encoder_facts()
         folder = self._folder / CLIP
-        return fingerprint_model(folder, network_files(folder), *facts)
+        return fingerprint_model(folder, network_files(folder), version, str(self._dtype), told)
 
     def files(self) -> list[str]:
         """See `ImageEncoder`."""
         return [*network_files(self._folder, CLIP), "feature_extractor/preprocessor_config.json"]
+
+    def facts(self) -> list[str]:
+        """See `ImageEncoder`."""
+        return self._preprocessing.facts()
 
     def release(self) -> None:
         """See `ImageEncoder`."""
@@ -113,7 +130,7 @@ class CLIPEncoder:
     def _forward(self, images: torch.Tensor) -> Any:
         if self._network is None:
             self._network, _ = image_encoder(self._folder, self._dtype, self._device)
-        return self._network(normalise(images, self._preprocessing).to(self._device, self._dtype))
+        return self._network(self._preprocessing.normalise(images).to(self._device, self._dtype))
 
 
 class SelfSupervisedEncoder:
@@ -147,6 +164,10 @@ class SelfSupervisedEncoder:
     def files(self) -> list[str]:
         """See `ImageEncoder`."""
         return [FILE]
+
+    def facts(self) -> list[str]:
+        """See `ImageEncoder`."""
+        return []
 
     def release(self) -> None:
         """See `ImageEncoder`."""

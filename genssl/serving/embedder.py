@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from genssl.data.base import UInt8Array
+from genssl.errors import UserError
 from genssl.serving.jobs import GenerationFailedError
 from genssl.serving.schedule import Priority, Schedule, Waiting
 from genssl.variants.engine import EmbeddingCache, VariantEngine
@@ -33,6 +34,7 @@ class _Source(Waiting):
     waiters: int = 0
     seconds: float = 0.0
     failed: bool = False  # with others, of which each is tried again
+    reason: str = "the conditioner failed on this source; see the server's log"
 
 
 class Embedder:
@@ -198,7 +200,7 @@ class Embedder:
             # Halves, not single sources: a bad one among 64 is found in 12 small batches.
             self._split(batch, (len(batch) + 1) // 2)
         else:
-            self._fail(batch, "the conditioner failed on this source; see the server's log")
+            self._fail(batch, batch[0].reason)
 
     def _shrink(self, batch: list[_Source]) -> None:
         """Lowers the largest bucket after the device ran out of memory."""
@@ -246,6 +248,8 @@ class Embedder:
             log.error(what, len(images), error, exc_info=not again)
             for source in batch:
                 source.failed = True
+                if isinstance(error, UserError):  # what a user can put right is for the client to read too
+                    source.reason = str(error)
             return "failed"
         torch.cuda.empty_cache()  # outside of the handlers: the exception held on to the device's memory
         return "memory"

@@ -55,8 +55,8 @@ def load_conditioner(name: str) -> tuple[nn.Module, int | None, Statistics, dict
         if found != PIPELINE:
             raise GeneratorError(f"{folder}: the model is a {found}; the conditioner of a {PIPELINE} can be compared")
         if not has_own_encoder(folder):
-            network, preprocessor = image_encoder(folder, torch.float32, torch.device("cpu"))
-            return _Embeds(network), preprocessor["size"], (preprocessor["mean"], preprocessor["std"]), source
+            network, preprocessing = image_encoder(folder, torch.float32, torch.device("cpu"))
+            return _Embeds(network), preprocessing.size, (preprocessing.mean, preprocessing.std), source
     if (folder / OWN_ENCODER).is_file():
         backbone, config, image_size = load_own(folder / OWN_ENCODER)
         source["backbone"] = config.model_dump(mode="json")

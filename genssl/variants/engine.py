@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from genssl.data.base import UInt8Array
 from genssl.generators.base import Alive, Cancelled, Generator, Parameters
 from genssl.generators.embedding_cache import DiskEmbeddings, rounded
+from genssl.generators.finite import check_made
 from genssl.generators.variation import Variation, complete, redraw_seed
 from genssl.variants.key import VariantKey, parameters_digest
 
@@ -121,13 +122,19 @@ class VariantEngine:
         Returns:
             float32 [D] each (CPU), or [D + 1] where the conditioner tells the foreground of a source, the last number;
             and the device's seconds.
+
+        Raises:
+            GeneratorError: if an embedding is not finite.
         """
-        started = time.perf_counter()
+        started, spec = time.perf_counter(), self.generator.spec
         embeddings: list[torch.Tensor] = []
         for start in range(0, len(images), self.buckets[-1]):
             part = torch.from_numpy(np.stack(images[start : start + self.buckets[-1]]))
             padded = _pad(part, self._bucket(len(part)))
-            embeddings += [row.clone() for row in self._embed(padded)[: len(part)]]
+            made = self._embed(padded)[: len(part)]
+            dtype = getattr(torch, spec.settings.get("dtype", "float32"), torch.float32)
+            check_made(made, f"{spec.title}, its conditioner", "embeddings", dtype)
+            embeddings += [row.clone() for row in made]
         if self.kept is not None and embeddings:
             embeddings = rounded(embeddings)
             if source_ids is not None:

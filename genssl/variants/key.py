@@ -46,7 +46,10 @@ class VariantKey:
         ).digest()
 
     def seed(self) -> int:
-        """Returns the seed of the variant's noise, 0 <= seed < 2**63, which every language's signed integer holds."""
+        """Returns the seed of the variant's noise, 0 <= seed < 2**63, which every language's signed integer holds.
+
+        torch's CPU generator takes the low 32 bits of a seed: two variants draw equal noise by a chance of 2**-32.
+        """
         return int.from_bytes(self._hash(8), "little") >> 1
 
     def _hash(self, size: int) -> bytes:

@@ -23,7 +23,7 @@ from tiny import build_own_unclip, build_tiny_unclip
 from tiny_flow import build_tiny_flow
 
 CPU = torch.device("cpu")
-FACTS = ("stable_unclip/1", "float32", "zero_snr=True")  # of a config's defaults
+FACTS = ("stable_unclip/1", "float32", "zero_snr=True", "preprocess=clip/2")  # of a config's defaults
 
 
 @pytest.fixture(scope="module")

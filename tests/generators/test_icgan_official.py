@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.models import resnet50
+from torchvision.transforms import functional
 from typer.testing import CliRunner
 
 from genssl.cli.main import app
@@ -149,6 +151,16 @@ def test_features_are_those_of_torchvisions_resnet(converted, extractor):
         assert ours.shape == (1, 2048)
         assert float((ours - expected / expected.norm()).abs().max()) <= 1e-5
     assert generator.preprocess(np.zeros((3, 33, 71), np.uint8)).shape == (3, 64, 64)
+
+
+def test_a_photos_square_is_the_official_codes(converted):
+    """CenterCropLongEdge is torchvision's center_crop to the shorter side."""
+    generator = load(converted)
+    for width, height in ((500, 375), (500, 333), (481, 321), (1067, 1600)):
+        pixels = np.random.default_rng(width).integers(0, 256, (3, height, width), dtype=np.uint8)
+        square = functional.center_crop(Image.fromarray(pixels.transpose(1, 2, 0)), min(width, height))
+        expected = np.asarray(functional.resize(square, [64, 64])).transpose(2, 0, 1)
+        np.testing.assert_array_equal(generator.preprocess(pixels), expected)
 
 
 def test_a_converted_folder_is_a_generator(converted):

@@ -14,12 +14,14 @@ from diffusers import StableDiffusionImageVariationPipeline
 from PIL import Image
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPImageProcessor
 
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Cancelled
 from genssl.generators.diffusers_configs import ImageVariationConfig
+from genssl.generators.fingerprint import fingerprint_folder
 from genssl.generators.image_variation import ImageVariation
 from genssl.training.progress import Progress
 from genssl.training.run import run
@@ -126,8 +128,13 @@ def test_preprocessing_follows_the_card_or_clip(tiny, generator):
     card = resize(torch.from_numpy(image) / 255, [32, 32], InterpolationMode.BICUBIC, antialias=False)
     assert np.abs(generator.preprocess(image) / 255 - card.clamp(0, 1).numpy()).max() <= 0.51 / 255
     clip = make(tiny, preprocess="clip")
-    assert clip.preprocess(image).shape == (3, 32, 32)
-    assert clip.spec.fingerprint != generator.spec.fingerprint
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    stock = processor(torch.from_numpy(image), do_rescale=False, do_normalize=False, return_tensors="np").pixel_values
+    assert np.abs(clip.preprocess(image) - stock[0].astype(int)).max() <= 1
+    square = make(tiny, preprocess="square")
+    assert len({one.spec.fingerprint for one in (generator, clip, square)}) == 3
+    facts = ("float32", "spacing=None", "preprocess=clip")  # as the square rule was called
+    assert square.spec.fingerprint == fingerprint_folder(tiny, "image_variation/1", *facts)
 
 
 def test_what_does_not_fit_is_refused_with_a_sentence(tiny, tmp_path, generator):

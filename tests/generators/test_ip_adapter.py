@@ -76,8 +76,11 @@ def adapter_tensors(unet, plus: bool) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
-    """Folders sd, xl and encoder; adapters sd.safetensors, sd_plus.safetensors and xl.safetensors."""
-    root = tmp_path_factory.mktemp("models")
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+def write_models(root: Path) -> Path:
+    """Writes folders sd, xl and encoder; adapters sd.safetensors, sd_plus.safetensors and xl.safetensors."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tokenizer, text = tiny_parts.tokenizer(root / "tokens")

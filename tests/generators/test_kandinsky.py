@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, KandinskyV22Pipeline, VQModel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPImageProcessor
 
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Cancelled
@@ -163,3 +164,13 @@ def test_the_cost_is_what_a_variant_computes(models):
 def test_an_ordinary_folder_is_named_as_when_every_file_counted(generator):
     spec = generator.spec
     assert spec.fingerprint == spec.former()
+
+
+def test_a_photo_is_shown_to_the_encoder_as_the_priors_pipeline_does(models, generator):
+    pixels = np.random.default_rng(2).integers(0, 256, (3, 321, 481), dtype=np.uint8)
+    processor = CLIPImageProcessor.from_pretrained(models / "prior" / "image_processor")
+    stock = processor(torch.from_numpy(pixels), do_rescale=False, do_normalize=False, return_tensors="np").pixel_values
+    assert np.abs(generator.preprocess(pixels) - stock[0].astype(int)).max() <= 1
+    square = make(models, preprocess="square")
+    assert square.spec.fingerprint != generator.spec.fingerprint
+    assert np.abs(square.preprocess(pixels) - stock[0].astype(int)).max() > 5

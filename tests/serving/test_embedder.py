@@ -164,6 +164,27 @@ def test_a_bad_source_fails_alone(deterministic, caplog):
     assert all("cannot look at this one" in record.getMessage() for record in errors)
 
 
+class Blinded(Eye):
+    """Makes no number of a bad source, as a network of half precision does that overflows."""
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        made = super().embed(images.clamp(max=BAD - 1))
+        made[images[:, 0, 0, 0] == BAD] = float("nan")
+        return made
+
+
+def test_a_source_of_which_the_conditioner_makes_no_number_fails_alone_and_says_why():
+    async def test(on: Bench) -> None:
+        answer, _ = await on.embed(1, BAD, 2)
+        error = answer[bytes([BAD])]
+        assert isinstance(error, GenerationFailedError)
+        assert "its conditioner: 1 of 1 embeddings hold NaN or infinite numbers." in str(error)
+        assert isinstance(answer[bytes([1])], torch.Tensor)
+        assert greys(await on.embed(20)) == [20]
+
+    bench(test, Blinded())
+
+
 def test_parts_of_a_failed_batch_that_nobody_waits_for_any_more_are_not_tried_again():
     async def test(on: Bench) -> None:
         on.eye.gate.clear()

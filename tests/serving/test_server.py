@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from genssl.data.base import StoredImage, raw_image
 from genssl.generation.v1 import generation_pb2 as pb
@@ -189,6 +190,29 @@ def test_clients_see_the_name_of_a_folder_and_not_where_it_lies(start_server, tm
             answer = stub.ListGenerators(pb.ListGeneratorsRequest(), timeout=5)
     assert answer.generators[0].model == "my-unclip"
     assert "secret" not in str(answer)
+
+
+def test_variants_that_are_no_numbers_are_errors_and_the_server_goes_on(start_server, tmp_path, digits_test):
+    folder = tmp_path / "fragile"
+    shutil.copytree(BUILTIN / "digits-unclip", folder)
+    weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    weights["conv_out.weight"] *= 1e19  # finite, and so are its images, unless guidance makes them larger still
+    save_file(weights, folder / "unet" / "diffusion_pytorch_model.safetensors")
+    with start_server(tmp_path, f"generators.0.model={folder}") as server:
+        server.wait_until_serving()
+        with grpc.insecure_channel(server.address) as channel:
+            stub = pb_grpc.GenerationServiceStub(channel)
+            for index in range(2):
+                request = ask([source_of(digits_test.stored(0))], [spec(0, index), spec(0, 9)])
+                made = stub.GenerateVariants(request, timeout=60).variants
+                assert [pixels(variant).shape for variant in made] == [(3, 8, 8)] * 2
+                request.parameters["guidance_scale"] = 100
+                for variant in stub.GenerateVariants(request, timeout=60).variants:
+                    assert variant.status.code == pb.ITEM_CODE_GENERATOR_FAILED
+                    said = "generator stable_unclip (fragile): 1 of 1 images hold NaN or infinite numbers. The weights "
+                    assert variant.status.message.startswith(said)
+                    assert str(tmp_path) not in variant.status.message
+        assert server.process.poll() is None
 
 
 def test_reflection_lists_the_service(server):
