@@ -288,7 +288,7 @@ def _import_export(folder: Path, out: Path, how: dict[str, Any]) -> None:
         done = restore(folder, out, progress=progress, started=started, **how)
     unknown = f", {counted(done.unknown, 'image')} in no row of the table left out" if done.unknown else ""
     absent = f", {done.absent:,} without a file left out" if done.absent else ""
-    _say_imported(folder, out, done.variants, done.present, unknown + absent, done.corrupt, "not what was exported")
+    _say_imported(folder, out, done.variants, done.present, unknown + absent, done.corrupt, "other than exported")
     if done.absent:
         raise typer.Exit(1)
 
@@ -302,7 +302,7 @@ def _say_imported(
     before = f", {present:,} stored before" if present else ""
     print(f"{out}: {counted(variants, 'variant')} imported{before}{left_out}")
     if corrupt:
-        print(f"{folder}: {counted(len(corrupt), 'image')} {how}; left out")
+        print(f"{folder}: left out: {counted(len(corrupt), 'image')} {how}")
         raise typer.Exit(1)
 
 

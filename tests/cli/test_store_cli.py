@@ -144,7 +144,7 @@ def test_an_export_is_imported_without_a_word_of_what_it_is(genssl, store, tmp_p
     assert done.returncode == 1
     assert done.stdout.splitlines()[1:] == [
         "three: 13 variants imported",
-        "pictures: 1 image not what was exported; left out",
+        "pictures: left out: 1 image other than exported",
     ]
     image.unlink()
     done = genssl("import", "pictures", "four")
