@@ -25,15 +25,28 @@ class ImageFolder(FileDataset):
         config: where the images are, and where their labels and the test split come from.
         split: "train" or "test".
 
+    Attributes:
+        labels_note: with `labels: auto`, where the labels were found, or that there are none; else None.
+
     Raises:
         DataError: if a folder is missing or empty, if an image lies outside the class folders, if test_root has a class
             that root has not, or if test_root and root overlap.
     """
 
     def __init__(self, config: FolderConfig, split: Split) -> None:
-        labelled = config.labels == "subfolders"
         root = config.root.expanduser()
-        classes = _by_class(root, "dataset.root", labelled)
+        labelled = config.labels == "subfolders"
+        self.labels_note: str | None = None
+        found = _relative_paths(root, "dataset.root")
+        if config.labels == "auto":
+            folders = {path.partition("/")[0] for path in found if "/" in path}
+            labelled = len(folders) > 1
+            self.labels_note = (
+                f"{root}: its {len(folders)} sub-folders are the classes; dataset.labels: none takes them for none"
+                if labelled
+                else f"{root}: no sub-folders that could be classes, so no labels"
+            )
+        classes = _by_class(found, root, "dataset.root", labelled)
         label_of = {name: label if labelled else -1 for label, name in enumerate(classes)}
         if config.test_root is None:
             test = {path for paths in classes.values() for path in held_out(paths, config.test_fraction)}
@@ -47,7 +60,8 @@ class ImageFolder(FileDataset):
             test_root = config.test_root.expanduser()
             _check_apart(root, test_root)
             if split == "test":
-                root, classes = test_root, _by_class(test_root, "dataset.test_root", labelled)
+                found = _relative_paths(test_root, "dataset.test_root")
+                root, classes = test_root, _by_class(found, test_root, "dataset.test_root", labelled)
         for name in classes:
             if name not in label_of:
                 raise DataError(
@@ -80,8 +94,8 @@ def _position(path: str) -> float:
     return int.from_bytes(hashlib.blake2b(os.fsencode(path), digest_size=6).digest(), "big") / 2**48
 
 
-def _by_class(root: Path, key: str, labelled: bool) -> dict[str, list[str]]:
-    """Returns the relative paths of every class's images, all sorted; without labels, of one class that has no name."""
+def _relative_paths(root: Path, key: str) -> list[str]:
+    """Returns the paths of all images below a folder, sorted; raises DataError, naming `key`, if there are none."""
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
         raise DataError(f"{key}: {root.absolute()} {found}; give the folder that holds the images ({_allowed()})")
@@ -90,6 +104,11 @@ def _by_class(root: Path, key: str, labelled: bool) -> dict[str, list[str]]:
         raise DataError(
             f"{key}: {root.absolute()} has no images; put files there ({_allowed()}), or give another folder"
         )
+    return paths
+
+
+def _by_class(paths: list[str], root: Path, key: str, labelled: bool) -> dict[str, list[str]]:
+    """Returns the relative paths of every class's images, all sorted; without labels, of one class that has no name."""
     classes: dict[str, list[str]] = defaultdict(list)
     for path in paths:
         name, below, _ = path.partition("/")

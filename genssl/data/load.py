@@ -34,6 +34,12 @@ def corrupt_note(*splits: ImageDataset) -> str | None:
     return f"{files} left out, such as {skipped[0]}"
 
 
+def labels_note(dataset: ImageDataset) -> str | None:
+    """Says where a data set that looked for labels by itself found them, or that there are none; else None."""
+    note: str | None = getattr(dataset, "labels_note", None)
+    return note
+
+
 def of_size(config: ComponentConfig, image_size: int) -> ComponentConfig:
     """Returns the config with images of `image_size` pixels, or the config itself if its images have one size."""
     if "image_size" not in type(config).model_fields:
@@ -79,6 +85,7 @@ class Subset:
             dataset.image_size,
             dataset.skipped,
         )
+        self.labels_note = labels_note(dataset)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -86,6 +86,8 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
     weigh = PairWeights(judged, splits.train, device) if judged is not None else None
     monitor = Monitor(recipe, splits.train, splits.held_out, device)
     check_loggers(recipe)
+    for note in splits.notes:
+        progress.note(note)
     if splits.train.skipped:
         progress.note(f"{len(splits.train.skipped)} corrupt images are left out, such as {splits.train.skipped[0]}")
 
@@ -258,7 +260,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
             save_encoder(out / "encoder.safetensors", backbone, recipe)
         metrics: dict[str, float] = {}
         protocols: dict[str, dict[str, Any]] = {}
-        together, alone = divided(recipe.evaluate, ranks)
+        together, alone = divided(splits.evaluators, ranks)
         if splits.evaluation is not None and together:
             metrics, protocols = evaluate(together, method, splits.evaluation, device, progress.evaluating, ranks)
         if not ranks.first:
