@@ -136,7 +136,7 @@ def measure(
     judged_by = "no labels"
     if judge is not None:
         judged_by = (
-            f"an RBF-SVM on the pixels{shrunk} of {judged_on} real train images "
+            f"an RBF-SVM on the pixels of {judged_on} real train images{shrunk} "
             f"({100 * judge.score(sources[known], labels[known]):.1f} % right on the real sources)"
         )
     embeddings = embedded(engine, test, rows)

@@ -63,8 +63,9 @@ class StageProgress:
             self.__exit__()
             self._stage, self._begun, self._first, self._told = stage, now, done, now
             if self._console.is_terminal:
-                columns = TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), count
-                self._bar = Progress(*columns, TextColumn("{task.fields[facts]}"), TimeElapsedColumn())
+                begin, facts = TextColumn("[bold]{task.description}"), TextColumn("{task.fields[facts]}")
+                bar = BarColumn(bar_width=24)
+                self._bar = Progress(begin, bar, count, facts, TimeElapsedColumn(), console=self._console)
                 self._bar.add_task(stage, total=total, completed=done, facts="")
                 self._bar.start()
         return (done - self._first) / (now - self._begun) if done > self._first and now > self._begun else None

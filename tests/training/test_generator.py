@@ -174,7 +174,7 @@ def test_the_measuring_can_be_left_out(tmp_path, monkeypatch):
     ("text", "stage"), [(FLOW, "flow"), (ICGAN, "icgan"), pytest.param(UNCLIP, "denoiser", marks=pytest.mark.slow)]
 )
 def test_a_signal_saves_after_the_step_says_how_to_go_on_and_leads_to_the_same_weights(tmp_path, text, stage):
-    """A signal of the process itself, after the third step of the last stage; what main does with it is raised here."""
+    """The signal comes before the third step of the last stage; what the command line does at it is raised here."""
 
     class Interrupted(BaseException):
         pass
@@ -184,7 +184,7 @@ def test_a_signal_saves_after_the_step_says_how_to_go_on_and_leads_to_the_same_w
 
     class Told(io.StringIO):
         def write(self, line: str) -> int:
-            if line.startswith(f"{stage}: step 3/6"):
+            if line.startswith(f"{stage}: step 2/6"):
                 signal.raise_signal(signal.SIGINT)
             return super().write(line)
 
