@@ -55,7 +55,7 @@ def _train(recipe: Path, overrides: list[str], out: Path | None, ranks: int, *, 
     from genssl.training.generator import AGAIN
     from genssl.training.generator import train_generator as train
 
-    console = Console(highlight=False, file=file)
+    console = Console(highlight=False, markup=False, file=file)  # overrides have brackets
     again = f"genssl train-generator {shlex.join([str(recipe), *overrides, '--out', str(folder)])}"
     quality = train(loaded, folder, console, again if ranks == 1 else AGAIN)
     if not quality:
