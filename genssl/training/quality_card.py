@@ -24,7 +24,7 @@ from genssl import __version__
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import resize_and_crop
-from genssl.data.load import corrupt_note, hold_out, load_dataset
+from genssl.data.load import corrupt_note, hold_out, labels_note, load_dataset
 from genssl.errors import DataError, UserError, suggest
 from genssl.evaluators.base import FrozenEncoder
 from genssl.evaluators.frechet import frechet_distance, too_few
@@ -85,8 +85,9 @@ def evaluate_generator(
     if device.type == "cpu":
         set_threads(recipe.train.threads)
     train, held, measured_on = _splits(recipe, asked.split)
-    if note := corrupt_note(train, held):
-        report(note)
+    for note in (labels_note(train), corrupt_note(train, held)):
+        if note:
+            report(note)
     generator = open_generator(recipe.generator, device)
     engine = VariantEngine(generator, [BATCH])
     points = _points(engine, asked.vary)

@@ -28,7 +28,7 @@ class StageProgress:
     ) -> None:
         self._console, self._batch_sizes, self._clock = console, batch_sizes, clock
         self._stage = ""
-        self._begun, self._first, self._told = 0.0, 0, 0.0
+        self._begun, self._first, self._told, self._done = 0.0, 0, 0.0, 0
         self._bar: Progress | None = None
 
     def __enter__(self) -> StageProgress:
@@ -61,7 +61,7 @@ class StageProgress:
         now = self._clock()
         if stage != self._stage:
             self.__exit__()
-            self._stage, self._begun, self._first, self._told = stage, now, done, now
+            self._stage, self._begun, self._first, self._told, self._done = stage, now, done, now, done - 1
             if self._console.is_terminal:
                 begin, facts = TextColumn("[bold]{task.description}"), TextColumn("{task.fields[facts]}")
                 bar = BarColumn(bar_width=24)
@@ -74,10 +74,11 @@ class StageProgress:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, facts="  ".join(facts))
             return
-        now, part = self._clock(), max(1, total // LINES)
-        if done % part == 0 or done == total or now - self._told >= EVERY_SECONDS:
+        now = self._clock()
+        if done * LINES // total > self._done * LINES // total or now - self._told >= EVERY_SECONDS:
             self._told = now
             self._console.print(", ".join([title, *facts]), soft_wrap=True)
+        self._done = done
 
 
 def spoken(seconds: float) -> str:
