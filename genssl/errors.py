@@ -30,6 +30,10 @@ class DataError(UserError):
     """A data set that is absent, empty or corrupt."""
 
 
+class NoLabelsError(DataError):
+    """Images without labels, where labels are needed."""
+
+
 class GeneratorError(UserError):
     """A generator that cannot be loaded or that cannot do what was asked of it."""
 

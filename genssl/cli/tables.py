@@ -59,11 +59,10 @@ def runs_table(groups: list[RunGroup]) -> Table:
         name for name in dict.fromkeys(name for group in groups for name in group.metrics) if not is_detail(name)
     ]
     table = Table(title="mean ± 95 % interval over seeds; accuracies in %, differences in points", title_justify="left")
-    table.add_column("recipe")
-    table.add_column("variants")
-    table.add_column("seeds")
+    for heading in ("recipe", "variants", "seeds"):  # the long names of metrics give way to them
+        table.add_column(heading, min_width=min(len(heading), 8))
     for name in metrics:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold", min_width=min(len(name), 8))
     table.add_column("seconds a run", justify="right")
     for group in groups:
         cells = [_mean(name, group.metrics.get(name, [])) for name in metrics]

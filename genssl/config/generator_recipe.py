@@ -93,6 +93,11 @@ class GeneratorRecipe(Choice):
         lt=1,
         description="above 0: this part of the train split is held out, and quality is measured on it, not on test",
     )
+    quality: Literal["none", "quick", "full"] = Field(
+        "quick",
+        description="what is measured once the weights are written: nothing; a few hundred sources at most; or "
+        "thousands. Fewer where variants are large or take many steps",
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: Literal["auto"] | Count = "auto"
     precision: Literal["fp32", "bf16"] = Field(

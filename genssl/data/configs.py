@@ -45,8 +45,10 @@ class FolderConfig(FileDatasetConfig):
     """A tree of one's own images."""
 
     name: Literal["folder"] = "folder"
-    labels: Literal["subfolders", "none"] = Field(
-        "subfolders", description="subfolders: the first folder below root is the class"
+    labels: Literal["auto", "subfolders", "none"] = Field(
+        "auto",
+        description="subfolders: the first folder below root is the class; auto: that if there are two or more, or "
+        "else none",
     )
     test_root: Path | None = Field(None, description="folder of test images; by default a part of root is held out")
     test_fraction: float = Field(0.2, gt=0, lt=1, description="part held out for testing when there is no test_root")

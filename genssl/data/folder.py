@@ -33,15 +33,28 @@ class ImageFolder(FileDataset):
         config: where the images are, and where their labels and the test split come from.
         split: "train" or "test".
 
+    Attributes:
+        labels_note: with `labels: auto`, where the labels were found, or that there are none; else None.
+
     Raises:
         DataError: if a folder is missing or empty, if an image lies outside the class folders, if test_root has a class
             that root has not, or if test_root and root overlap.
     """
 
     def __init__(self, config: FolderConfig, split: Split) -> None:
-        labelled = config.labels == "subfolders"
         root, unread = config.root.expanduser(), list[str]()
-        classes = _by_class(root, "dataset.root", labelled, unread)
+        labelled = config.labels == "subfolders"
+        self.labels_note: str | None = None
+        found = _relative_paths(root, "dataset.root", unread)
+        if config.labels == "auto":
+            folders = {path.partition("/")[0] for path in found if "/" in path}
+            labelled = len(folders) > 1
+            self.labels_note = (
+                f"{root}: its {len(folders)} sub-folders are the classes; dataset.labels: none takes them for none"
+                if labelled
+                else f"{root}: no sub-folders that could be classes, so no labels"
+            )
+        classes = _by_class(found, root, "dataset.root", labelled)
         label_of = {name: label if labelled else -1 for label, name in enumerate(classes)}
         if config.test_root is None:
             test = {path for paths in classes.values() for path in held_out(paths, config.test_fraction)}
@@ -56,7 +69,8 @@ class ImageFolder(FileDataset):
             _check_apart(root, test_root)
             if split == "test":
                 root, unread = test_root, []
-                classes = _by_class(test_root, "dataset.test_root", labelled, unread)
+                found = _relative_paths(test_root, "dataset.test_root", unread)
+                classes = _by_class(found, test_root, "dataset.test_root", labelled)
         for name in classes:
             if name not in label_of:
                 raise DataError(
@@ -97,8 +111,8 @@ def by_suffix(unread: Iterable[str]) -> str:
     )
 
 
-def _by_class(root: Path, key: str, labelled: bool, unread: list[str]) -> dict[str, list[str]]:
-    """Returns the relative paths of every class's images, all sorted; without labels, of one class that has no name.
+def _relative_paths(root: Path, key: str, unread: list[str]) -> list[str]:
+    """Returns the paths of all images below a folder, sorted; raises DataError, naming `key`, if there are none.
 
     `unread` gets the paths of images that are not read.
     """
@@ -111,6 +125,11 @@ def _by_class(root: Path, key: str, labelled: bool, unread: list[str]) -> dict[s
         raise DataError(
             f"{key}: {root.absolute()} has no images{others}; put files there ({_allowed()}), or give another folder"
         )
+    return paths
+
+
+def _by_class(paths: list[str], root: Path, key: str, labelled: bool) -> dict[str, list[str]]:
+    """Returns the relative paths of every class's images, all sorted; without labels, of one class that has no name."""
     classes: dict[str, list[str]] = defaultdict(list)
     for path in paths:
         name, below, _ = path.partition("/")

@@ -47,6 +47,12 @@ def unread_of(split: ImageDataset) -> list[str]:
     return unread
 
 
+def labels_note(dataset: ImageDataset) -> str | None:
+    """Says where a data set that looked for labels by itself found them, or that there are none; else None."""
+    note: str | None = getattr(dataset, "labels_note", None)
+    return note
+
+
 def of_size(config: ComponentConfig, image_size: int) -> ComponentConfig:
     """Returns the config with images of `image_size` pixels, or the config itself if its images have one size."""
     if "image_size" not in type(config).model_fields:
@@ -93,6 +99,7 @@ class Subset:
             dataset.skipped,
         )
         self.unread = unread_of(dataset)
+        self.labels_note = labels_note(dataset)
 
     def __len__(self) -> int:
         return len(self._rows)

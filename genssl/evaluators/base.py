@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from genssl.data.base import ImageDataset, UInt8Array, pixels_of
-from genssl.errors import DataError, UserError
+from genssl.errors import DataError, NoLabelsError, UserError
 from genssl.runtime import usable_cores
 from genssl.wording import counted
 
@@ -53,10 +53,10 @@ class EvaluationData:
         self.num_classes = len(train.class_names or ())
 
     def require_labels(self, setting: str) -> None:
-        """Raises DataError, naming `setting`, unless both splits have labelled images."""
+        """Raises NoLabelsError, naming `setting`, unless both splits have labelled images."""
         for split in (self.train, self.test):
             if split.class_names is None or not any(split.label(row) >= 0 for row in range(len(split))):
-                raise DataError(
+                raise NoLabelsError(
                     f"{setting}: the evaluators need labels and {split.name} has none here; set `evaluate: []`, "
                     "keep only evaluators that need none, such as rankme and alignment_uniformity, or give labels"
                 )

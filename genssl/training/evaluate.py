@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from genssl.config.base import ComponentConfig
+from genssl.data.load import labels_note
+from genssl.errors import NoLabelsError
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
 from genssl.registry import EVALUATORS
 from genssl.training.distributed import ALONE, Ranks
@@ -19,6 +21,27 @@ def check(configs: Sequence[ComponentConfig], data: EvaluationData) -> None:
     """Raises DataError if one of the evaluators cannot judge on this data; better before the training than after it."""
     for config in configs:
         EVALUATORS.get(config.name)(config).check(data)
+
+
+def able(configs: Sequence[ComponentConfig], data: EvaluationData) -> tuple[list[ComponentConfig], str | None]:
+    """Returns the evaluators that can judge on this data, and what to say of those that are left out.
+
+    Those that need labels are left out on images whose data set was to look for labels by itself and found none;
+    wherever else one cannot judge, that is the user's to know.
+
+    Raises:
+        DataError: if one of the others cannot judge.
+    """
+    kept, left_out = [], []
+    for config in configs:
+        try:
+            check([config], data)
+            kept.append(config)
+        except NoLabelsError:
+            if labels_note(data.train) is None:
+                raise
+            left_out.append(config.name)
+    return kept, f"left out, since they need labels: {', '.join(left_out)}" if left_out else None
 
 
 def divided(configs: Sequence[ComponentConfig], ranks: Ranks) -> tuple[list[ComponentConfig], list[ComponentConfig]]:

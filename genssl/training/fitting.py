@@ -18,12 +18,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from genssl.config.base import Section
 from genssl.config.generator_recipe import GeneratorRecipe
 from genssl.errors import UserError
 from genssl.training.cross_rank_norm import synchronise_batch_norm
 from genssl.training.distributed import ALONE, Ranks
 from genssl.training.rows import Batches, Images
 from genssl.training.saved_state import DamagedError, read_state, write_state
+from genssl.training.stopping import Stopped
 from genssl.training.update import DTYPES
 from genssl.training.watching import Publish, Watch
 
@@ -93,6 +95,7 @@ class Loop:
         channels_last: the memory order of convolutions.
         accumulate: micro-batches a step.
         watch: looks at what the last stage makes while it is trained.
+        asked_to_stop: says whether the training is to be saved after the step that is under way, and left.
     """
 
     device: torch.device
@@ -103,6 +106,7 @@ class Loop:
     channels_last: bool = False
     accumulate: int = 1
     watch: Watch | None = None
+    asked_to_stop: Callable[[], bool] = lambda: False
 
     def prepare(self, module: nn.Module) -> None:
         """Moves a module that is to be trained to the device, its batch norms to the statistics of all ranks."""
@@ -133,9 +137,30 @@ class Loop:
         for gradient, mean in zip(gradients, means, strict=True):
             gradient.copy_(mean.view(gradient.shape))
 
-    def mean(self, loss: float) -> float:
-        """Returns the mean of a loss over the ranks."""
-        return self.ranks.agree(loss, False, self.device)[0]
+    def agree(self, loss: float) -> tuple[float, bool]:
+        """Returns the mean of a loss over the ranks, and whether one of them was asked to stop."""
+        return self.ranks.agree(loss, self.asked_to_stop(), self.device)
+
+
+def fit_batches(recipe: GeneratorRecipe, images: int, ranks: Ranks) -> tuple[GeneratorRecipe, list[str]]:
+    """Returns the recipe with no batch larger than the data set, and a line on each that was: few images train too.
+
+    A batch that even so does not divide among micro-batches and ranks is left to `batch_problems`.
+    """
+    parts = recipe.accumulate * ranks.size
+    most = images // parts * parts
+    changed: dict[str, Section] = {}
+    notes = []
+    for name in type(recipe).model_fields:
+        section = getattr(recipe, name)
+        size = getattr(section, "batch_size", None)
+        if size is None or size <= images or most < 2 * parts:
+            continue
+        changed[name] = section.model_copy(update={"batch_size": most})
+        given = getattr(section, "run", None) or getattr(section, "model", None)  # then there is nothing to train
+        if not given and not (name == "image_encoder" and getattr(recipe, "conditioner", None) is not None):
+            notes.append(f"{name}.batch_size: {size} is more than the {images} training images; {most} is taken")
+    return recipe.model_copy(update=changed), notes
 
 
 def batch_problems(recipe: GeneratorRecipe, images: int, ranks: Ranks, **sizes: int) -> list[str]:
@@ -212,6 +237,7 @@ def fit(
 
     Raises:
         DivergedError: naming stage and step, if the loss is not finite.
+        Stopped: after the state was saved, if `loop.asked_to_stop`.
     """
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
     warmup = max(1, min(100, steps // 10))
@@ -244,14 +270,14 @@ def fit(
         loop.average_gradients(module)
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
-        value = loop.mean(value)
+        value, stop = loop.agree(value)
         check_finite(stage, step, value, lr)
         loop.report(stage, step + 1, steps, value)
         yield step
         done = step + 1
         if watch is not None and publish is not None and average is not None and watch.due(done, steps):
             done = steps if watch.look(done, value, average, publish) else done
-        if done == steps or loop.checkpoints.due():
+        if done == steps or stop or loop.checkpoints.due():
             state = {
                 "step": done,
                 "module": module.state_dict(),
@@ -261,6 +287,8 @@ def fit(
                 "watch": None if watch is None else watch.state_dict(),
             }
             loop.checkpoints.save(stage, state)
+        if stop:
+            raise Stopped(f"{stage}, step {done} of {steps}")
         if done == steps:
             break
     if watch is not None and average is not None:

@@ -14,7 +14,9 @@ from sklearn.svm import SVC
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import decode
 from genssl.errors import RequestRefusedError
+from genssl.evaluators.base import FrozenEncoder
 from genssl.generators.base import Generator, Parameters
+from genssl.training.quality_judges import PIXELS_SIDE, Pixels
 from genssl.variants.engine import VariantEngine
 
 Array = npt.NDArray[Any]
@@ -49,9 +51,32 @@ NOISES: tuple[Parameters, ...] = tuple({"embedding_noise": noise} for noise in (
 """At which a flow is measured whose steps are given: a student, and its teacher."""
 
 BATCH = 64
-MAX_SOURCES = 2000
-MAX_JUDGED_ON = 5000
 VARIANTS = 4
+FEWEST = 16  # sources, however dear one is
+MAX_JUDGED_ON = 5000
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured at the most.
+
+    Attributes:
+        sources: held-out images, evenly spaced.
+        judged_on: labelled train images that the judge of labels learns from.
+        work: pixels times sampler steps of all variants of a sweep, which sources are left out for (on two cores a
+            flow of two levels does about a million a second).
+    """
+
+    sources: int
+    judged_on: int
+    work: float
+
+
+EFFORTS = {"quick": Effort(256, 1000, 1e8), "full": Effort(2000, MAX_JUDGED_ON, 2e9)}
+"""By the `quality` of a generator's recipe."""
+
+Report = Callable[[str, int, int], None]
+"""Called with (what is measured, work done, work in all)."""
 
 
 def sweep_of(generator: Generator) -> Sweep:
@@ -74,67 +99,102 @@ def measure(
     test: ImageDataset,
     measured_on: str = "test",
     sweep: Sweep | None = None,
+    effort: str = "full",
+    report: Report = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Returns label agreement, diversity and speed over the settings of a sweep, by default `sweep_of` the generator.
 
-    Labels, where there are any, are used to judge only: an RBF support-vector machine on the pixels of the real train
-    images classifies the variants. Images are compared at the data set's size.
+    Images are compared by their pixels, those above 32 pixels a side shrunk to that by area, as float32: what is in
+    memory grows neither with the images' size nor with their number. Labels, where there are any, are used to judge
+    only: an RBF support-vector machine on the same features of the real train images classifies the variants.
+
+    Args:
+        generator: what is measured.
+        train: what it was trained on.
+        test: where sources come from.
+        measured_on: what `test` is, for the result.
+        sweep: other settings.
+        effort: a name of `EFFORTS`.
+        report: is told after every batch.
     """
-    rows = range(min(len(test), MAX_SOURCES))
+    bounds, engine = EFFORTS[effort], VariantEngine(generator, [BATCH])
+    sweep = sweep or sweep_of(generator)
+    parameters = [engine.complete(sweep.fixed | varied).parameters for varied in sweep.varied]
+    steps = [int(complete.get("num_inference_steps", 1)) for complete in parameters]
+    affordable = int(bounds.work / (VARIANTS * sum(steps) * generator.spec.image_size**2))
+    count = min(len(test), bounds.sources, max(affordable, FEWEST))
+    rows = [number * len(test) // count for number in range(count)]
+    side = min(test.image_size, PIXELS_SIDE)
+    pixels = FrozenEncoder(Pixels(side, grey=False), torch.device("cpu"))
+    shrunk = "" if side == test.image_size else f", shrunk to {side} px a side"
+    sources = pixels.encode_rows(test, rows).numpy()
     labels = np.array([test.label(row) for row in rows])
-    sources = np.stack([_flat(test.image(row)) for row in rows])
-    judge, judged_on = label_judge(train, lambda known: np.stack([_flat(train.image(row)) for row in known]))
+    known = labels >= 0
+    judge, judged_on = None, 0
+    if known.any():
+        judge, judged_on = label_judge(train, lambda rows: pixels.encode_rows(train, rows).numpy(), bounds.judged_on)
     judged_by = "no labels"
     if judge is not None:
         judged_by = (
-            f"an RBF-SVM on the pixels of {judged_on} real train images "
-            f"({100 * judge.score(sources, labels):.1f} % right on the real sources)"
+            f"an RBF-SVM on the pixels of {judged_on} real train images{shrunk} "
+            f"({100 * judge.score(sources[known], labels[known]):.1f} % right on the real sources)"
         )
-    engine = VariantEngine(generator, [BATCH])
     embeddings = embedded(engine, test, rows)
-    settings = []
-    sweep = sweep or sweep_of(generator)
-    for varied in sweep.varied:
-        images, seconds = generated(engine, test, rows, embeddings, sweep.fixed | varied, VARIANTS)
-        variants = np.stack([_flat(image) for image in images]).reshape(VARIANTS, len(rows), -1)
-        agreement = (
-            None
-            if judge is None
-            else round(float(np.mean([(judge.predict(one) == labels).mean() for one in variants])), 4)
-        )
+    settings, done, total = [], 0, VARIANTS * count * sum(steps)
+    for number, (varied, each) in enumerate(zip(sweep.varied, steps, strict=True), start=1):
+        what = f"measuring: setting {number} of {len(steps)}"
+
+        def kept(images: UInt8Array, what: str = what, each: int = each) -> Array:
+            nonlocal done
+            done += len(images) * each
+            report(what, done, total)
+            return pixels.encode(images).numpy()
+
+        made, seconds = generated(engine, test, rows, embeddings, sweep.fixed | varied, VARIANTS, kept)
+        variants = made.reshape(VARIANTS, count, -1)
+        agreement = None
+        if judge is not None:
+            right = [(judge.predict(one[known]) == labels[known]).mean() for one in variants]
+            agreement = round(float(np.mean(right)), 4)
         settings.append(
             {
                 **varied,
                 "label_agreement": agreement,
                 "distance_within_source": round(distance_within(variants), 3),
-                "variants_per_second": round(len(images) / seconds),
+                "variants_per_second": round(len(made) / seconds),
             }
         )
+    apart = np.linalg.norm(sources[1:] - sources[:-1], axis=1)
     return {
-        "sources": len(rows),
+        "sources": count,
         "measured_on": measured_on,
+        "quality": effort,
         "variants_per_source": VARIANTS,
         "fixed": sweep.fixed,
+        "features": f"pixels in RGB at {side} px a side",
         "batch": BATCH,
         "threads": torch.get_num_threads(),
         "label_agreement_by": judged_by,
-        "distance_between_real_images": round(float(np.linalg.norm(sources[1:] - sources[:-1], axis=1).mean()), 3),
+        "distance_between_real_images": round(float(apart.mean()), 3) if count > 1 else None,
         "settings": settings,
     }
 
 
-def label_judge(train: ImageDataset, encode: Callable[[list[int]], Array]) -> tuple[SVC | None, int]:
+def label_judge(
+    train: ImageDataset, encode: Callable[[list[int]], Array], most: int = MAX_JUDGED_ON
+) -> tuple[SVC | None, int]:
     """Fits an RBF support-vector machine that judges whether variants keep their class.
 
     Args:
-        train: its labelled images are learnt from; at most about `MAX_JUDGED_ON`, evenly spaced.
+        train: its labelled images are learnt from.
         encode: returns the features [n, D] of rows of train.
+        most: of its images, evenly spaced, are looked at.
 
     Returns:
         The machine, or None without two classes; and the number of images that it has learnt from.
     """
     # An SVM's cost grows with the square of the images; evenly spaced ones judge as well.
-    known = [row for row in range(0, len(train), max(1, len(train) // MAX_JUDGED_ON)) if train.label(row) >= 0]
+    known = [row for row in range(0, len(train), max(1, -(-len(train) // most))) if train.label(row) >= 0]
     classes = [train.label(row) for row in known]
     if len(set(classes)) < 2:
         return None, 0
@@ -143,7 +203,11 @@ def label_judge(train: ImageDataset, encode: Callable[[list[int]], Array]) -> tu
 
 def embedded(engine: VariantEngine, dataset: ImageDataset, rows: Sequence[int]) -> list[torch.Tensor]:
     """Returns what the generator conditions on for rows of a data set, float32 [D] each."""
-    return engine.embed([engine.generator.preprocess(decode(dataset.stored(row))) for row in rows])[0]
+    found: list[torch.Tensor] = []
+    for start in range(0, len(rows), BATCH):  # photos are large, and need not all be in memory
+        part = rows[start : start + BATCH]
+        found += engine.embed([engine.generator.preprocess(decode(dataset.stored(row))) for row in part])[0]
+    return found
 
 
 def generated(
@@ -153,10 +217,20 @@ def generated(
     embeddings: Sequence[torch.Tensor],
     parameters: Parameters,
     variants: int,
-) -> tuple[UInt8Array, float]:
-    """Makes variants 0, 1, ... of rows of a data set: uint8 [variants * len(rows), 3, S, S], and the seconds it took.
+    kept: Callable[[UInt8Array], Array] = lambda images: images,
+) -> tuple[Array, float]:
+    """Makes variants 0, 1, ... of rows of a data set.
 
-    All of variant 0 come first, in the order of the rows; S is the generator's size.
+    Args:
+        engine: with the generator.
+        dataset, rows, embeddings: of the sources.
+        parameters: on top of the generator's defaults.
+        variants: of every source.
+        kept: what is kept of a batch of images uint8 [B, 3, S, S], an array [B, ...]; S is the generator's size.
+
+    Returns:
+        What is kept [variants * len(rows), ...], all of variant 0 first, in the order of the rows; and the seconds that
+        the generator took.
     """
     settings = engine.complete(parameters)
     work = [
@@ -164,12 +238,15 @@ def generated(
         for index in range(variants)
         for row, embedding in zip(rows, embeddings, strict=True)
     ]
-    spec, seconds = engine.generator.spec, 0.0
-    images = np.empty((len(work), 3, spec.image_size, spec.image_size), np.uint8)
+    seconds, found = 0.0, np.empty(0)
     for positions in engine.batches(work):
-        images[positions], spent = engine.generate([work[position] for position in positions])
+        images, spent = engine.generate([work[position] for position in positions])
+        part = kept(images)
+        if len(found) == 0:
+            found = np.empty((len(work), *part.shape[1:]), part.dtype)
+        found[positions] = part
         seconds += spent
-    return images, seconds
+    return found, seconds
 
 
 def distance_within(variants: Array) -> float:
@@ -188,8 +265,3 @@ def columns(quality: dict[str, Any]) -> list[str]:
 def cell(value: float | int | None) -> str:
     """Returns a number of that table as text; None is a label agreement that nothing could judge."""
     return "no labels" if value is None else f"{value:,}"
-
-
-def _flat(image: UInt8Array) -> np.ndarray[Any, np.dtype[np.float64]]:
-    flat: np.ndarray[Any, np.dtype[np.float64]] = image.astype(np.float64).ravel() / 255 / np.sqrt(3)
-    return flat

@@ -39,6 +39,7 @@ from genssl.training.distributed import Ranks
 from genssl.training.fitting import Loop, average_into, batch_problems, check_finite, warm_cosine
 from genssl.training.icgan_discriminator import Discriminator, diff_augment
 from genssl.training.rows import Draws, Images
+from genssl.training.stopping import Stopped
 from genssl.training.watching import Publish
 
 STAGE = "icgan"
@@ -194,7 +195,7 @@ def train_icgan(
     }
     rates = {network: optimizer.param_groups[0]["lr"] for network, optimizer in optimizers.items()}
 
-    def descend(network: nn.Module, loss_of: Callable[[], torch.Tensor]) -> float:
+    def descend(network: nn.Module, loss_of: Callable[[], torch.Tensor]) -> tuple[float, bool]:
         optimizers[network].zero_grad(set_to_none=True)
         value = 0.0
         for _ in range(loop.accumulate):
@@ -204,7 +205,7 @@ def train_icgan(
             value += loss.item() / loop.accumulate
         loop.average_gradients(network)
         optimizers[network].step()
-        return loop.mean(value)
+        return loop.agree(value)
 
     modules = {"generator": generator, "discriminator": discriminator, "average": average}
     watch = loop.watch if publish is not None else None
@@ -225,9 +226,9 @@ def train_icgan(
         for network, optimizer in optimizers.items():
             optimizer.param_groups[0]["lr"] = rates[network] * warm_cosine(step, config.steps, warmup)
         for _ in range(config.discriminator_steps):
-            value = descend(discriminator, discriminator_loss)
+            value, _ = descend(discriminator, discriminator_loss)
         discriminator.requires_grad_(False)
-        adversarial = descend(generator, generator_loss)
+        adversarial, stop = descend(generator, generator_loss)
         discriminator.requires_grad_(True)
         average_into(average, generator, step, config.ema_decay)
         check_finite(STAGE, step, value + adversarial, config.lr_discriminator)
@@ -235,11 +236,13 @@ def train_icgan(
         done = step + 1
         if watch is not None and publish is not None and watch.due(done, config.steps):
             done = config.steps if watch.look(done, value, average, publish) else done
-        if done == config.steps or loop.checkpoints.due():
+        if done == config.steps or stop or loop.checkpoints.due():
             state = {name: module.state_dict() for name, module in modules.items()}
             state |= {"step": done, "optimizers": [optimizer.state_dict() for optimizer in optimizers.values()]}
             state |= {"draws": draws.generator.get_state(), "watch": None if watch is None else watch.state_dict()}
             loop.checkpoints.save(STAGE, state)
+        if stop:
+            raise Stopped(f"{STAGE}, step {done} of {config.steps}")
         if done == config.steps:
             break
     if watch is not None:

@@ -24,7 +24,7 @@ from genssl import __version__
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import resize_and_crop
-from genssl.data.load import hold_out, left_out_note, load_dataset
+from genssl.data.load import hold_out, labels_note, left_out_note, load_dataset
 from genssl.errors import DataError, UserError, suggest
 from genssl.evaluators.base import FrozenEncoder
 from genssl.evaluators.frechet import frechet_distance, too_few
@@ -35,7 +35,7 @@ from genssl.generators.base import Parameters
 from genssl.generators.opening import open_generator
 from genssl.runtime import pick_device, set_threads, stream
 from genssl.training.files import write_atomically, write_json
-from genssl.training.generator_quality import distance_within, embedded, generated, label_judge, sweep_of
+from genssl.training.generator_quality import Array, distance_within, embedded, generated, label_judge, sweep_of
 from genssl.training.provenance import dataset_digest
 from genssl.training.quality_judges import Judge, load_judge
 from genssl.training.quality_picture import draw_quality
@@ -85,34 +85,32 @@ def evaluate_generator(
     if device.type == "cpu":
         set_threads(recipe.train.threads)
     train, held, measured_on = _splits(recipe, asked.split)
-    if note := left_out_note(train, held):
-        report(note)
+    for note in (labels_note(train), left_out_note(train, held)):
+        if note:
+            report(note)
     generator = open_generator(recipe.generator, device)
     engine = VariantEngine(generator, [BATCH])
     points = _points(engine, asked.vary)
     order = torch.randperm(len(held), generator=stream("quality-card", 0))
     rows: list[int] = order[: asked.sources].tolist()
     if len(rows) < FEWEST:
-        raise DataError(f"evaluate-generator: {len(rows)} held-out sources are too few; give {FEWEST} or more")
+        raise DataError(
+            f"evaluate-generator: {len(rows)} held-out sources are too few; give {FEWEST} or more: more images, more "
+            "of them held out (of a folder, dataset.test_fraction), or --split train, which measures on trained ones"
+        )
     judge = load_judge(asked.judge, train, device)
     report(f"judged by {judge.told or judge.name}")
     measures = _Measures(judge, train, held, rows, asked.variants)
     count = asked.variants
     result = [measures.of_real()]
-    augment = Augmentations(recipe.views, held.image_size).real(0)
-    pixels = torch.from_numpy(np.stack([held.image(row) for row in rows]))
-    started = time.perf_counter()
-    views = [_augmented(augment, pixels, stream("quality-card", "augment", index)) for index in range(count)]
-    spent = time.perf_counter() - started
-    result.append(measures.of("standard augmentations", {}, np.concatenate(views), spent))
+    result.append(measures.of("standard augmentations", {}, *measures.of_views(recipe)))
     embeddings = embedded(engine, held, rows)
     generated(engine, held, rows[:BATCH], embeddings[:BATCH], {}, 1)  # the first batch is slow and not timed
-    for label, parameters in points:
-        report(label)
-        images, spent = generated(engine, held, rows, embeddings, parameters, count)
+    for number, (label, parameters) in enumerate(points, start=1):
+        report(f"{label} ({number} of {len(points)})")
+        made, spent = generated(engine, held, rows, embeddings, parameters, count, measures.seen)
         complete = engine.complete(parameters).parameters
-        sized = np.stack([resize_and_crop(image, held.image_size) for image in images])
-        result.append(measures.of(label, dict(complete), sized, spent))
+        result.append(measures.of(label, dict(complete), torch.from_numpy(made), spent))
     warnings = [*measures.warnings, *_not_independent(judge, recipe), *_seen(recipe, asked.split)]
     warnings += filter(None, [recipe.unsuited()])
     model = str(getattr(recipe.generator, "model", ""))
@@ -168,6 +166,7 @@ class _Measures:
     ) -> None:
         self._encoder = FrozenEncoder(judge.module, judge.device)
         self._judge, self._variants = judge, variants
+        self._held, self._rows = held, rows
         self._sources = self._encoder.encode_rows(held, rows)
         known = range(0, len(train), max(1, -(-len(train) // MAX_TRAIN)))
         self._train = self._encoder.encode_rows(train, known)
@@ -197,20 +196,40 @@ class _Measures:
             "variants_per_second": None,
         }
 
-    def of(self, setting: str, parameters: Parameters, images: UInt8Array, seconds: float) -> dict[str, Any]:
-        """Returns the row of images [V * N, 3, S, S], all of variant 0 first, that took so many seconds."""
-        features = self._encoder.encode(images).reshape(self._variants, -1, self.dimensions)
+    def seen(self, images: UInt8Array) -> Array:
+        """Returns the features [B, D] of images uint8 [B, 3, S, S] of any size: what is kept of them."""
+        sized = np.stack([resize_and_crop(image, self._held.image_size) for image in images])
+        return self._encoder.encode(sized).numpy()
+
+    def of_views(self, recipe: Recipe) -> tuple[torch.Tensor, float]:
+        """Returns the features [V * N, D] of the recipe's standard views of the sources, and the seconds they took."""
+        size, found, seconds = self._held.image_size, [], 0.0
+        augment = Augmentations(recipe.views, size).real(0)
+        for index in range(self._variants):
+            drawn = augment.draw(len(self._rows), size, size, stream("quality-card", "augment", index))
+            for start in range(0, len(self._rows), BATCH):  # all at once they would take gigabytes
+                part = torch.arange(start, min(start + BATCH, len(self._rows)))
+                images = np.stack([self._held.image(self._rows[row]) for row in part.tolist()])
+                started = time.perf_counter()
+                views = augment.apply(torch.from_numpy(images).float() / 255, drawn.of(part))
+                seconds += time.perf_counter() - started
+                found.append(self._encoder.encode((views * 255).round().to(torch.uint8)))
+        return torch.cat(found), seconds
+
+    def of(self, setting: str, parameters: Parameters, made: torch.Tensor, seconds: float) -> dict[str, Any]:
+        """Returns the row of features [V * N, D] of images, all of variant 0 first, that took so many seconds."""
+        features = made.reshape(self._variants, -1, self.dimensions)
         unit = F.normalize(self._sources - self._mean, dim=1)
-        made = [F.normalize(one - self._mean, dim=1) for one in features]
+        units = [F.normalize(one - self._mean, dim=1) for one in features]
         return {
             "setting": setting,
             "parameters": parameters,
             "label_agreement": self._agreement(features),
-            "cosine": float(torch.stack([(one * unit).sum(dim=1) for one in made]).double().mean()),
-            "retrieval@1": float(torch.cat([retrieved(unit, one) for one in made]).double().mean()),
+            "cosine": float(torch.stack([(one * unit).sum(dim=1) for one in units]).double().mean()),
+            "retrieval@1": float(torch.cat([retrieved(unit, one) for one in units]).double().mean()),
             **self._diversity(features),
             **self._reality(features),
-            "variants_per_second": len(images) / seconds,
+            "variants_per_second": len(made) / seconds,
         }
 
     def _agreement(self, features: torch.Tensor) -> float | None:
@@ -267,11 +286,6 @@ def _points(engine: VariantEngine, vary: dict[str, list[float]]) -> list[tuple[s
         told = ", ".join(f"{name} {value:g}" for name, value in parameters.items())
         points.setdefault(engine.complete(parameters).digest, (told or "the recipe's", parameters))
     return list(points.values())
-
-
-def _augmented(augment: Callable[..., torch.Tensor], pixels: torch.Tensor, random: torch.Generator) -> UInt8Array:
-    views: UInt8Array = (augment(pixels.float() / 255, random) * 255).round().to(torch.uint8).numpy()
-    return views
 
 
 def _not_independent(judge: Judge, recipe: Recipe) -> list[str]:

@@ -86,8 +86,9 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
     weigh = PairWeights(judged, splits.train, device) if judged is not None else None
     monitor = Monitor(recipe, splits.train, splits.held_out, device)
     check_loggers(recipe)
-    if left_out := left_out_note(splits.train):
-        progress.note(left_out)
+    for note in [*splits.notes, left_out_note(splits.train)]:
+        if note:
+            progress.note(note)
 
     with ExitStack() as stack:
         # ---- Stored variants: that they are all there is known before anything is written ----
@@ -261,7 +262,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
             save_encoder(out / "encoder.safetensors", backbone, recipe)
         metrics: dict[str, float] = {}
         protocols: dict[str, dict[str, Any]] = {}
-        together, alone = divided(recipe.evaluate, ranks)
+        together, alone = divided(splits.evaluators, ranks)
         if splits.evaluation is not None and together:
             metrics, protocols = evaluate(together, method, splits.evaluation, device, progress.evaluating, ranks)
         if not ranks.first:

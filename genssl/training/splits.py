@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from genssl.config.base import ComponentConfig
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset
-from genssl.data.load import hold_out, load_dataset
+from genssl.data.load import hold_out, labels_note, load_dataset
 from genssl.errors import ConfigError
 from genssl.evaluators.base import EvaluationData
 from genssl.runtime import pick_device
-from genssl.training.evaluate import check
+from genssl.training.evaluate import able
 from genssl.training.generated_variants import GeneratedVariants
 
 
@@ -22,11 +23,16 @@ class Splits:
         train: what is trained on.
         held_out: the part of train that is not, if the recipe holds one out.
         evaluation: what the evaluators need, if there are any.
+        evaluators: the recipe's that these images can be judged by: on those of a data set that found no labels when
+            it looked for them by itself, the others are left out.
+        notes: what the user is told.
     """
 
     train: ImageDataset
     held_out: ImageDataset | None
     evaluation: EvaluationData | None
+    evaluators: list[ComponentConfig]
+    notes: list[str]
 
 
 def load_splits(recipe: Recipe) -> Splits:
@@ -45,10 +51,13 @@ def load_splits(recipe: Recipe) -> Splits:
         raise ConfigError(
             [f"train.batch_size: {recipe.train.batch_size} is more than the {len(train)} training images; lower it"]
         )
+    found = labels_note(train)
+    notes = [] if found is None else [found]
     if not recipe.evaluate:
-        return Splits(train, held_out, None)
+        return Splits(train, held_out, None, [], notes)
     # The generator is loaded when an evaluator asks for variants, and not before.
     variants = None if recipe.generator is None else GeneratedVariants(recipe, pick_device(recipe.train.device))
     evaluation = EvaluationData(train, held_out or load_dataset(recipe.dataset, "test"), test_name, variants)
-    check(recipe.evaluate, evaluation)
-    return Splits(train, held_out, evaluation)
+    evaluators, left_out = able(recipe.evaluate, evaluation)
+    notes += [left_out] if left_out else []
+    return Splits(train, held_out, evaluation, evaluators, notes)

@@ -23,7 +23,7 @@ from genssl.errors import UserError
 from genssl.evaluators.base import EvaluationData
 from genssl.registry import EVALUATORS
 from genssl.training.encoders import LoadedEncoder
-from genssl.training.evaluate import check, evaluate
+from genssl.training.evaluate import able, check, evaluate
 from genssl.training.files import write_atomically, write_json
 from genssl.training.generated_variants import GeneratedVariants
 from genssl.training.provenance import PACKAGES, dataset_digest
@@ -116,12 +116,17 @@ def transfer(
     for encoder in encoders:
         recipe = recipe_of(encoder)
         for datasets, evaluators in evaluations:
-            chosen = list(evaluators) or default_evaluators(recipe)
             own: list[ComponentConfig | None] = [None]
             for dataset in datasets or own:
                 data, facts = _data(encoder, recipe, dataset, device, loaded)
                 data = EvaluationData(data.train, data.test, data.test_name, _variants(variants_of or recipe, device))
-                check(chosen, data)
+                chosen, left_out = list(evaluators), None
+                if chosen:  # named by the user, who is to know
+                    check(chosen, data)
+                else:
+                    chosen, left_out = able(default_evaluators(recipe), data)
+                if left_out:
+                    report(f"{encoder.name}: {left_out}")
                 if (note := left_out_note(data.train, data.test)) and note not in notes:
                     report(note)
                     notes.append(note)

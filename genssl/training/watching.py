@@ -14,6 +14,7 @@ from torch import nn
 from genssl.config.generator_recipe import WatchConfig
 from genssl.data.base import ImageDataset
 from genssl.data.decode import resize_and_crop
+from genssl.errors import ConfigError
 from genssl.evaluators.frechet import frechet_distance
 from genssl.generators.configs import GeneratorConfig
 from genssl.generators.opening import open_generator
@@ -46,6 +47,9 @@ class Watch:
         folder: of the training; `progress.json` and the grids in `progress` go into it.
         ranks: the first one measures, the others wait.
         say: is told every result in a line.
+
+    Raises:
+        ConfigError: if the data set has fewer than four images.
     """
 
     def __init__(
@@ -62,6 +66,10 @@ class Watch:
         self._ranks, self._say = ranks, say
         chosen = torch.randperm(len(dataset), generator=stream("watch", seed))[: config.sources].tolist()
         self._rows: list[int] = chosen[: len(chosen) // 2 * 2]
+        if len(self._rows) < 4:
+            raise ConfigError(
+                [f"monitor: {len(chosen)} images are too few to compare; give four or more, or leave it out"]
+            )
         self.records: list[dict[str, Any]] = []
         self._best: dict[str, torch.Tensor] | None = None
         self._stage = ""

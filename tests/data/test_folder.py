@@ -119,10 +119,29 @@ def test_without_labels_any_tree_will_do(tmp_path: Path) -> None:
 
 
 def test_an_image_outside_the_class_folders_is_refused(tmp_path: Path) -> None:
-    write_image(tmp_path / "a" / "1.png")
-    write_image(tmp_path / "stray.png")
+    for name in ("a/1.png", "b/1.png", "stray.png"):
+        write_image(tmp_path / name)
     with pytest.raises(DataError, match=r"stray\.png lies directly in .*move it .*or set dataset\.labels: none"):
         ImageFolder(config(tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "said"),
+    [
+        (["a/1.png", "a/2.png", "b/1.png"], ["a", "b"], "its 2 sub-folders are the classes"),
+        (["1.png", "2.png"], None, "no sub-folders that could be classes, so no labels"),
+        (["all/1.png", "all/2.png"], None, "no sub-folders that could be classes, so no labels"),
+        (["1.png", "2.png", "more/3.png"], None, "no sub-folders that could be classes, so no labels"),
+    ],
+)
+def test_labels_are_looked_for_and_what_was_found_is_said(tmp_path: Path, names, classes, said) -> None:
+    for number, name in enumerate(names):
+        write_image(tmp_path / name, (number, 0, 0))
+    train, test = (ImageFolder(config(tmp_path), split) for split in ("train", "test"))
+    assert (train.class_names, test.class_names) == (classes, classes)
+    assert said in train.labels_note
+    told = ImageFolder(config(tmp_path, labels="none"), "train")
+    assert (told.class_names, told.labels_note) == (None, None)
 
 
 # ---- pixels and names ----

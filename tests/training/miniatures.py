@@ -61,6 +61,5 @@ def judge_little(patch: pytest.MonkeyPatch) -> None:
     """The settings of `SWEEPS`, thousands of images each, are for real trainings."""
     for name in list(generator_quality.SWEEPS):
         patch.setitem(generator_quality.SWEEPS, name, generator_quality.Sweep({}, ({},)))
-    patch.setattr(generator_quality, "MAX_SOURCES", 32)
-    patch.setattr(generator_quality, "MAX_JUDGED_ON", 200)
+    patch.setitem(generator_quality.EFFORTS, "quick", generator_quality.Effort(32, 200, 1e8))
     patch.setattr(generator_quality, "VARIANTS", 2)

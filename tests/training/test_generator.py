@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import pytest
 import torch
 from diffusers import StableUnCLIPImg2ImgPipeline
 from PIL import Image
+from rich.console import Console
+from sklearn.datasets import load_sample_images
 
 from genssl.config.generator_recipe import GeneratorRecipe
 from genssl.errors import ConfigError, UserError
@@ -19,7 +23,7 @@ from genssl.generators.stable_unclip import StableUnCLIP
 from genssl.training.generator import train_generator
 
 sys.path.insert(0, str(Path(__file__).parent))
-from miniatures import quiet
+from miniatures import FLOW, ICGAN, UNCLIP, quiet
 from miniatures import recipe as parsed
 
 MINIATURE = """
@@ -83,6 +87,7 @@ def test_the_card_says_what_it_was_made_of_and_how_good_it_is(trained):
     assert card["recipe"]["denoiser"]["steps"] == 30
     assert quality == json.loads((folder / "quality.json").read_text())
     assert [row["noise_level"] for row in quality["settings"]] == [0, 200, 300, 400, 500]
+    assert quality["sources"] == 256, "a quick look"
     assert str(quality["settings"][0]["label_agreement"]) in (folder / "README.md").read_text()
 
 
@@ -117,9 +122,9 @@ def test_an_existing_folder_is_refused(tmp_path):
         ("hidden_size: 16", "hidden_size: 16, patch_size: 3", "patch_size: 3 does not divide the image size 8"),
         ("[16, 16]", "[16, 16, 16, 16]", "4 levels do not fit latents of 4 pixels"),
         (
-            "epochs: 3",
-            "epochs: 3, batch_size: 5000",
-            "autoencoder.batch_size: 5000 is more than the 1437 training images",
+            "threads: 1",
+            "threads: 1\naccumulate: 719",
+            "autoencoder.batch_size: 128 does not divide among 719 micro-batches",
         ),
     ],
 )
@@ -129,17 +134,101 @@ def test_sizes_that_do_not_fit_are_refused_before_training(tmp_path, old, new, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_training_publishes_nothing_and_is_taken_up_again(trained, tmp_path, monkeypatch):
+def test_weights_are_published_before_they_are_measured_and_the_same_command_measures_them(
+    trained, tmp_path, monkeypatch
+):
     def interrupt(*arguments, **settings) -> None:
         raise KeyboardInterrupt
 
+    said, out = io.StringIO(), tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr("genssl.training.generator.measure", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            train_generator(recipe(), tmp_path / "out", quiet())
-    assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
-    train_generator(recipe(), tmp_path / "out", quiet())
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+            train_generator(recipe(), out, Console(file=said), "genssl train-generator mine")
+    assert "Measure with: genssl train-generator mine" in said.getvalue()
+    whole = {path.relative_to(out): path.read_bytes() for path in out.rglob("*.safetensors")}
     _, folder = trained
-    for path in folder.rglob("*.safetensors"):
-        assert path.read_bytes() == (tmp_path / "out" / path.relative_to(folder)).read_bytes(), path.name
+    assert whole == {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.safetensors")}
+    assert not (out / "quality.json").exists()
+    assert "Not measured" in (out / "README.md").read_text()
+
+    quality = train_generator(recipe(), out, quiet())
+    assert quality["settings"][0]["label_agreement"] == trained[0]["settings"][0]["label_agreement"]
+    assert json.loads((out / "quality.json").read_text()) == quality
+    assert "| noise level |" in (out / "README.md").read_text()
+    assert whole == {path.relative_to(out): path.read_bytes() for path in out.rglob("*.safetensors")}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing of the making is left"
+    with pytest.raises(UserError, match="exists already"):
+        train_generator(recipe(), out, quiet())
+
+
+def test_the_measuring_can_be_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("genssl.training.generator.measure", None)  # it would fail
+    assert train_generator(recipe(f"{FLOW}quality: none\n"), tmp_path / "out", quiet()) == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not (tmp_path / "out" / "quality.json").exists()
+    assert "Not measured" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "stage"), [(FLOW, "flow"), (ICGAN, "icgan"), pytest.param(UNCLIP, "denoiser", marks=pytest.mark.slow)]
+)
+def test_a_signal_saves_after_the_step_says_how_to_go_on_and_leads_to_the_same_weights(tmp_path, text, stage):
+    """The signal comes before the third step of the last stage; what the command line does at it is raised here."""
+
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(number, frame) -> None:
+        raise Interrupted
+
+    class Told(io.StringIO):
+        def write(self, line: str) -> int:
+            if line.startswith(f"{stage}: step 2/6"):
+                signal.raise_signal(signal.SIGINT)
+            return super().write(line)
+
+    said, before = Told(), signal.signal(signal.SIGINT, interrupt)
+    try:
+        with pytest.raises(Interrupted):
+            train_generator(recipe(f"{text}quality: none\n"), tmp_path / "out", Console(file=said, width=200), "again!")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert f"stopped after {stage}, step 3 of 6; saved. Go on with: again!" in said.getvalue()
+    assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
+    more = io.StringIO()
+    train_generator(recipe(f"{text}quality: none\n"), tmp_path / "out", Console(file=more, width=200))
+    assert f"{stage}: step 3/6" not in more.getvalue(), "that one was done"
+    assert f"{stage}: step 4/6" in more.getvalue()
+    train_generator(recipe(f"{text}quality: none\n"), tmp_path / "whole", quiet())
+    for path in (tmp_path / "whole").rglob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes(), path.name
+
+
+def test_48_images_in_a_flat_folder_are_enough_and_batches_say_that_they_are_smaller(tmp_path):
+    photo = load_sample_images().images[0]
+    (tmp_path / "photos").mkdir()
+    for number in range(48):
+        Image.fromarray(photo[number : number + 90, 4 * number : 4 * number + 70]).save(
+            tmp_path / "photos" / f"{number}.jpg"
+        )
+    small = f"""
+name: few
+family: flow
+dataset: {{name: folder, root: "{tmp_path}/photos", image_size: 16}}
+conditioner: {{backbone: {{name: resnet10, stem: small, width: 4, stages: 2}}, epochs: 1}}
+flow: {{block_out_channels: [16, 16], steps: 6, batch_size: 64}}
+monitor: {{every_steps: 6}}
+threads: 1
+"""
+    said = io.StringIO()
+    quality = train_generator(recipe(small), tmp_path / "out", Console(file=said, width=300))
+    images = 48 - quality["sources"]
+    assert (
+        f"conditioner.batch_size: 256 is more than the {images} training images; {images} is taken" in said.getvalue()
+    )
+    assert f"flow.batch_size: 64 is more than the {images} training images; {images} is taken" in said.getvalue()
+    assert "no sub-folders that could be classes, so no labels" in said.getvalue()
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["recipe"]["flow"]["batch_size"] == images
+    assert quality["label_agreement_by"] == "no labels"

@@ -83,14 +83,14 @@ UNTRAINED = {
 # SIGKILL after the step that MISHAP names as "RANKS STAGE STEP".
 SCRIPT = """
 import os, signal, sys
-from genssl.training import fitting, generator, generator_quality
+from genssl.training import fitting, generator, generator_quality, stage_progress
 
-generator_quality.MAX_SOURCES, generator_quality.MAX_JUDGED_ON, generator_quality.VARIANTS = 40, 200, 2
+generator_quality.EFFORTS["quick"], generator_quality.VARIANTS = generator_quality.Effort(40, 200, 1e8), 2
 for name, sweep in generator_quality.SWEEPS.items():
     generator_quality.SWEEPS[name] = generator_quality.Sweep(sweep.fixed, sweep.varied[:1])
 fitting.Checkpoints.__init__.__defaults__ = (0.0, fitting.ALONE)
 mishap, *arguments = sys.argv[1:]
-report = generator._Progress.__call__
+report = stage_progress.StageProgress.__call__
 
 
 def reported(self, stage, step, steps, loss):
@@ -99,7 +99,7 @@ def reported(self, stage, step, steps, loss):
     report(self, stage, step, steps, loss)
 
 
-generator._Progress.__call__ = reported
+stage_progress.StageProgress.__call__ = reported
 sys.argv = ["genssl", *arguments]
 from genssl.cli.main import main
 main()
@@ -121,8 +121,7 @@ def written(folder: Path, family: str) -> Path:
 
 
 def judge_little(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(generator_quality, "MAX_SOURCES", 40)
-    patch.setattr(generator_quality, "MAX_JUDGED_ON", 200)
+    patch.setitem(generator_quality.EFFORTS, "quick", generator_quality.Effort(40, 200, 1e8))
     patch.setattr(generator_quality, "VARIANTS", 2)
     for name, sweep in generator_quality.SWEEPS.items():
         patch.setitem(generator_quality.SWEEPS, name, generator_quality.Sweep(sweep.fixed, sweep.varied[:1]))

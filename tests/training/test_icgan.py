@@ -19,6 +19,7 @@ from genssl.generators.icgan import ICGAN
 from genssl.generators.locate import BUILTIN
 from genssl.training.fitting import Checkpoints, Loop
 from genssl.training.generator import train_generator
+from genssl.training.generator_quality import EFFORTS, Effort
 from genssl.training.icgan import train_icgan
 from genssl.training.icgan_discriminator import Discriminator, diff_augment
 from genssl.training.rows import Draws, Images
@@ -46,8 +47,7 @@ def recipe(text: str = MINIATURE) -> GeneratorRecipe:
 @pytest.fixture(scope="module", autouse=True)
 def _few_sources():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("genssl.training.generator_quality.MAX_SOURCES", 40)
-        patch.setattr("genssl.training.generator_quality.MAX_JUDGED_ON", 200)
+        patch.setitem(EFFORTS, "quick", Effort(40, 200, 1e8))
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -10,13 +11,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from rich.console import Console
 from sklearn.datasets import load_digits, load_sample_images
 
 from genssl import VariantClient
+from genssl.config.load import load
+from genssl.config.recipe import Recipe
+from genssl.errors import DataError
+from genssl.training.encoders import load_encoder
+from genssl.training.progress import Progress
+from genssl.training.run import run
+from genssl.training.transfer import transfer
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "recipes/generators/folder_flow.yaml"
+PHOTOS = "recipes/photos/simclr.yaml"
 QUICK = ("conditioner.backbone.width=4", "conditioner.epochs=1", "flow.steps=8", "flow.block_out_channels=[16, 16]")
 SIZE = 16
 
@@ -68,15 +79,22 @@ def test_a_folder_of_mixed_images_with_a_corrupt_one_trains_a_flow_that_is_measu
     quality = json.loads((model / "quality.json").read_text())
     assert facts["images"] + quality["sources"] == 199
 
-    block = f"dataset={{name: folder, root: '{photos}', labels: none, image_size: {SIZE}, on_corrupt: skip}}"
-    settings = (f"generator.model={model}", block, "evaluate=[]")
-    done = genssl(
-        "evaluate-generator", "recipes/simclr_flow.yaml", *settings, "--vary=embedding_noise=0.3", "--out", str(card)
-    )
+    settings = (f"generator.model={model}", f"dataset.root={photos}", f"dataset.image_size={SIZE}")
+    done = genssl("evaluate-generator", PHOTOS, *settings, "--vary=embedding_noise=0.3", "--out", str(card))
     assert done.returncode == 0, done.stderr
     rows = {row["setting"]: row for row in json.loads((card / "quality.json").read_text())["rows"]}
     assert rows["the recipe's"]["label_agreement"] is None  # there are no labels
     assert set(rows) == {"real images", "standard augmentations", "the recipe's"}
+
+    settings += ("train.epochs=3", "schedule.warmup_epochs=0", "backbone.width=8", "variants.per_image=1")
+    for source in ("online", "none"):
+        done = genssl("run", PHOTOS, *settings, f"variants.source={source}", "--out", str(tmp_path / "runs" / source))
+        assert done.returncode == 0, done.stderr
+        assert "no sub-folders that could be classes, so no labels" in done.stdout, "one alone is none"
+        assert "left out, since they need labels: knn, linear_probe" in done.stdout
+    table = genssl("runs", str(tmp_path / "runs")).stdout
+    assert "rankme/effective_rank" in table
+    assert "paired difference" in table
 
     address = tmp_path / "address"
     command = [sys.executable, "-m", "genssl", "serve-generator", "servers/digits_unclip.yaml"]
@@ -97,3 +115,49 @@ def test_a_folder_of_mixed_images_with_a_corrupt_one_trains_a_flow_that_is_measu
     finally:
         server.kill()
         server.wait()
+
+
+@pytest.fixture
+def dozens(tmp_path) -> Path:
+    """Forty small pictures in a flat folder."""
+    for number in range(40):
+        path = tmp_path / "dozens" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (12, 16, 3), np.uint8)).save(path)
+    return tmp_path / "dozens"
+
+
+def photo_run(root: Path, out: Path, *overrides: str) -> tuple[dict[str, float], str]:
+    """Trains by the recipe for own photos, without variants; returns metrics and what was said."""
+    quick = ["train.epochs=1", "schedule.warmup_epochs=0", "backbone.width=4", "train.threads=1", "train.batch_size=8"]
+    own = [f"dataset.root={root}", "dataset.image_size=8", "generator=null", "variants.source=none"]
+    said = io.StringIO()
+    with Progress(Console(file=said, width=300)) as progress:
+        results = run(load(Recipe, ROOT / PHOTOS, [*quick, *own, *overrides]), out, progress)
+    return results["metrics"], said.getvalue()
+
+
+def test_a_flat_folder_is_judged_without_labels_and_sub_folders_with(dozens, tmp_path):
+    flat, said = photo_run(dozens, tmp_path / "flat")
+    assert set(flat) == {"rankme/effective_rank", "alignment_uniformity/alignment_real_real"} | {
+        "alignment_uniformity/uniformity_real"
+    }
+    assert "no sub-folders that could be classes, so no labels" in said
+    assert "left out, since they need labels: knn, linear_probe" in said
+    (encoder,) = [load_encoder(str(tmp_path / "flat"), torch.device("cpu"))]
+    rows = transfer([encoder], [([], [])], torch.device("cpu")).rows
+    assert {row.evaluator for row in rows} == {"rankme", "alignment_uniformity"}, "as the run's own"
+
+    for path in list(dozens.iterdir()):
+        folder = dozens / ("even" if int(path.stem) % 2 == 0 else "odd")
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+    classes, said = photo_run(dozens, tmp_path / "classes")
+    assert {"knn/top1", "linear_probe/top1"} <= set(classes)
+    assert "its 2 sub-folders are the classes" in said
+
+
+def test_who_says_that_there_are_no_labels_is_told_which_evaluators_need_them(dozens, tmp_path):
+    with pytest.raises(DataError, match=r"evaluate\.knn: the evaluators need labels and folder has none here"):
+        photo_run(dozens, tmp_path / "out", "dataset.labels=none")
+    assert not (tmp_path / "out").exists()

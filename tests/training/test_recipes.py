@@ -61,7 +61,7 @@ def two_steps(path: Path, out: Path, *overrides: str) -> list[dict[str, Any]]:
 
 def test_there_are_recipes_of_every_kind():
     folders = {path.parent.relative_to(RECIPES).as_posix() for path in ALL}
-    assert {".", "imagenet", "cifar10", "cifar100", "imagenette"} <= folders
+    assert {".", "imagenet", "cifar10", "cifar100", "imagenette", "photos"} <= folders
 
 
 # Of the paper's released code: optimiser, learning rate for 256 images, weight decay, trust coefficient and clipping of
@@ -163,6 +163,8 @@ def test_another_recipe_on_the_digits(path, tmp_path):
     settings = ["train.validation_fraction=0.985", f"train.batch_size={BATCH}"]
     if recipe.dataset.name != "digits":
         settings.append("dataset={name: digits}")
+    if getattr(recipe.generator, "model", None) == "my-flow":  # which is the user's
+        settings.append("generator.model=builtin:digits-flow")
     if recipe.variants.source == "online":
         settings += ["variants.source=in_process", "variants.buckets=[8]"]
     (row,) = two_steps(path, tmp_path / "run", *settings)

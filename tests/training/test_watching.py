@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from genssl.config.generator_recipe import WatchConfig
-from genssl.data.load import hold_out
+from genssl.data.load import Subset, hold_out
+from genssl.errors import ConfigError
 from genssl.generators.configs import FlowConfig
 from genssl.training.distributed import ALONE
 from genssl.training.fitting import Checkpoints
@@ -73,6 +74,12 @@ def test_patience_may_not_choose_by_images_that_train_or_test():
         "miniature.yaml:8: monitor: patience chooses weights, which neither training nor test images may do; set "
         "validation_fraction above 0, or leave patience out"
     ]
+
+
+def test_too_few_images_are_said_before_the_training(digits_test, tmp_path):
+    few = Subset(digits_test, np.arange(3))
+    with pytest.raises(ConfigError, match=r"monitor: 3 images are too few to compare; give four or more, or leave it"):
+        Watch(WatchConfig(), few, torch.device("cpu"), 0, tmp_path)
 
 
 class Scripted(Watch):
