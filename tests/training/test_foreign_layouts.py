@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import subprocess
 import sys
@@ -367,7 +366,7 @@ def test_a_block_says_what_a_name_alone_does_not():
     assert parse_encoder("{encoder: x.pth, heads: 12}").heads == 12
     for name in ("x.pth", "it's: a {file}.pth", "2024", "~/a b.pth"):
         (text,) = shlex.split(encoder_block(name, heads=12))
-        assert (parse_encoder(text).encoder, parse_encoder(text).heads) == (os.path.expanduser(name), 12)
+        assert (parse_encoder(text).encoder, parse_encoder(text).heads) == (str(Path(name).expanduser()), 12)
     with pytest.raises(ConfigError, match=r"encoder '\{encoder: x, prefx: a\}'.*prefx.*prefix"):
         parse_encoder("{encoder: x, prefx: a}")
     with pytest.raises(EncoderError, match=r"torchvision/squeezenet1_1: says itself .* leave the heads out"):
