@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from genssl.config.document import Document
 from genssl.config.home import expand_home
@@ -14,15 +14,18 @@ from genssl.config.home import expand_home
 class Section(BaseModel):
     """A mapping with a fixed set of keys; immutable; unknown keys, NaN and infinities are errors.
 
-    Paths, whether settings hold them as Path or as text, have their leading ~ expanded.
+    Paths, whether settings hold them as Path or as text, have their leading ~ expanded. What is a text and no path is
+    named in `free_text`.
     """
+
+    free_text: ClassVar[frozenset[str]] = frozenset({"prompt"})
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @field_validator("*")
     @classmethod
-    def _expand_home(cls, value: Any) -> Any:
-        return expand_home(value)
+    def _expand_home(cls, value: Any, info: ValidationInfo) -> Any:
+        return value if info.field_name in cls.free_text else expand_home(value)
 
 
 def _ascending(value: tuple[int, ...]) -> tuple[int, ...]:

@@ -89,6 +89,9 @@ def _opened(stored: StoredImage, max_pixels: int) -> Iterator[Image.Image]:
 def upright(image: Image.Image) -> Image.Image:
     """Returns a picture as all of genssl sees it: turned as its EXIF says, in mode L if it is grey, else in RGB.
 
+    A picture that has been converted, turned or cropped since it was opened is taken as it stands: Pillow hands its
+    EXIF on all the same, and whoever had it before may have turned it.
+
     16-bit grey, 0..65535, becomes 0..255. Transparency is dropped, and CMYK and palettes become RGB as Pillow does it.
 
     Raises:
@@ -97,8 +100,9 @@ def upright(image: Image.Image) -> Image.Image:
     check_mode(image)
     image.load()  # turns a TIFF, and takes its tag of that away
     tags = getattr(image, "tag_v2", {})
+    as_opened = image.format is not None
     try:
-        orientation = image.getexif().get(ORIENTATION, UPRIGHT)
+        orientation = image.getexif().get(ORIENTATION, UPRIGHT) if as_opened else UPRIGHT
     except Exception as error:  # SyntaxError, struct.error, ValueError, ...
         raise DataError(f"the image's EXIF data is corrupt: {error}") from None
     if orientation != UPRIGHT:

@@ -255,8 +255,8 @@ class ImageNet(FileDataset):
     """ImageNet-1k (ILSVRC 2012): 1,281,167 train images; the 50,000 validation images are the test split.
 
     Raises:
-        DataError: if files are missing or damaged, or if train/ and val/ do not have the same class folders, all those
-            of the official list; a subset, such as ImageNet-100, is left to the data set `folder`.
+        DataError: if files are missing or damaged, or if train/ and val/ do not have the same class folders. A part of
+            it without the official list of classes, such as most copies of ImageNet-100, is for the data set `folder`.
     """
 
     def __init__(self, config: ImageNetConfig, split: Split) -> None:
@@ -277,12 +277,6 @@ class ImageNet(FileDataset):
                 raise DataError(
                     f"dataset.root: {root / 'train'} and {root / folder} must have the same class folders; only one of "
                     f"them has {differing[0]} ({len(differing)} differ)"
-                )
-            official, _ = datasets.imagenet.load_meta_file(root)
-            if len(source.wnids) != len(official):
-                raise DataError(
-                    f"dataset.root: {root / folder} has {len(source.wnids):,} class folders and ImageNet-1k "
-                    f"{len(official):,} classes; a part of it is a data set of its own: {_as_folder(config, root)}"
                 )
         super().__init__(config, source.samples, [", ".join(synonyms) for synonyms in source.classes])
 

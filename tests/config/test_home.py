@@ -17,6 +17,7 @@ from genssl.config.recipe import ClientTLSConfig, Recipe
 from genssl.config.server import ServerFile
 from genssl.data.configs import FolderConfig, ImageNetConfig
 from genssl.errors import UserError
+from genssl.generators.diffusers_configs import Flux2KleinConfig
 from genssl.serving.images import stored_image
 from genssl.serving.token_file import read_token_file
 from genssl.variants.store import VariantStore
@@ -59,6 +60,10 @@ def test_every_path_of_a_recipe_is_expanded(home):
     text = load(Recipe, SD, overrides).model_dump_json()
     assert "~" not in text
     assert text.count(f"{home}/") == 14
+
+
+def test_a_prompt_is_no_path(home):
+    assert Flux2KleinConfig(prompt="~/ watercolour").prompt == "~/ watercolour"
 
 
 def test_every_path_of_a_server_file_is_expanded(home):
