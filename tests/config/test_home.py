@@ -63,7 +63,7 @@ def test_every_path_of_a_recipe_is_expanded(home):
 
 
 def test_a_prompt_is_no_path(home):
-    assert Flux2KleinConfig(prompt="~/ watercolour").prompt == "~/ watercolour"
+    assert Flux2KleinConfig(prompt="~/ watercolour", model="FLUX").prompt == "~/ watercolour"
 
 
 def test_every_path_of_a_server_file_is_expanded(home):
