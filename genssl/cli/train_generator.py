@@ -26,7 +26,8 @@ def train_generator(
     weights are written before they are measured, which quality=none leaves out and quality=full does at length.
 
     \b
-    genssl train-generator generators/folder_flow dataset.root=photos --out my-flow
+    genssl train-generator generators/folder_flow dataset.root=photos \\
+        --out my-flow
     genssl train-generator generators/digits_flow --out my-flow
     genssl run simclr_flow generator.model=my-flow
     torchrun --nproc-per-node 4 -m genssl train-generator \\

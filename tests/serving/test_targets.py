@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import time
 from contextlib import contextmanager
@@ -66,7 +67,7 @@ def test_a_stuck_server_fails_one_call_by_name_and_is_asked_again_when_it_is_bac
             client.variants(GREY[:3], 0)
     assert len(failures) == 1
     assert stuck in failures[0]
-    assert "no answer in 1.5 s" in failures[0]
+    assert re.search(r"no answer in 1\.\d+ s", failures[0])
     assert healthy not in failures[0]
 
 
