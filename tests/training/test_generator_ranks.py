@@ -32,6 +32,7 @@ from genssl.training.distributed import Ranks
 from genssl.training.fitting import Checkpoints, Loop, batch_problems, fit
 from genssl.training.generator import train_generator
 from genssl.training.rows import Batches, Draws
+from genssl.training.stage_progress import LINES
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
