@@ -44,11 +44,11 @@ def sources_of(store: Path, dataset: str | None) -> tuple[Sources | None, str | 
 
 
 def _readable(block: dict[str, Any]) -> list[ComponentConfig]:
-    """Returns the block that a manifest holds, if this genssl understands it."""
+    """Returns the block that a manifest holds, if this genssl understands it; nothing is downloaded for it."""
     from genssl.config.evaluation import parse_blocks
     from genssl.errors import UserError
 
     try:
-        return parse_blocks("dataset", [json.dumps(block)])
+        return parse_blocks("dataset", [json.dumps({name: block[name] for name in block if name != "download"})])
     except UserError:
         return []

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from genssl.generators.safetensors_file import DIGEST, header_bytes
 
-# Read from disk by people, not by the model.
+# Read by people, not by the model; card.json alone says what `preprocess: null` means, which is a fact by itself.
 IGNORED = {"README.md", "card.json", ".gitattributes", "quality.json", "progress.json"}
 BLOCK = 2**22
 VARIANTS = ("fp16", "bf16")

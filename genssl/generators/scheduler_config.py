@@ -30,16 +30,16 @@ BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 # Another noise process than that of `PROCESS`.
 PLAIN: Values = {
     "timestep_type": ("discrete",),
-    "use_flow_sigmas": (False,),
-    "use_dynamic_shifting": (False,),
+    "use_flow_sigmas": (False, None),
+    "use_dynamic_shifting": (False, None),
     "shift_terminal": (None,),
 }
 # Other noise levels on the way than `timestep_spacing` names.
 SPACED: Values = {
-    "use_karras_sigmas": (False,),
-    "use_exponential_sigmas": (False,),
-    "use_beta_sigmas": (False,),
-    "use_lu_lambdas": (False,),
+    "use_karras_sigmas": (False, None),
+    "use_exponential_sigmas": (False, None),
+    "use_beta_sigmas": (False, None),
+    "use_lu_lambdas": (False, None),
     "lambda_min_clipped": (float("-inf"), None),
     "final_sigmas_type": ("zero",),
     "sigma_min": (None,),
@@ -139,7 +139,11 @@ FLOW_FIELDS = Fields(
             "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
         }
     ),
-    {"time_shift_type": ("exponential", "linear"), "stochastic_sampling": (False,), "use_flow_sigmas": (False,)},
+    {
+        "time_shift_type": ("exponential", "linear"),
+        "stochastic_sampling": (False, None),
+        "use_flow_sigmas": (False, None),
+    },
     # FLUX.2 works its shift out by a rule of its own.
     frozenset({"base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"}),
 )  # fmt: skip

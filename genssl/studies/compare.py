@@ -80,7 +80,7 @@ def compare(loaded: LoadedStudy, out: Path, watcher: Watcher) -> Summary:
     for item in loaded.arms:
         if item.arm.paper is not None:
             look_up(item.arm.paper)
-    with provisional(out, lambda: _holds_runs(out)):
+    with provisional(out, lambda: _holds_runs(out), (STUDY, RUNS, f".{STUDY}.part")):
         _refuse_foreign(loaded, out)
         stores = StudyStores(out, loaded.arms, watcher.note)
         require_same_study(out, _asked(loaded, stores), stores)

@@ -44,7 +44,8 @@ STATISTICS: dict[str, tuple[Sequence[float], Sequence[float]]] = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 CHECKPOINTS = (".ckpt", ".pth", ".pt", ".tar", ".bin", ".torch")
-TOLD = ("prefix", "passed over", "layout", "stem", "heads", "image", "features", "statistics")  # of a checkpoint
+# Of a checkpoint.
+TOLD = ("prefix", "passed over", "layout", "stem", "heads", "blocks", "image", "features", "statistics")
 CLASSIFIERS = ("fc", "classifier", "heads", "head")  # what torchvision's models call theirs
 KNOWN = (
     "a run directory, a .safetensors file, torchvision/NAME[:WEIGHTS], timm/NAME[:FILE], inception-v3[:FILE], a "

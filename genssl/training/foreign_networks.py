@@ -223,6 +223,7 @@ def _vit(
         "heads": f"{config.heads or config.channels // HEAD_CHANNELS} ({why})",
         "image": f"{config.image_size} pixels (assumed, a square)",
         "features": "the class token after the last norm (assumed)",
+        "blocks": "GELU (assumed)",
         "statistics": "imagenet (assumed)",
     }
 
@@ -232,13 +233,14 @@ def _resnet(
 ) -> tuple[ResNetConfig, int, str, dict[str, str]]:
     """Returns the config, the padding of the stem, the statistics, and what is said of them."""
     config = resnet_config(path, weights)
+    blocks = "ReLU, torchvision's strides, no anti-aliasing (assumed)"  # of which no tensor tells
     if asked.heads is not None:
         raise EncoderError(f"{path}: holds a {config.name}, which has no heads; leave them out")
     if config.stem != "small":
         if asked.stem_padding is not None:
             raise EncoderError(f"{path}: has no stem for small images; leave stem_padding out")
-        told = {"stem": "stride 2, padded by 3, pooled (assumed)", "statistics": "imagenet (assumed)"}
-        return config, 3, "imagenet", told
+        stem = "stride 2, padded by 3, pooled (assumed)"
+        return config, 3, "imagenet", {"stem": stem, "blocks": blocks, "statistics": "imagenet (assumed)"}
     classes = tensors.get(re.sub(r"[^.]+\.$", "classifier.weight", prefix))
     if classes is not None and len(classes) in (10, 100) and _is_solo_learns(tensors, prefix):
         # Only for CIFAR has solo-learn a small stem.
@@ -248,7 +250,7 @@ def _resnet(
     stem = f"stride 1, padded by {padding} ({why})"
     if asked.stem_padding is not None:
         padding, stem = asked.stem_padding, f"stride 1, padded by {asked.stem_padding} (as given)"
-    return config, padding, statistics, {"stem": stem, "statistics": f"{statistics} ({why})"}
+    return config, padding, statistics, {"stem": stem, "blocks": blocks, "statistics": f"{statistics} ({why})"}
 
 
 def _build(config: ComponentConfig) -> nn.Module:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 
 from genssl.errors import UserError
@@ -39,12 +40,13 @@ def claim(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def provisional(folder: Path, begun: Callable[[], bool]) -> Iterator[None]:
+def provisional(folder: Path, begun: Callable[[], bool], own: Collection[str]) -> Iterator[None]:
     """Claims a directory, and leaves it as it was, or absent, unless something has begun there.
 
     Args:
         folder: made if need be.
         begun: asked at the end; if it says no, what has come into the directory meanwhile is removed.
+        own: patterns of the names that are removed, since others may have put something there, too.
 
     Raises:
         UserError: as `claim`.
@@ -59,6 +61,8 @@ def provisional(folder: Path, begun: Callable[[], bool]) -> Iterator[None]:
             finally:
                 stays = begun()
                 for path in set() if stays else set(folder.iterdir()) - before:
+                    if not any(fnmatch(path.name, pattern) for pattern in own):
+                        continue
                     if path.is_dir() and not path.is_symlink():
                         shutil.rmtree(path, ignore_errors=True)
                     else:

@@ -121,9 +121,14 @@ def require_same_step(ranks: Ranks, folder: Path, step: int) -> None:
             )
 
 
-def identity(recipe: Recipe, dataset: ImageDataset) -> dict[str, str]:
-    """Returns what a checkpoint and the run that goes on from it must agree on, the generator left out."""
-    digest = hashlib.blake2b(to_yaml(recipe).encode(), digest_size=16).hexdigest()
+def identity(recipe: bytes, dataset: ImageDataset) -> dict[str, str]:
+    """Returns what a checkpoint and the run that goes on from it must agree on, the generator left out.
+
+    Args:
+        recipe: as it was written when the run was begun, so that settings which have come up since change nothing.
+        dataset: that is trained on.
+    """
+    digest = hashlib.blake2b(recipe, digest_size=16).hexdigest()
     return {"recipe": digest, "dataset": dataset_digest(dataset)}
 
 

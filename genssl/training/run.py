@@ -31,7 +31,7 @@ from genssl.training.progress import Progress
 from genssl.training.provenance import provenance
 from genssl.training.report import write_report
 from genssl.training.resume import as_begun, changed_length, entry, identity, recipe_of, require_same_step
-from genssl.training.run_directory import hold, is_finished, read_results, refuse_used
+from genssl.training.run_directory import hold, is_finished, read_results, recipe_begun, refuse_used
 from genssl.training.samples import draw_run_samples
 from genssl.training.shared_server import server_threads, start_shared_server
 from genssl.training.sources import open_source, open_stored_first, require_stored
@@ -97,7 +97,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
 
         # ---- Run directory, and the checkpoint to go on from ----
         directory = stack.enter_context(hold(out, resume=resume)) if ranks.first else None
-        checkpoints = Checkpoints(out, recipe.train.keep_checkpoints, identity(begun, splits.train))
+        checkpoints = Checkpoints(out, recipe.train.keep_checkpoints, identity(recipe_begun(out, begun), splits.train))
         state, notes = checkpoints.latest() if resume else (None, [])
         length = changed_length(recipe, out, state["step"] / plan.steps_per_epoch) if state is not None else {}
         require_same_step(ranks, out, 0 if state is None else state["step"])

@@ -18,6 +18,8 @@ from genssl.training.lock import provisional
 
 RECIPE, AS_BEGUN = "recipe.yaml", "recipe-begun.yaml"  # the latter only if the run was lengthened since
 RESULTS, REPORT, SAMPLES, ENCODER = "results.json", "report.html", "samples.png", "encoder.safetensors"
+# What a run may write before its first step is done.
+EARLY = (RECIPE, "server*.log", "metrics.jsonl", "metrics.csv", "assignments.jsonl", "tensorboard", "wandb", ".*.part")
 
 
 class RunDirectory:
@@ -42,15 +44,15 @@ class RunDirectory:
         """
         if self.begun:
             return
-        if (self._path / RECIPE).exists() and holds_run(self._path):
-            before = load(Recipe, self._path / RECIPE)
-            if before.train.epochs != recipe.train.epochs:
-                self._set_aside(before)
-        write_atomically(self._path / RECIPE, lambda path: path.write_text(to_yaml(recipe)))
         self.begun = True
+        if (self._path / RECIPE).exists() and holds_run(self._path):
+            before = load(Recipe, self._path / RECIPE).train.epochs
+            if before == recipe.train.epochs:
+                return  # checkpoints name its bytes, which a genssl of fewer settings may have written
+            self._set_aside(before)
+        write_atomically(self._path / RECIPE, lambda path: path.write_text(to_yaml(recipe)))
 
-    def _set_aside(self, before: Recipe) -> None:
-        epochs = before.train.epochs
+    def _set_aside(self, epochs: int) -> None:
         if (self._path / RESULTS).exists():
             os.replace(self._path / RESULTS, self._path / f"results-{epochs}-epochs.json")
             for name in (REPORT, SAMPLES):
@@ -58,7 +60,7 @@ class RunDirectory:
             if (self._path / ENCODER).exists():
                 os.replace(self._path / ENCODER, self._path / f"encoder-{epochs}-epochs.safetensors")
         if not (self._path / AS_BEGUN).exists():
-            write_atomically(self._path / AS_BEGUN, lambda path: path.write_text(to_yaml(before)))
+            write_atomically(self._path / AS_BEGUN, lambda path: path.write_bytes((self._path / RECIPE).read_bytes()))
 
 
 @contextmanager
@@ -75,7 +77,7 @@ def hold(out: Path, *, resume: bool) -> Iterator[RunDirectory]:
         UserError: if it cannot be made, another process has it, or it holds a run already.
     """
     directory = RunDirectory(out)
-    with provisional(out, lambda: directory.begun):
+    with provisional(out, lambda: directory.begun, EARLY):
         if not resume:
             refuse_used(out)  # another process may have begun one since
         yield directory
@@ -87,6 +89,14 @@ def refuse_used(out: Path) -> None:
         raise UserError(f"{out} holds a run already; give another directory with --out, or remove it")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give a directory with --out")
+
+
+def recipe_begun(out: Path, recipe: Recipe) -> bytes:
+    """Returns the recipe that a run was begun with, as it was written then; of one that begins now, as it will be."""
+    for name in (AS_BEGUN, RECIPE) if holds_run(out) else ():
+        if (out / name).exists():
+            return (out / name).read_bytes()
+    return to_yaml(recipe).encode()
 
 
 def holds_run(out: Path) -> bool:

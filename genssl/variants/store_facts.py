@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from genssl.config.home import expand_home
 from genssl.variants.key import VariantKey, parameters_digest
 from genssl.variants.store import VariantStore
 from genssl.variants.store_manifest import StoreManifest, update_manifest
@@ -100,7 +102,10 @@ def find_generator(manifest: StoreManifest, block: Mapping[str, Any]) -> Generat
         manifest: of the store.
         block: the recipe's generator block, as JSON has it.
     """
-    found = [entry for entry in _list(manifest, BLOCKS) if isinstance(entry, dict) and entry.get("block") == block]
+    entries = [entry for entry in _list(manifest, BLOCKS) if isinstance(entry, dict)]
+    found = [entry for entry in entries if entry.get("block") == block] or [
+        entry for entry in entries if _means(entry.get("block"), block)
+    ]
     if len(found) != 1:
         return None
     try:
@@ -113,6 +118,24 @@ def find_generator(manifest: StoreManifest, block: Mapping[str, Any]) -> Generat
     if known is None or len(fingerprint) != 16:
         return None
     return GeneratorFacts(known.name, known.model, known.licence, fingerprint, parameters, known.tflops)
+
+
+def _means(stored: Any, block: Any) -> bool:
+    """Says whether a block that may have been written before some settings came up means what a block of today does."""
+    if not isinstance(stored, dict) or not isinstance(block, Mapping):
+        return bool(expand_home(stored) == block)
+    absent = [name for name in block if name not in stored]
+    return all(name in block and _means(value, block[name]) for name, value in stored.items()) and all(
+        _is_as_before(name, block) for name in absent
+    )
+
+
+def _is_as_before(name: str, block: Mapping[str, Any]) -> bool:
+    """Says whether a setting has the value that stands for what was done before there was the setting."""
+    value = block[name]
+    if name == "preprocess":  # null is another rule for models that genssl has not trained
+        return value == "square" or (value is None and str(block.get("model", "")).startswith("builtin:"))
+    return (name in ("heads", "layer_scale") and value is None) or (name == "registers" and value == 0)
 
 
 def known_parameters(manifest: StoreManifest, digest: bytes) -> dict[str, float | int] | None:
@@ -128,22 +151,34 @@ def known_parameters(manifest: StoreManifest, digest: bytes) -> dict[str, float 
 
 
 def contents_of(manifest: StoreManifest, fingerprint: str) -> dict[str, Any]:
-    """Returns what the recipes that filled a store said, as far as it is about one generator."""
+    """Returns what the recipes that filled a store said of one generator and of their data, fit for being handed on.
+
+    Of paths that begin at the root the last part is left: the others are of the machine, and nobody else's business.
+    """
     blocks = [entry for entry in _list(manifest, BLOCKS) if isinstance(entry, dict)]
     return {
-        BLOCKS: [entry for entry in blocks if entry.get("fingerprint") == fingerprint],
+        BLOCKS: [_without_places(entry) for entry in blocks if entry.get("fingerprint") == fingerprint],
         DATASETS: _mapping(manifest, DATASETS),
-        DATASET_BLOCKS: _list(manifest, DATASET_BLOCKS),
     }
 
 
+def _without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_places(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_places(item) for item in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
 def with_contents(manifest: StoreManifest, contents: Mapping[str, Any]) -> StoreManifest:
-    """Returns a manifest that says also what `contents_of` another one did; it keeps what it says itself."""
-    extra: dict[str, Any] = {}
-    for name in (BLOCKS, DATASET_BLOCKS):
-        told = contents.get(name)
-        known = _list(manifest, name)
-        extra[name] = known + [entry for entry in (told if isinstance(told, list) else []) if entry not in known]
+    """Returns a manifest that says also what `contents_of` another one did; it keeps what it says itself.
+
+    Data sets that can be opened are not among it: what somebody else wrote must not choose what is read here.
+    """
+    told, known = contents.get(BLOCKS), _list(manifest, BLOCKS)
+    extra: dict[str, Any] = {
+        BLOCKS: known + [entry for entry in (told if isinstance(told, list) else []) if entry not in known]
+    }
     told = contents.get(DATASETS)
     extra[DATASETS] = (told if isinstance(told, dict) else {}) | _mapping(manifest, DATASETS)
     return manifest.model_copy(update={name: value for name, value in extra.items() if value})

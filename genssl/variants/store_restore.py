@@ -171,6 +171,8 @@ def _opened(folder: Path, shard: str) -> Iterator[tuple[set[str], Read]]:
         return
     path = folder / Path(shard).name  # never outside of the export
     try:
+        if not path.is_file():  # a pipe would keep who opens it
+            raise FileNotFoundError(path)
         tar = tarfile.open(path, "r:")  # noqa: SIM115, closed below
     except (OSError, tarfile.TarError):
         yield set(), lambda name: b""
@@ -179,8 +181,9 @@ def _opened(folder: Path, shard: str) -> Iterator[tuple[set[str], Read]]:
         members: dict[str, tarfile.TarInfo] = {}
         try:
             for member in tar:
-                if member.isreg() and _is_image(member.name):
-                    members[member.name] = member
+                name = member.name.removeprefix("./")  # as `tar cf FILE .` writes them
+                if member.isreg() and _is_image(name):
+                    members[name] = member
         except (OSError, tarfile.TarError):
             pass
 

@@ -122,7 +122,8 @@ class TableWriter:
 
     def __init__(self, file: IO[str], parameters: list[str]) -> None:
         self._parameters = parameters
-        self._rows = csv.writer(file, lineterminator="\n")
+        # All text in quotes: a carriage return is left without them where lines end in a newline alone.
+        self._rows = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         self._rows.writerow([*COLUMNS, *(PARAMETER + name for name in parameters)])
 
     def write(self, file: str, shard: str, told: Mapping[str, Any]) -> None:

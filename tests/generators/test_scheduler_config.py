@@ -178,7 +178,10 @@ def test_idle_fields_change_nothing_here_nor_in_diffusers(tmp_path, kind, change
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"use_karras_sigmas": True}, r"use_karras_sigmas is True, which DDIM, .*allowed: False\. "),
+    (
+        {"use_karras_sigmas": True, "use_lu_lambdas": None},
+        r"use_karras_sigmas is True, which DDIM, .*allowed: False, None\. ",
+    ),
     ({"use_exponential_sigmas": True}, "use_exponential_sigmas is True"),
     ({"use_beta_sigmas": True}, "use_beta_sigmas is True"),
     ({"use_lu_lambdas": True}, "use_lu_lambdas is True"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from genssl.errors import UserError
 from genssl.registry import METHODS
 from genssl.training.lock import claim, is_claimed
 from genssl.training.progress import Progress
-from genssl.training.resume import changed_length, of_length
+from genssl.training.resume import changed_length, of_length, recipe_of
 from genssl.training.run import run
 from genssl.training.run_states import unfinished_runs
 
@@ -243,6 +244,22 @@ def test_a_killed_run_ends_as_if_it_had_not_been(killed, uninterrupted_with_step
         assert results["resumed"] == [{"step": final_step(text), "exact": True}]
     expected = {path.name for path in uninterrupted_with_steps.iterdir()}
     assert {path.name for path in out.iterdir()} == expected, "nothing half-written stays"
+
+
+def test_a_run_begun_before_a_setting_came_up_goes_on(killed, uninterrupted_with_steps, tmp_path):
+    out = copied(killed / "in_an_epoch-as-killed", tmp_path)
+    lines = (out / "recipe.yaml").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.strip().startswith("late: ")]
+    assert len(kept) == len(lines) - 1
+    (out / "recipe.yaml").write_text("".join(kept))
+    for path in out.glob("checkpoint*.pt"):
+        state = torch.load(path, weights_only=True)
+        state["identity"]["recipe"] = hashlib.blake2b("".join(kept).encode(), digest_size=16).hexdigest()
+        torch.save(state, path)
+    _, text = said(recipe_of(out), out, resume=True)
+    assert "resumed after step" in text
+    assert_same_end(out, uninterrupted_with_steps)
+    assert (out / "recipe.yaml").read_text() == "".join(kept)
 
 
 def final_step(text: str) -> int:

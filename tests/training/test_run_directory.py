@@ -140,6 +140,16 @@ def test_a_run_of_another_process_is_not_removed(tmp_path, quick_recipe):
     assert {path.name for path in out.iterdir()} == {"recipe.yaml", "checkpoint.pt"}
 
 
+def test_what_others_put_there_meanwhile_stays(tmp_path):
+    out = tmp_path / "new" / "out"
+    with hold(out, resume=False):
+        for name in ("server.log", "metrics.jsonl", "tensorboard/events", "paper/draft.tex", "run/metrics.jsonl"):
+            (out / name).parent.mkdir(exist_ok=True)
+            (out / name).touch()
+    left = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert left == {"paper/draft.tex", "run/metrics.jsonl"}
+
+
 def test_a_run_that_has_begun_stays(tmp_path, quick_recipe):
     def begun() -> None:
         with hold(tmp_path / "out", resume=False) as directory:

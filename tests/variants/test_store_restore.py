@@ -21,8 +21,8 @@ from genssl.errors import DataError
 from genssl.variants.key import VariantKey, parameters_digest
 from genssl.variants.store import VariantStore
 from genssl.variants.store_export import export
-from genssl.variants.store_facts import GeneratorFacts, describe_contents
-from genssl.variants.store_manifest import StoreError
+from genssl.variants.store_facts import GeneratorFacts, dataset_blocks, describe_contents
+from genssl.variants.store_manifest import StoreError, read_manifest
 from genssl.variants.store_restore import restore
 from genssl.variants.store_sources import Sources
 from genssl.variants.store_verify import verify
@@ -164,11 +164,38 @@ def test_the_store_that_an_export_makes_equals_the_exported_one(tmp_path, photos
     manifests = [json.loads((tmp_path / name / "store.json").read_text()) for name in ("store", "again")]
     for manifest in manifests:
         del manifest["created"]
+    del manifests[0]["dataset_blocks"]  # what can be opened is not taken over from others
     assert manifests[0] == manifests[1]
     exported(tmp_path / "again", tmp_path / "out again", format_)
     files = [{p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("out", "out again")]
     assert files[0] == files[1]
     assert restore(out, tmp_path / "again").present == 12
+
+
+@FORMATS
+def test_paths_with_line_ends_and_quotes_come_back(tmp_path, photos, format_):
+    (photos / "cats").rename(photos / 'c\ra\nt"s, all')
+    folder = make(tmp_path / "store", photos)
+    out = tmp_path / "out"
+    export(folder, out, format_, sources=Sources(dataset_of(photos)[1]), shard_bytes=SHARD_BYTES)
+    assert 'c\ra\nt"s, all' in {row["label_name"] for row in rows_of(out)}
+    assert restore(out, tmp_path / "again").variants == 12
+
+
+def test_an_export_says_nothing_of_where_things_are_and_its_import_opens_nothing(tmp_path, photos):
+    folder = make(tmp_path / "store", photos)
+    block = {"name": "flow", "model": str(tmp_path / "secret" / "flow"), "adapters": [str(tmp_path / "secret" / "a")]}
+    with VariantStore(folder, fingerprint=b"g" * 16) as store:
+        describe_contents(store, FACTS, block, "d" * 32, {"name": "x", "images": 4}, {"name": "folder", "root": "/x"})
+    out = exported(folder, tmp_path / "out", "folder")
+    told = json.loads((out / "export.json").read_text())["manifest"]
+    assert {"name": "flow", "model": "flow", "adapters": ["a"]} in [one["block"] for one in told["generator_blocks"]]
+    assert str(tmp_path) not in (out / "export.json").read_text()
+    description = json.loads((out / "export.json").read_text())
+    description["manifest"]["dataset_blocks"] = [{"name": "folder", "root": "/"}]
+    (out / "export.json").write_text(json.dumps(description))
+    restore(out, tmp_path / "again")
+    assert dataset_blocks(read_manifest(tmp_path / "again")) == []
 
 
 @FORMATS

@@ -165,6 +165,26 @@ def test_a_store_knows_the_generator_of_a_block_until_there_are_two(tmp_path, fa
         assert find_generator(store.manifest, BLOCK) is None
 
 
+def test_a_block_written_before_some_settings_came_up_means_what_it_did(tmp_path, facts):
+    old = {"name": "stable_unclip", "model": "builtin:x", "encoder": {"name": "vit_small"}}
+    new = old | {
+        "preprocess": None,
+        "encoder": {"name": "vit_small", "heads": None, "layer_scale": None, "registers": 0},
+    }
+    with VariantStore(tmp_path / "s") as store:
+        describe_contents(store, facts, old, "d" * 32, {"name": "x", "images": 5})
+        manifest = store.manifest
+    assert find_generator(manifest, new) == facts
+    assert find_generator(manifest, new | {"preprocess": "square"}) == facts
+    assert find_generator(manifest, new | {"preprocess": "clip"}) is None
+    assert find_generator(manifest, new | {"encoder": {"name": "vit_small", "heads": 12}}) is None
+    hub = {"generator_blocks": [manifest.model_extra["generator_blocks"][0] | {"block": old | {"model": "owner/name"}}]}
+    assert find_generator(manifest.model_copy(update=hub), new | {"model": "owner/name"}) is None, "now another rule"
+    assert (
+        find_generator(manifest.model_copy(update=hub), new | {"model": "owner/name", "preprocess": "square"}) == facts
+    )
+
+
 def test_what_someone_else_wrote_into_a_manifest_is_not_believed(tmp_path, facts):
     with VariantStore(tmp_path / "s") as store:
         describe_contents(store, facts, BLOCK, "d" * 32, {"name": "x", "images": 5})
