@@ -133,7 +133,7 @@ def test_an_export_is_imported_without_a_word_of_what_it_is(genssl, store, tmp_p
     assert "pictures: 4 sources are not in the data set, so path and label" in done.stdout
     table = (tmp_path / "pictures" / "variants.csv").read_text()
     assert ',"cats/a.png",0,"cats",0,' in table
-    assert ",dogs/b.png,1,dogs,0," in table
+    assert ',"dogs/b.png",1,"dogs",0,' in table
     for out, folder in (("one", "shards"), ("two", "pictures")):
         done = genssl("import", folder, out)
         assert (done.returncode, done.stdout, done.stderr) == (0, f"{out}: 14 variants imported\n", "")
