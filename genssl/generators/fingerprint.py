@@ -24,7 +24,8 @@ from pathlib import Path
 
 from genssl.generators.safetensors_file import DIGEST, header_bytes
 
-# Read by people, not by the model; card.json alone says what `preprocess: null` means, which is a fact by itself.
+# Read from disk by people. Of a card the models read the licence, on which no image depends, and whether genssl trained
+# them, from which their rule of preprocessing follows: the rule itself is among the facts.
 IGNORED = {"README.md", "card.json", ".gitattributes", "quality.json", "progress.json"}
 BLOCK = 2**22
 VARIANTS = ("fp16", "bf16")

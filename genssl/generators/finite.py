@@ -13,6 +13,10 @@ NAMED = 3  # tensors in a message
 OVERFLOW = "set dtype to bfloat16 (on a GPU that has it) or float32"
 
 
+class NotFiniteError(GeneratorError):
+    """Images or embeddings that are no numbers. The message names no path, so a server passes it on to its clients."""
+
+
 def is_finite(tensor: torch.Tensor) -> bool:
     """Says whether a tensor of any dtype and device holds neither NaN nor infinities."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
@@ -20,7 +24,12 @@ def is_finite(tensor: torch.Tensor) -> bool:
     if tensor.itemsize == 1:  # the eight-bit floats can hardly compute
         tensor = tensor.float()
     # NaN passes through both ends. One pass without a copy: 40 times faster than `isfinite().all()`.
-    return all(end.isfinite().item() for end in tensor.detach().aminmax())
+    return all(end.isfinite().item() for end in _counted(tensor.detach()).aminmax())
+
+
+def _counted(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor that torch can look through, which those of float8 are not."""
+    return tensor.float() if tensor.itemsize == 1 else tensor
 
 
 def check_weights(where: Path | str, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -33,7 +42,7 @@ def check_weights(where: Path | str, tensors: Mapping[str, torch.Tensor]) -> Non
     if not bad:
         return
     found = ", ".join(
-        f"{name} ({int((~tensor.float().isfinite()).sum())} of {tensor.numel()} numbers)"
+        f"{name} ({int((~_counted(tensor).isfinite()).sum())} of {tensor.numel()} numbers)"
         for name, tensor in list(bad.items())[:NAMED]
     )
     more = f" and {len(bad) - NAMED} tensors more" if len(bad) > NAMED else ""

@@ -27,19 +27,21 @@ LIMITS = frozenset(
     {"clip_sample", "clip_sample_range", "thresholding", "dynamic_thresholding_ratio", "sample_max_value"}
 )
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
+# diffusers asks of these whether they are true; null in place of a word it mostly refuses.
+OFF = (False, None)
 # Another noise process than that of `PROCESS`.
 PLAIN: Values = {
-    "timestep_type": ("discrete",),
-    "use_flow_sigmas": (False, None),
-    "use_dynamic_shifting": (False, None),
+    "timestep_type": ("discrete", None),
+    "use_flow_sigmas": OFF,
+    "use_dynamic_shifting": OFF,
     "shift_terminal": (None,),
 }
 # Other noise levels on the way than `timestep_spacing` names.
 SPACED: Values = {
-    "use_karras_sigmas": (False, None),
-    "use_exponential_sigmas": (False, None),
-    "use_beta_sigmas": (False, None),
-    "use_lu_lambdas": (False, None),
+    "use_karras_sigmas": OFF,
+    "use_exponential_sigmas": OFF,
+    "use_beta_sigmas": OFF,
+    "use_lu_lambdas": OFF,
     "lambda_min_clipped": (float("-inf"), None),
     "final_sigmas_type": ("zero",),
     "sigma_min": (None,),
@@ -71,7 +73,7 @@ class Fields:
         sampler: its name, for messages.
         classes: of the schedulers whose configs it reads.
         followed: fields whose every value it follows.
-        values: fields of which it can do these values; a single one is that which changes nothing.
+        values: fields of which it can do these values; of those with one, or `OFF`, that changes nothing.
         idle: fields that cannot change its results.
     """
 
@@ -139,11 +141,7 @@ FLOW_FIELDS = Fields(
             "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
         }
     ),
-    {
-        "time_shift_type": ("exponential", "linear"),
-        "stochastic_sampling": (False, None),
-        "use_flow_sigmas": (False, None),
-    },
+    {"time_shift_type": ("exponential", "linear"), "stochastic_sampling": OFF, "use_flow_sigmas": OFF},
     # FLUX.2 works its shift out by a rule of its own.
     frozenset({"base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"}),
 )  # fmt: skip

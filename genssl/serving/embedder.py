@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from genssl.data.base import UInt8Array
-from genssl.errors import NotFiniteError
+from genssl.generators.finite import NotFiniteError
 from genssl.serving.jobs import GenerationFailedError
 from genssl.serving.schedule import Priority, Schedule, Waiting
 from genssl.variants.engine import EmbeddingCache, VariantEngine
@@ -248,7 +248,7 @@ class Embedder:
             log.error(what, len(images), error, exc_info=not again)
             for source in batch:
                 source.failed = True
-                if isinstance(error, NotFiniteError):  # of others the message may name folders of the server
+                if len(batch) == 1 and isinstance(error, NotFiniteError):  # others may name paths here
                     source.reason = str(error)
             return "failed"
         torch.cuda.empty_cache()  # outside of the handlers: the exception held on to the device's memory

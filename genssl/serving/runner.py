@@ -7,8 +7,9 @@ import logging
 import torch
 
 from genssl.data.base import UInt8Array
-from genssl.errors import UserError
+from genssl.errors import RequestRefusedError
 from genssl.generators.base import Cancelled
+from genssl.generators.finite import NotFiniteError
 from genssl.serving.jobs import Again, Batch, GenerationFailedError
 from genssl.serving.memory_limits import MemoryLimits
 from genssl.variants.engine import VariantEngine
@@ -50,8 +51,9 @@ class BatchRunner:
             if len(batch.jobs) > 1:
                 # Halves, not single rows: a bad row among 64 is found in 12 small batches.
                 return batch.split(len(batch.jobs) // 2, self._limits.buckets(batch.jobs[0].key))
-            # What a user can put right, such as a dtype that overflows, is for the client to read too.
-            if isinstance(error, UserError):
+            # A dtype that overflows is for the client to read too, and so is what its request asked too much of. Other
+            # messages, of users' errors as well, may name paths of this machine.
+            if isinstance(error, NotFiniteError | RequestRefusedError):
                 return GenerationFailedError(str(error))
             return GenerationFailedError("the generator failed on this row; see the server's log")
         return self._shrink(batch)  # outside of the handlers: the exception held on to the device's memory

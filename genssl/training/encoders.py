@@ -44,8 +44,10 @@ STATISTICS: dict[str, tuple[Sequence[float], Sequence[float]]] = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 CHECKPOINTS = (".ckpt", ".pth", ".pt", ".tar", ".bin", ".torch")
-# Of a checkpoint.
-TOLD = ("prefix", "passed over", "layout", "stem", "heads", "blocks", "image", "features", "statistics")
+TOLD = (
+    "says itself", "prefix", "passed over", "layout", "blocks", "stem", "heads", "activation", "image", "features",
+    "statistics",
+)  # of a checkpoint  # fmt: skip
 CLASSIFIERS = ("fc", "classifier", "heads", "head")  # what torchvision's models call theirs
 KNOWN = (
     "a run directory, a .safetensors file, torchvision/NAME[:WEIGHTS], timm/NAME[:FILE], inception-v3[:FILE], a "
@@ -222,10 +224,10 @@ def _is_own(path: Path) -> bool:
 
 def _from_foreign_file(path: Path, asked: EncoderConfig) -> Loaded:
     try:
-        tensors = read_tensors(path)[0] if path.suffix == ".safetensors" else read_checkpoint(path)
+        tensors, itself = (read_tensors(path)[0], None) if path.suffix == ".safetensors" else read_checkpoint(path)
     except (OSError, SafetensorError) as error:
         raise EncoderError(f"{path}: cannot be read as safetensors ({error}); get the file again") from None
-    found = foreign_backbone(path, tensors, asked)
+    found = foreign_backbone(path, tensors, asked, itself)
     source = {
         "kind": "checkpoint",
         "path": str(path),
@@ -276,7 +278,7 @@ def _from_torchvision(name: str, wanted: str | None, *, download: bool) -> Loade
                 )
             with _fetching(f"torchvision/{name}:{wanted}"):
                 torch.hub.load_state_dict_from_url(weights.url, check_hash=True, map_location="cpu", weights_only=True)
-        network.load_state_dict(read_checkpoint(file))
+        network.load_state_dict(read_checkpoint(file)[0])
         preset = weights.transforms()
         image_size, statistics = preset.crop_size[0], (preset.mean, preset.std)
         source |= {"weights": weights.name, "digest": digest_of(file)}

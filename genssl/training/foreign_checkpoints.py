@@ -17,6 +17,8 @@ from genssl.errors import UserError
 from genssl.training.saved_state import DamagedError, check_digest
 
 Tensors = dict[str, torch.Tensor]
+NAMES = ("arch", "architecture", "model_name", "model")  # under which tools keep a network's name, as text
+CHANGES = ("act_layer", "aa_layer", "output_stride")  # of timm's `--model-kwargs`: another network of the same tensors
 
 # Takes what a checkpoint holds of tensors; for people who trust a file that `read_checkpoint` does not.
 EXTRACT = """import torch
@@ -30,8 +32,11 @@ class EncoderError(UserError):
     """An encoder that is absent, cannot be read, or does not fit its network."""
 
 
-def read_checkpoint(path: Path) -> Tensors:
-    """Returns all tensors of a file that `torch.save` wrote, named by their key paths; runs no code of the file.
+def read_checkpoint(path: Path) -> tuple[Tensors, str | None]:
+    """Returns all tensors of a file that `torch.save` wrote, named by their key paths, and what it calls its network.
+
+    Runs no code of the file. The network's name is None where the file has none, and otherwise text such as
+    "resnetblur18" or "resnet18, output_stride=16".
 
     Beside tensors and plain data it may hold `argparse.Namespace`, in which timm, DINO, MAE and others keep settings.
 
@@ -62,7 +67,19 @@ def read_checkpoint(path: Path) -> Tensors:
     _collect(content, (), tensors)
     if not tensors:
         raise EncoderError(f"{path}: holds no tensors; give the checkpoint of an encoder")
-    return tensors
+    return tensors, _says_itself(content)
+
+
+def _says_itself(content: Any) -> str | None:
+    top = content if isinstance(content, dict) else {}
+    held = top.get("args")
+    arguments = vars(held) if isinstance(held, argparse.Namespace) else held if isinstance(held, dict) else {}
+    found = (place.get(key) for place in (top, arguments) for key in NAMES)
+    name = next((one for one in found if isinstance(one, str) and re.fullmatch(r"[\w./-]{1,80}", one)), None)
+    held = arguments.get("model_kwargs")
+    settings = {key: str(held[key]) for key in CHANGES if held.get(key)} if isinstance(held, dict) else {}
+    changed = [f"{key}={value}" for key, value in settings.items() if re.fullmatch(r"[\w.]{1,80}", value)]
+    return ", ".join([name or "a network", *changed]) if name or changed else None
 
 
 def _collect(value: Any, path: tuple[str, ...], into: Tensors) -> None:

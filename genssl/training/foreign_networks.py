@@ -53,6 +53,8 @@ HEADS = re.compile(
 SOLO_LEARN = (
     "projector", "predictor", "prototypes", "head", "decoder", "momentum_backbone", "momentum_encoder"
 )  # fmt: skip
+# Names of networks whose tensors are those of a plain ResNet or ViT, or nearly, and whose features are others.
+OTHERS = re.compile(r"blur|resnetaa|resnet\d+[cdst](?![a-z\d])|quick_?gelu|=", re.IGNORECASE)
 Statistics = str | tuple[Sequence[float], Sequence[float]]
 NAMED = 4  # of the tensors that do not fit, as many are named
 
@@ -75,13 +77,14 @@ class ForeignBackbone:
     facts: dict[str, str] = field(default_factory=dict)
 
 
-def foreign_backbone(path: Path, tensors: Tensors, asked: EncoderConfig) -> ForeignBackbone:
+def foreign_backbone(path: Path, tensors: Tensors, asked: EncoderConfig, itself: str | None = None) -> ForeignBackbone:
     """Finds the backbone among the tensors of a file and builds it.
 
     Args:
         path: for messages.
         tensors: by key path.
         asked: what the user knows of it. With a backbone nothing is concluded from the framework's habits.
+        itself: what the file calls its network, see `read_checkpoint`.
 
     Raises:
         EncoderError: if there is none, it is of another architecture, tensors are missing or left over, or there are
@@ -96,7 +99,8 @@ def foreign_backbone(path: Path, tensors: Tensors, asked: EncoderConfig) -> Fore
     layout = candidates[prefix]
     nested = tuple(other for other in candidates if other.startswith(prefix) and other != prefix)
     weights = renamed(_below(tensors, prefix, nested), layout)
-    facts = {"prefix": prefix or "none", "layout": layout}
+    facts = {"says itself": itself} if itself else {}
+    facts |= {"prefix": prefix or "none", "layout": layout}
     if passed_over:
         facts["passed over"] = ", ".join(other or "no prefix" for other in passed_over)
     statistics: Statistics = "imagenet"
@@ -116,8 +120,23 @@ def foreign_backbone(path: Path, tensors: Tensors, asked: EncoderConfig) -> Fore
             facts["stem"] += ", no ReLU after the first norm (as lightly's children)"
     if prefix == OWN:
         statistics, facts["statistics"] = "none", "none (genssl's own)"
+        for known in ("blocks", "activation"):
+            facts.pop(known, None)
+    if asked.backbone is None and itself and OTHERS.search(itself):
+        raise _another(path, itself, config)
     _load(path, network, weights, config)
     return ForeignBackbone(network, config, statistics, facts)
+
+
+def _another(path: Path, itself: str, config: ComponentConfig) -> EncoderError:
+    """Returns the refusal of a file whose name for its network tells what its tensors do not."""
+    plain = encoder_block(str(path), backbone=f"{{name: {config.name}}}")
+    timms = f"{{name: timm/{itself.removeprefix('timm/')}}}"
+    named = "" if "=" in itself else f" if timm has it, name it: {encoder_block(str(path), backbone=timms)};"
+    return EncoderError(
+        f"{path}: says that it is {itself}, and its tensors would fit {config.name}, whose features are others;"
+        f"{named} if it is a plain {config.name} all the same, say so, with its settings: {plain}"
+    )
 
 
 def _candidates(path: Path, tensors: Tensors, network: nn.Module | None, asked: EncoderConfig) -> dict[str, str]:
@@ -221,6 +240,7 @@ def _vit(
     config = vit_config(path, weights, heads)
     return config, {
         "heads": f"{config.heads or config.channels // HEAD_CHANNELS} ({why})",
+        "activation": "GELU (assumed)",
         "image": f"{config.image_size} pixels (assumed, a square)",
         "features": "the class token after the last norm (assumed)",
         "blocks": "GELU (assumed)",
@@ -236,11 +256,12 @@ def _resnet(
     blocks = "ReLU, torchvision's strides, no anti-aliasing (assumed)"  # of which no tensor tells
     if asked.heads is not None:
         raise EncoderError(f"{path}: holds a {config.name}, which has no heads; leave them out")
+    blocks = {"blocks": "ReLU, strides of the standard network, no anti-aliasing (assumed)"}
     if config.stem != "small":
         if asked.stem_padding is not None:
             raise EncoderError(f"{path}: has no stem for small images; leave stem_padding out")
-        stem = "stride 2, padded by 3, pooled (assumed)"
-        return config, 3, "imagenet", {"stem": stem, "blocks": blocks, "statistics": "imagenet (assumed)"}
+        told = {"stem": "stride 2, padded by 3, pooled (assumed)", "statistics": "imagenet (assumed)"}
+        return config, 3, "imagenet", blocks | told
     classes = tensors.get(re.sub(r"[^.]+\.$", "classifier.weight", prefix))
     if classes is not None and len(classes) in (10, 100) and _is_solo_learns(tensors, prefix):
         # Only for CIFAR has solo-learn a small stem.
@@ -250,7 +271,7 @@ def _resnet(
     stem = f"stride 1, padded by {padding} ({why})"
     if asked.stem_padding is not None:
         padding, stem = asked.stem_padding, f"stride 1, padded by {asked.stem_padding} (as given)"
-    return config, padding, statistics, {"stem": stem, "blocks": blocks, "statistics": f"{statistics} ({why})"}
+    return config, padding, statistics, blocks | {"stem": stem, "statistics": f"{statistics} ({why})"}
 
 
 def _build(config: ComponentConfig) -> nn.Module:

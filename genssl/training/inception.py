@@ -62,7 +62,7 @@ def load_inception(file: Path) -> Inception:
         raise EncoderError(f"{NAME}: torch-fidelity is not installed; run `{INSTALL}`") from None
     if not file.is_file():
         raise EncoderError(f"{NAME}: the weights are not in {file}; put {URL} there, or fetch them by --download")
-    tensors = read_checkpoint(file)
+    tensors, _ = read_checkpoint(file)
     # torch-fidelity unpickles whatever its file holds, so it gets one that holds these tensors and nothing else.
     with tempfile.TemporaryDirectory() as folder:
         clean = Path(folder) / FILE

@@ -66,6 +66,18 @@ def test_one_number_is_found_in_every_dtype(dtype, value):
 
 
 @pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz]
+)
+def test_one_is_found_among_floats_of_a_byte(dtype):
+    tensor = torch.zeros((3, 1001))
+    assert is_finite(tensor.to(dtype))
+    tensor[1, 500] = NAN
+    assert not is_finite(tensor.to(dtype))
+    with pytest.raises(GeneratorError, match=r"weights: a \(1 of 3003 numbers\)"):
+        check_weights("here", {"a": tensor.to(dtype)})
+
+
+@pytest.mark.parametrize(
     ("model", "file"),
     [
         ("unclip", "unet/diffusion_pytorch_model.safetensors"),

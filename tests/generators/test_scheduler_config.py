@@ -178,10 +178,7 @@ def test_idle_fields_change_nothing_here_nor_in_diffusers(tmp_path, kind, change
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    (
-        {"use_karras_sigmas": True, "use_lu_lambdas": None},
-        r"use_karras_sigmas is True, which DDIM, .*allowed: False, None\. ",
-    ),
+    ({"use_karras_sigmas": True}, r"use_karras_sigmas is True, which DDIM, .*allowed: False, None\. "),
     ({"use_exponential_sigmas": True}, "use_exponential_sigmas is True"),
     ({"use_beta_sigmas": True}, "use_beta_sigmas is True"),
     ({"use_lu_lambdas": True}, "use_lu_lambdas is True"),
@@ -189,6 +186,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"use_dynamic_shifting": True}, "use_dynamic_shifting is True"),
     ({"timestep_type": "continuous"}, "timestep_type is 'continuous', .*allowed: 'discrete'"),
     ({"final_sigmas_type": "sigma_min"}, "final_sigmas_type is 'sigma_min'"),
+    ({"final_sigmas_type": None}, "final_sigmas_type is None"),
+    ({"timestep_spacing": None}, "timestep_spacing is None"),
     ({"sigma_min": 0.002}, "sigma_min is 0.002"),
     ({"sigma_max": 80.0}, "sigma_max is 80.0"),
     ({"shift_terminal": 0.1}, "shift_terminal is 0.1"),
@@ -209,6 +208,30 @@ def test_values_that_ddim_cannot_do_are_refused(tmp_path, change, message):
     folder = folder_of(tmp_path, SD | change)
     with pytest.raises(GeneratorError, match=message):
         Deterministic(folder)
+
+
+NULL = (
+    "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas",
+    "use_dynamic_shifting", "timestep_type", "shift_terminal", "sigma_min", "sigma_max", "clip_sample", "thresholding",
+    "rescale_betas_zero_snr", "trained_betas",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NULL)
+def test_null_is_off_as_in_diffusers(tmp_path, name):
+    config = SD | {"clip_sample": False}
+    plain, sampler = (Deterministic(folder_of(tmp_path, config | more)) for more in ({}, {name: None}))
+    assert torch.equal(result(sampler), result(plain))
+    stock = DDIMScheduler.from_config(config | {name: None})
+    stock.set_timesteps(COUNT)
+    assert largest_difference(sampler, stock) < 1e-5
+
+
+def test_a_flows_null_is_off_as_in_diffusers(tmp_path):
+    change = dict.fromkeys(("stochastic_sampling", "use_flow_sigmas", "use_dynamic_shifting", "invert_sigmas"))
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(change)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / COUNT, COUNT))
+    assert largest_difference(FlowEuler(folder_of(tmp_path, change)), scheduler, divide=1000) < 1e-5
 
 
 def test_a_spacing_of_the_generators_own_makes_the_configs_idle(tmp_path):

@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from genssl.data.base import UInt8Array
-from genssl.errors import GeneratorError
+from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Alive, GeneratorSpec, Parameters, keep_living
+from genssl.generators.finite import NotFiniteError
 from genssl.serving.batcher import Batcher
 from genssl.serving.jobs import BatchReport, DeadlinePassedError, GenerationFailedError, Made
 from genssl.serving.schedule import Priority
@@ -514,27 +515,33 @@ def test_a_bad_row_fails_alone(deterministic, caplog):
 
 
 class Overflowing(Painter):
-    """Says of a bad row what its user can do."""
+    """Says of a bad row what its user can do, or what only the server's should read."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
 
     def generate(self, embeddings, seeds, parameters, *, alive=None, sizes=()):
         if BAD_SEED in seeds:
-            raise GeneratorError("float16 overflowed; set generator.dtype to bfloat16")
+            raise self.error
         return super().generate(embeddings, seeds, parameters, alive=alive, sizes=sizes)
 
 
-def test_what_a_user_can_put_right_reaches_the_client_and_other_faults_do_not():
+def test_an_overflow_and_a_refusal_reach_the_client_and_other_faults_do_not():
     async def said(on: Bench) -> str:
         failed = (await on.submit([1, BAD_SEED, 2]))[1]
         assert isinstance(failed, GenerationFailedError)
         return str(failed)
 
     async def overflow(on: Bench) -> None:
-        assert await said(on) == "float16 overflowed; set generator.dtype to bfloat16"
+        assert await said(on) == "float16 overflowed"
 
     async def bug(on: Bench) -> None:
         assert await said(on) == "the generator failed on this row; see the server's log"
 
-    bench(overflow, Overflowing())
+    bench(overflow, Overflowing(NotFiniteError("float16 overflowed")))
+    bench(overflow, Overflowing(RequestRefusedError("float16 overflowed")))
+    bench(bug, Overflowing(GeneratorError("/srv/models/secret: is no model")))
     bench(bug, Painter())
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from genssl.errors import GeneratorError
 from genssl.generators.base import GeneratorSpec
 from genssl.serving.embedder import Embedder
 from genssl.serving.jobs import GenerationFailedError
@@ -183,6 +184,24 @@ def test_a_source_of_which_the_conditioner_makes_no_number_fails_alone_and_says_
         assert greys(await on.embed(20)) == [20]
 
     bench(test, Blinded())
+
+
+class Secretive(Eye):
+    """Names a path of the server where it fails."""
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        if BAD in images[:, 0, 0, 0]:
+            raise GeneratorError("/srv/models/secret: is no model")
+        return super().embed(images)
+
+
+def test_paths_of_the_server_stay_in_its_log(caplog):
+    async def test(on: Bench) -> None:
+        answer, _ = await on.embed(1, BAD, 2)
+        assert str(answer[bytes([BAD])]) == "the conditioner failed on this source; see the server's log"
+
+    bench(test, Secretive())
+    assert "/srv/models/secret" in caplog.text
 
 
 def test_parts_of_a_failed_batch_that_nobody_waits_for_any_more_are_not_tried_again():

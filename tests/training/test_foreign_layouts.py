@@ -254,6 +254,45 @@ def test_solo_learn_is_known_by_more_than_its_classifier(tmp_path, mark, classes
     assert_equal_features(encoder, network(images(32)), images(32))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"arch": "resnetblur18"},
+        {"args": argparse.Namespace(model="resnetaa18.ra_in1k", lr=0.1)},
+        {"args": {"model": "timm/resnetblur18"}},
+        {"args": argparse.Namespace(model="resnet18", model_kwargs={"output_stride": 16})},
+        {"args": argparse.Namespace(model="resnet18", model_kwargs={"act_layer": "silu"})},
+    ],
+)
+def test_a_network_that_calls_itself_another_of_the_same_tensors_is_refused(tmp_path, settings):
+    path, network = tmp_path / "x.pth", narrow()
+    with pytest.raises(EncoderError, match=r"says that it is .*whose features are others") as caught:
+        loaded(path, {"state_dict": network.state_dict()} | settings)
+    named = "output" not in str(settings) and "act_layer" not in str(settings)
+    assert ("backbone: {name: timm/resnet" in str(caught.value)) == named
+    assert "timm/timm/" not in str(caught.value)
+    encoder = loaded(path, torch.load(path, weights_only=False), backbone=ResNet18Config(width=8))
+    assert_equal_features(encoder, network(images(32)), images(32))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50w2", "simclr", "ResNet18", "vit_small", "resnet18.tv_in1k"])
+def test_what_a_network_calls_itself_is_said(tmp_path, name):
+    network = narrow()
+    encoder = loaded(tmp_path / "x.pth", {"arch": name, "state_dict": network.state_dict()})
+    assert_equal_features(encoder, network(images(32)), images(32))
+    said = told_of(encoder) or ""
+    assert f"; says itself: {name}; prefix: " in said
+    assert "; blocks: ReLU, strides of the standard network, no anti-aliasing (assumed); stem: " in said
+
+
+def test_what_no_tensor_tells_of_a_vit_is_said_to_be_assumed(tmp_path):
+    said = told_of(loaded(tmp_path / "x.pth", vit_weights())) or ""
+    assert "; activation: GELU (assumed); image: " in said
+    assert "says itself" not in said
+    with pytest.raises(EncoderError, match=r"says that it is vit_tiny_patch4_quickgelu_16"):
+        loaded(tmp_path / "x.pth", {"model": vit_weights(), "arch": "vit_tiny_patch4_quickgelu_16"})
+
+
 # ---- Several networks in a file ----
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,15 @@ def test_a_checkpoint_of_a_network_that_timm_alone_has_loads_by_its_name(tmp_pat
     mean, std = (torch.tensor(deep.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     assert_equal_features(encoder, features(deep, (images(64) - mean) / std), images(64))
     assert encoder.image_size == deep.pretrained_cfg["input_size"][-1]
+
+
+def test_timms_blurred_resnet_is_known_by_its_name_and_loads_by_it(tmp_path):
+    model, path = timm_model("resnetblur18"), tmp_path / "x.pth"
+    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with pytest.raises(EncoderError, match=r"says that it is resnetblur18") as caught:
+        loaded(path, {"arch": "resnetblur18", "state_dict": model.state_dict()})
+    (block, *_) = [part for part in shlex.split(str(caught.value).replace(";", " ")) if part.startswith("{encoder")]
+    assert_equal_features(load_encoder(block, CPU), features(model, (images(64) - mean) / std), images(64))
 
 
 def test_timms_training_checkpoint_gives_the_averaged_weights(tmp_path):
