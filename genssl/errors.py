@@ -38,10 +38,6 @@ class GeneratorError(UserError):
     """A generator that cannot be loaded or that cannot do what was asked of it."""
 
 
-class NotFiniteError(GeneratorError):
-    """A network made NaN or infinite numbers; the message names the generator and no file."""
-
-
 class ServerUnavailableError(UserError):
     """The generation server cannot be reached, or stopped answering while a run needed it.
 

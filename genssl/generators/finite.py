@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from genssl.errors import GeneratorError, NotFiniteError
+from genssl.errors import GeneratorError
 
 NAMED = 3  # tensors in a message
 OVERFLOW = "set dtype to bfloat16 (on a GPU that has it) or float32"
@@ -21,8 +21,6 @@ def is_finite(tensor: torch.Tensor) -> bool:
     """Says whether a tensor of any dtype and device holds neither NaN nor infinities."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
-    if tensor.itemsize == 1:  # the eight-bit floats can hardly compute
-        tensor = tensor.float()
     # NaN passes through both ends. One pass without a copy: 40 times faster than `isfinite().all()`.
     return all(end.isfinite().item() for end in _counted(tensor.detach()).aminmax())
 

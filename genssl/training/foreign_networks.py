@@ -243,7 +243,6 @@ def _vit(
         "activation": "GELU (assumed)",
         "image": f"{config.image_size} pixels (assumed, a square)",
         "features": "the class token after the last norm (assumed)",
-        "blocks": "GELU (assumed)",
         "statistics": "imagenet (assumed)",
     }
 
@@ -253,7 +252,6 @@ def _resnet(
 ) -> tuple[ResNetConfig, int, str, dict[str, str]]:
     """Returns the config, the padding of the stem, the statistics, and what is said of them."""
     config = resnet_config(path, weights)
-    blocks = "ReLU, torchvision's strides, no anti-aliasing (assumed)"  # of which no tensor tells
     if asked.heads is not None:
         raise EncoderError(f"{path}: holds a {config.name}, which has no heads; leave them out")
     blocks = {"blocks": "ReLU, strides of the standard network, no anti-aliasing (assumed)"}
