@@ -34,7 +34,7 @@ def runs(
 
     console = Console(highlight=False)
     if not console.is_terminal:  # a file has no edge to wrap at
-        console.width = 160
+        console.width = 1000
     unfinished = unfinished_runs(folder)
     if not unfinished or any(folder.glob("*/results.json")):
         groups = summarise_runs(folder)
