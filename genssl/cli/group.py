@@ -26,9 +26,9 @@ class Group(TyperGroup):
         if self.get_command(ctx, args[0]) is None:
             names = self.list_commands(ctx)
             # A part of a long name, such as `train`, is too far from the whole for difflib.
-            near = [
-                name for name in names if set(args[0].split("-")) & set(name.split("-")) or name.startswith(args[0])
-            ]
+            parts = [part for name in names for part in name.split("-")]
+            meant = {*args[0].split("-"), *difflib.get_close_matches(args[0], parts, 1)}
+            near = [name for name in names if meant & set(name.split("-")) or name.startswith(args[0])]
             near += [name for name in difflib.get_close_matches(args[0], names) if name not in near]
             hint = f" Did you mean {' or '.join(repr(name) for name in near[:3])}?" if near else ""
             ctx.fail(f"No such command {args[0]!r}.{hint}")

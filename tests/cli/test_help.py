@@ -50,6 +50,7 @@ def test_examples_are_of_what_a_command_takes():
     [
         (["rnu"], "Did you mean 'run'?"),
         (["train"], "Did you mean 'train-generator'?"),
+        (["trian"], "Did you mean 'train-generator'?"),
         (["bench"], "Did you mean 'bench-server'?"),
         (["serve"], "Did you mean 'serve-generator'"),
         (["store", "verfy"], "Did you mean 'verify'?"),
