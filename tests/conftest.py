@@ -16,6 +16,7 @@ from genssl.data.digits import Digits
 from genssl.generators.configs import StableUnCLIPConfig
 
 ROOT = Path(__file__).resolve().parent.parent
+pytest_plugins = ["server_fixtures"]
 BUILTIN = "builtin:digits-unclip"
 
 

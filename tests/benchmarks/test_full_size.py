@@ -6,17 +6,14 @@ matter for speed. 256 pixels and 10 guided steps (4.24 TFLOP a variant), so that
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from full_size import build_full_size_unclip
 
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.generators.stable_unclip import StableUnCLIP
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "generators"))
-from full_size import build_full_size_unclip
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -17,6 +17,7 @@ import grpc
 import pytest
 import trustme
 from rich.console import Console
+from wired import wired
 
 from genssl import __version__
 from genssl.cli.top import top as top_command
@@ -24,9 +25,6 @@ from genssl.cli.top_tables import History, lines, screen
 from genssl.errors import UserError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
-from wired import wired
 
 TOKEN = "0123456789abcdef-token"
 

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import logging
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from variants_of_digits import Pixels, noisy
 
 from genssl.data.load import Subset
 from genssl.errors import DataError
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
 from genssl.evaluators.frechet import Frechet, frechet_distance, too_few
 from genssl.evaluators.metric_configs import FrechetConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-from variants_of_digits import Pixels, noisy
 
 
 def by_matrix_root(x, y):

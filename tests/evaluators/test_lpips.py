@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torchvision.models import alexnet
+from variants_of_digits import Pixels, noisy
 
 from genssl.errors import DataError, UserError
 from genssl.evaluators import lpips as module
@@ -18,9 +18,6 @@ from genssl.evaluators.base import EvaluationData, FrozenEncoder
 from genssl.evaluators.lpips import LPIPS, load_lpips
 from genssl.evaluators.lpips_diversity import LPIPSDiversity, distances
 from genssl.evaluators.metric_configs import LPIPSDiversityConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-from variants_of_digits import Pixels, noisy
 
 ENDS = (2, 5, 8, 10, 12)  # layers of AlexNet after each convolution and its ReLU
 

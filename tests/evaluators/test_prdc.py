@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import astuple
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from variants_of_digits import Pixels, noisy
 
 from genssl.errors import DataError
 from genssl.evaluators import prdc as module
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
 from genssl.evaluators.metric_configs import PRDCConfig
 from genssl.evaluators.prdc import PRDC, expected_coverage, prdc
-
-sys.path.insert(0, str(Path(__file__).parent))
-from variants_of_digits import Pixels, noisy
 
 
 def by_loops(real, fake, k):

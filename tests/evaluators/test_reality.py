@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from variants_of_digits import Pixels, noisy
 
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
@@ -23,9 +23,6 @@ from genssl.evaluators.metric_configs import (
 from genssl.evaluators.reality import compared, draw, made
 from genssl.training.evaluate import check, evaluate
 from genssl.training.transfer import GeneratedVariants
-
-sys.path.insert(0, str(Path(__file__).parent))
-from variants_of_digits import Pixels, noisy
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "simclr_sd.yaml"
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from variants_of_digits import Pixels, noisy
 
 from genssl.data.load import Subset
 from genssl.errors import DataError
@@ -16,9 +14,6 @@ from genssl.evaluators import semantic_consistency as module
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
 from genssl.evaluators.metric_configs import SemanticConsistencyConfig
 from genssl.evaluators.semantic_consistency import SemanticConsistency, retrieved
-
-sys.path.insert(0, str(Path(__file__).parent))
-from variants_of_digits import Pixels, noisy
 
 
 def consistency(made, train, test, encoder=None, **settings):

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 from pydantic import ValidationError
+from variants_of_digits import Pixels, noisy
 
 from genssl.data.load import Subset
 from genssl.errors import DataError
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
 from genssl.evaluators.metric_configs import VendiConfig
 from genssl.evaluators.vendi import Vendi, vendi_score
-
-sys.path.insert(0, str(Path(__file__).parent))
-from variants_of_digits import Pixels, noisy
 
 SHAPES = [(5, 3), (40, 7), (30, 60), (2, 300)]
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from icgan_checkpoint import official_state, random_tensors
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny import build_tiny_unclip
+from tiny_flow import build_tiny_flow
 from torchvision.models import resnet50
 
 from genssl.errors import GeneratorError
@@ -21,11 +23,6 @@ from genssl.generators.icgan_official import convert_features
 from genssl.generators.locate import BUILTIN
 from genssl.generators.opening import open_generator
 from genssl.variants.engine import VariantEngine
-
-sys.path.insert(0, str(Path(__file__).parent))
-from icgan_checkpoint import official_state, random_tensors
-from tiny import build_tiny_unclip
-from tiny_flow import build_tiny_flow
 
 CPU = torch.device("cpu")
 NAN, INF = float("nan"), float("inf")

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny_flow import FACTS, build_tiny_flow
 
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Cancelled
 from genssl.generators.configs import FlowConfig
 from genssl.generators.flow import Flow, noise_embeddings, velocity
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_flow import FACTS, build_tiny_flow
 
 CPU = torch.device("cpu")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -10,13 +9,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from full_size import UNET, VAE, build_full_size_unclip
 
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.generators.cost import count_tflops
 from genssl.generators.stable_unclip import StableUnCLIP
-
-sys.path.insert(0, str(Path(__file__).parent))
-from full_size import UNET, VAE, build_full_size_unclip
 
 
 @pytest.fixture(scope="module")

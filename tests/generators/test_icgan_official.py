@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from icgan_checkpoint import official_state, random_tensors, reference_forward, shapes_only
 from PIL import Image
 from torchvision.models import resnet50
 from torchvision.transforms import functional
@@ -21,9 +21,6 @@ from genssl.generators.icgan import ICGAN
 from genssl.generators.icgan_convert import convert_weights
 from genssl.generators.icgan_networks import Architecture, GeneratorNetwork
 from genssl.generators.icgan_official import convert_generator, infer_architecture, read_tensors
-
-sys.path.insert(0, str(Path(__file__).parent))
-from icgan_checkpoint import official_state, random_tensors, reference_forward, shapes_only
 
 CPU = torch.device("cpu")
 MILLION = 1e6

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_parts
 import torch
 from diffusers import StableDiffusionImageVariationPipeline
 from PIL import Image
@@ -25,9 +25,6 @@ from genssl.generators.fingerprint import fingerprint_folder
 from genssl.generators.image_variation import ImageVariation
 from genssl.training.progress import Progress
 from genssl.training.run import run
-
-sys.path.insert(0, str(Path(__file__).parent))
-import tiny_parts
 
 CPU = torch.device("cpu")
 SEEDS = [3, 2**40 + 1, 77]

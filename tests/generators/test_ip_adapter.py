@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_parts
 import torch
 from diffusers import LCMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, TCDScheduler
 from safetensors.torch import save_file
@@ -21,9 +21,6 @@ from genssl.generators.ip_adapter import MEAN, STD, IPAdapter
 from genssl.generators.loading import read_tensors
 from genssl.generators.locate import find_file, find_part
 from genssl.generators.lora import fuse_lora
-
-sys.path.insert(0, str(Path(__file__).parent))
-import tiny_parts
 
 CPU = torch.device("cpu")
 SEEDS = [3, 2**40 + 1, 77]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_parts
 import torch
 from diffusers import DDIMScheduler, KandinskyV22Pipeline, VQModel
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,9 +18,6 @@ from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Cancelled
 from genssl.generators.diffusers_configs import KandinskyConfig
 from genssl.generators.kandinsky import Kandinsky
-
-sys.path.insert(0, str(Path(__file__).parent))
-import tiny_parts
 
 CPU = torch.device("cpu")
 SEEDS = [3, 2**40 + 1, 77]

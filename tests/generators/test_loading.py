@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableUnCLIPImg2ImgPipeline
 from safetensors.torch import load_file
+from tiny import build_tiny_unclip
 
 from genssl.errors import GeneratorError
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.generators.fingerprint import network_files
 from genssl.generators.opening import open_generator
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny import build_tiny_unclip
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from diffusers import StableUnCLIPImg2ImgPipeline
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from tiny import build_own_unclip, build_tiny_unclip
 from torchvision.transforms import functional
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
@@ -24,9 +24,6 @@ from genssl.generators.opening import open_generator
 from genssl.generators.preprocessing import crop_then_resize, read_preprocessing, resize_then_crop
 from genssl.generators.retrieval import Retrieval
 from genssl.generators.stable_unclip import StableUnCLIP
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny import build_own_unclip, build_tiny_unclip
 
 CPU = torch.device("cpu")
 SIZES = [(500, 375), (500, 333), (481, 321), (1600, 1067)]

@@ -24,6 +24,7 @@ from diffusers import (
     TCDScheduler,
 )
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from tiny import build_tiny_unclip
 
 from genssl.errors import GeneratorError
 from genssl.generators.configs import StableUnCLIPConfig
@@ -43,9 +44,6 @@ from genssl.generators.scheduler_config import (
     read_scheduler,
 )
 from genssl.generators.stable_unclip import StableUnCLIP
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny import build_tiny_unclip
 
 CPU = torch.device("cpu")
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +13,13 @@ from diffusers import AutoencoderTiny, StableUnCLIPImg2ImgPipeline
 from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
+from tiny import build_tiny_unclip
 
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Cancelled
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.generators.locate import BUILTIN, find_model
 from genssl.generators.stable_unclip import StableUnCLIP
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny import build_tiny_unclip
 
 CPU = torch.device("cpu")
 SEEDS = [3, 2**40 + 1, 77]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,8 @@ import pytest
 import torch
 from diffusers import StableUnCLIPImg2ImgPipeline
 from safetensors.torch import load, save_file
+from tiny import build_own_unclip, build_tiny_unclip
+from tiny_flow import build_tiny_flow
 
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators import conditioner, unclip_encoder
@@ -27,10 +28,6 @@ from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
 from genssl.variants.source import VariantRequest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny import build_own_unclip, build_tiny_unclip
-from tiny_flow import build_tiny_flow
 
 CPU = torch.device("cpu")
 QUICK = {"num_inference_steps": 2, "guidance_scale": 1.0}

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import naive_losses
 import pytest
 import torch
 
 from genssl.methods import losses
-
-sys.path.insert(0, str(Path(__file__).parent))
-import naive_losses
 
 
 @dataclass

@@ -5,21 +5,18 @@ from __future__ import annotations
 import copy
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from toys import SMALL, draw_views, make
 
 from genssl.backbones.configs import ResNet18Config
 from genssl.backbones.resnet import build_resnet
 from genssl.errors import ConfigError
 from genssl.methods.base import Views
 from genssl.runtime import stream
-
-sys.path.insert(0, str(Path(__file__).parent))
-from toys import SMALL, draw_views, make
 
 METHOD = pytest.mark.parametrize("name", SMALL)
 MOMENTUM = {"byol": "target_", "moco": "key_", "dino": "teacher_"}

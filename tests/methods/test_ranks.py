@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 from two_ranks import CASES, RANKS, coefficients, train
 
 from genssl.methods.gather import gather, gather_weights, mean_over_ranks
@@ -23,7 +21,7 @@ Results = list[dict[str, Any]]
 def ranks(tmp_path_factory) -> Results:
     """What each rank computed for every case; the processes are started once, since importing torch takes seconds."""
     folder = tmp_path_factory.mktemp("ranks")
-    script, environment = Path(__file__).parent / "two_ranks.py", {**os.environ, "OMP_NUM_THREADS": "1"}
+    script, environment = Path(__file__).parents[1] / "helpers" / "two_ranks.py", {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [sys.executable, str(script), str(rank), str(folder / "store"), str(folder)],

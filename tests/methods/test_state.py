@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from toys import draw_views, make
 
 from genssl.methods.momentum import cosine_momentum, follow, momentum_copy
 from genssl.methods.queue import Queue
-
-sys.path.insert(0, str(Path(__file__).parent))
-from toys import draw_views, make
 
 # ---- Momentum ----
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from wired import wired
 
 from genssl.config.server import TLSConfig, TokenConfig
 from genssl.errors import UserError
@@ -20,9 +20,6 @@ from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.serving.auth import RateLimit, Tokens, read_tokens
 from genssl.serving.certificates import ServerCertificate
 from genssl.serving.rejections import read_refusal
-
-sys.path.insert(0, str(Path(__file__).parent))
-from wired import wired
 
 ALICE, BOB = "alice-0123456789abcdef", "bob-0123456789abcdef"
 

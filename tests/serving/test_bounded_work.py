@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 import torch
+from painted import serving
 
 from genssl.errors import suggest
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.serving.cost import CostModel
 from genssl.serving.schedule import Priority, Schedule, Waiting
-
-sys.path.insert(0, str(Path(__file__).parent))
-from painted import serving
 
 KINDS = 200
 REFRESHED = 32  # keys that are priced anew at each question, besides its own

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from bare import GREY, bare_server, stopped
 from PIL import Image
 
 from genssl import GenerativeViews, VariantClient
@@ -19,9 +18,6 @@ from genssl.serving.breaker import FIRST_PAUSE, LONGEST_PAUSE, REMIND_SECONDS, C
 from genssl.serving.remote import RemoteSource
 from genssl.variants.ledger import Ledger
 from genssl.variants.source import VariantRequest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from bare import GREY, bare_server, stopped
 
 
 class Clock:

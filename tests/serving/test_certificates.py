@@ -5,26 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import grpc
 import pytest
 import trustme
 from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from issued import issue
+from wired import wired
 
 from genssl.config.server import ServerFile, TLSConfig
 from genssl.errors import UserError
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.serving.certificates import ServerCertificate
 from genssl.serving.server import serve
-
-sys.path.insert(0, str(Path(__file__).parent))
-from issued import issue
-from wired import wired
 
 DAY = 86400.0
 

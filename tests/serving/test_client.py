@@ -9,12 +9,12 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import trustme
+from bare import GREY, bare_server
 from PIL import Image
 
 import genssl
@@ -28,9 +28,6 @@ from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
 from genssl.variants.source import VariantRequest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from bare import GREY, bare_server
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from pathlib import Path
 
 import grpc
 import pytest
+from bare import GREY, bare_server
 
 from genssl import AsyncVariantClient
 from genssl.config.limits import LimitsConfig
@@ -16,9 +15,6 @@ from genssl.serving.channel import OTHER_CALLS
 from genssl.serving.target_pool import Tally, TargetPool
 from genssl.serving.targets import Target
 from genssl.variants import background
-
-sys.path.insert(0, str(Path(__file__).parent))
-from bare import GREY, bare_server
 
 CALLS = 200
 

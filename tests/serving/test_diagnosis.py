@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 import trustme
+from bare import bare_server
 
 from genssl.config.recipe import ClientTLSConfig
 from genssl.serving.diagnosis import diagnose
 from genssl.serving.target_pool import TargetPool
-
-sys.path.insert(0, str(Path(__file__).parent))
-from bare import bare_server
 
 
 @pytest.fixture(scope="module")

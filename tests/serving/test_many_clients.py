@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from genssl.data.base import raw_image
 from genssl.variants.engine import VariantEngine
 
-CLIENT = Path(__file__).parent / "variants_client.py"
+CLIENT = Path(__file__).parents[1] / "helpers" / "variants_client.py"
 SIZES = (1, 2, 3, 5, 8, 13, 21, 40)
 REQUESTS = 8
 

@@ -14,14 +14,12 @@ import grpc
 import numpy as np
 import pytest
 from PIL import Image
+from raw_http2 import Connection, message
 
 from genssl.data.base import StoredImage, raw_image
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.serving.rejections import read_refusal
-
-sys.path.insert(0, str(Path(__file__).parent))
-from raw_http2 import Connection, message
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

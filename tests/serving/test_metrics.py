@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from wired import wired
 
 from genssl import __version__
 from genssl.config.server import MetricsConfig
@@ -28,9 +27,6 @@ from genssl.serving.reread import keep_rereading
 from genssl.serving.statistics import Statistics
 from genssl.serving.write_through import WriteThrough
 from genssl.variants.store import VariantStore
-
-sys.path.insert(0, str(Path(__file__).parent))
-from wired import wired
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from genssl.variants.engine import VariantEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 PROTO = ROOT / "proto" / "genssl" / "generation" / "v1" / "generation.proto"
-CLIENT = Path(__file__).parent / "node_client"
+CLIENT = Path(__file__).parents[1] / "helpers" / "node_client"
 
 
 @pytest.fixture

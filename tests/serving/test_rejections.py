@@ -8,17 +8,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import grpc
 import pytest
+from wired import SECRET, wired
 
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.serving.rejections import Refusal, read_refusal
-
-sys.path.insert(0, str(Path(__file__).parent))
-from wired import SECRET, wired
 
 
 @pytest.fixture(scope="module")

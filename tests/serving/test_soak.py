@@ -12,7 +12,7 @@ from statistics import median
 
 import pytest
 
-CLIENT = Path(__file__).with_name("soak_client.py")
+CLIENT = Path(__file__).parents[1] / "helpers" / "soak_client.py"
 CLIENTS = 8
 MINUTE = 60.0
 WARM_UP, WATCHED = 5 * MINUTE, 5 * MINUTE

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
+from bare import GREY, bare_server, stopped
 
 from genssl import AsyncVariantClient, VariantClient
 from genssl.data.base import raw_image
@@ -19,9 +18,6 @@ from genssl.serving import sync_client
 from genssl.serving.targets import FIRST_AVOIDANCE, RECIPE_ADVICE, SILENT_SECONDS, Target, state_of
 from genssl.variants import background
 from genssl.variants.source import VariantRequest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from bare import GREY, bare_server, stopped
 
 
 @contextmanager

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from painted import Serving, serving
 
 from genssl.generation.v1 import generation_pb2 as pb
-
-sys.path.insert(0, str(Path(__file__).parent))
-from painted import Serving, serving
 
 A, B = "a" * 32, "b" * 32
 ROWS = 64

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean, stdev
 
 import numpy as np
 import pytest
+from browser import Browser, missing_browser
 from PIL import Image
 
 from genssl.studies.report import write_report
@@ -24,9 +24,6 @@ from genssl.studies.summary import (
     StoreCost,
     Summary,
 )
-
-sys.path.insert(0, str(Path(__file__).parent))
-from browser import Browser, missing_browser
 
 METRICS = ["linear_probe/top1", "knn/top1", "linear_probe/top1@10"]
 SEEDS = [0, 1, 2]

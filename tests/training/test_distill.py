@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from miniatures import FLOW, judge_little, problems, quiet, recipe
 
 from genssl.config.flow_recipe import DistillationConfig
 from genssl.errors import ConfigError, GeneratorError, RequestRefusedError, UserError
@@ -19,9 +19,6 @@ from genssl.generators.sampling import decode, row_noise
 from genssl.training.distill import _Consistency, _Teacher, _Trajectory
 from genssl.training.generator import train_generator
 from genssl.training.rows import Draws
-
-sys.path.insert(0, str(Path(__file__).parent))
-from miniatures import FLOW, judge_little, problems, quiet, recipe
 
 CPU = torch.device("cpu")
 STUDENT = """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import socket
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models.resnet import Bottleneck
+from trained_networks import lived_in
 
 from genssl.backbones.configs import (
     ResNet10Config,
@@ -33,9 +33,6 @@ from genssl.config.recipe import Recipe
 from genssl.errors import ConfigError, GeneratorError
 from genssl.training.encoders import EncoderError, LoadedEncoder, load_encoder
 from genssl.training.files import save_encoder
-
-sys.path.insert(0, str(Path(__file__).parent))
-from trained_networks import lived_in
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

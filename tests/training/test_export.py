@@ -15,6 +15,7 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 from torch import nn
+from trained_networks import lived_in
 
 from genssl.backbones.configs import ResNet10Config, ResNet18Config, ResNet50Config, ViTTinyConfig
 from genssl.backbones.resnet import build_resnet
@@ -24,9 +25,6 @@ from genssl.generators.conditioner import save_encoder
 from genssl.training import export
 from genssl.training.encoders import LoadedEncoder, load_encoder
 from genssl.training.export import ExportError, export_encoder
-
-sys.path.insert(0, str(Path(__file__).parent))
-from trained_networks import lived_in
 
 CPU = torch.device("cpu")
 

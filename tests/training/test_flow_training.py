@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from miniatures import judge_little, problems, quiet
+from miniatures import recipe as parsed
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -32,10 +34,6 @@ from genssl.training.progress import Progress
 from genssl.training.rows import Batches, Draws, Images
 from genssl.training.run import run
 from genssl.variants.engine import VariantEngine
-
-sys.path.insert(0, str(Path(__file__).parent))
-from miniatures import judge_little, problems, quiet
-from miniatures import recipe as parsed
 
 MINIATURE = """
 name: miniature

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from foreign_tools import CPU, assert_equal_features, images, loaded, namespace, shaken, state
 
 from genssl.backbones.configs import ResNet18Config, ViTSmallConfig, ViTTinyConfig
 from genssl.backbones.resnet import build_resnet
@@ -23,9 +24,6 @@ from genssl.backbones.vit import build_vit
 from genssl.config.encoder import encoder_block, parse_encoder
 from genssl.errors import ConfigError
 from genssl.training.encoders import EncoderError, load_encoder, told_of
-
-sys.path.insert(0, str(Path(__file__).parent))
-from foreign_tools import CPU, assert_equal_features, images, loaded, namespace, shaken, state
 
 Weights = dict[str, torch.Tensor]
 SIZE, PATCH = 16, 4

@@ -16,12 +16,10 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from foreign_tools import CPU, assert_equal_features, images, loaded, namespace, shaken, state
 from torch import nn
 
 from genssl.training.encoders import EncoderError, load_encoder
-
-sys.path.insert(0, str(Path(__file__).parent))
-from foreign_tools import CPU, assert_equal_features, images, loaded, namespace, shaken, state
 
 
 def reference(folder: str, file: str) -> Any:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import json
 import signal
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import StableUnCLIPImg2ImgPipeline
+from miniatures import FLOW, ICGAN, UNCLIP, quiet
+from miniatures import recipe as parsed
 from PIL import Image
 from rich.console import Console
 from sklearn.datasets import load_sample_images
@@ -21,10 +21,6 @@ from genssl.errors import ConfigError, UserError
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.generators.stable_unclip import StableUnCLIP
 from genssl.training.generator import train_generator
-
-sys.path.insert(0, str(Path(__file__).parent))
-from miniatures import FLOW, ICGAN, UNCLIP, quiet
-from miniatures import recipe as parsed
 
 MINIATURE = """
 name: miniature

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import build_own_unclip, build_tiny_unclip
 
 from genssl.errors import GeneratorError, UserError
 from genssl.registry import GENERATORS
 from genssl.training.encoders import load_encoder
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "generators"))
-from tiny import build_own_unclip, build_tiny_unclip
 
 CPU = torch.device("cpu")
 

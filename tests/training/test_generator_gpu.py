@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from miniatures import FLOW, ICGAN, UNCLIP, judge_little, quiet, recipe
 from safetensors.torch import load_file
 
 from genssl.generators.opening import open_generator
 from genssl.registry import GENERATORS
 from genssl.training.generator import train_generator
-
-sys.path.insert(0, str(Path(__file__).parent))
-from miniatures import FLOW, ICGAN, UNCLIP, judge_little, quiet, recipe
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from miniatures import quiet
+from miniatures import recipe as parsed
 
 from genssl.config.generator_recipe import GeneratorRecipe
 from genssl.data.load import hold_out
@@ -23,10 +23,6 @@ from genssl.training.generator_quality import EFFORTS, Effort
 from genssl.training.icgan import train_icgan
 from genssl.training.icgan_discriminator import Discriminator, diff_augment
 from genssl.training.rows import Draws, Images
-
-sys.path.insert(0, str(Path(__file__).parent))
-from miniatures import quiet
-from miniatures import recipe as parsed
 
 MINIATURE = f"""
 name: miniature

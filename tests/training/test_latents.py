@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from miniatures import FLOW, UNCLIP, judge_little, problems, quiet, recipe
 
 from genssl.errors import ConfigError, UserError
 from genssl.generators.configs import FlowConfig, StableUnCLIPConfig
@@ -18,9 +18,6 @@ from genssl.generators.locate import BUILTIN
 from genssl.generators.sampling import row_noise
 from genssl.generators.stable_unclip import StableUnCLIP
 from genssl.training.generator import train_generator
-
-sys.path.insert(0, str(Path(__file__).parent))
-from miniatures import FLOW, UNCLIP, judge_little, problems, quiet, recipe
 
 CPU = torch.device("cpu")
 TRAINED = "autoencoder: {block_out_channels: [8, 8], latent_channels: 2, epochs: 1}\n"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from miniatures import FLOW, ICGAN, UNCLIP, judge_little, problems, quiet, recipe
 from PIL import Image
 
 from genssl.config.generator_recipe import WatchConfig
@@ -19,9 +19,6 @@ from genssl.training.distributed import ALONE
 from genssl.training.fitting import Checkpoints
 from genssl.training.generator import train_generator
 from genssl.training.watching import Watch
-
-sys.path.insert(0, str(Path(__file__).parent))
-from miniatures import FLOW, ICGAN, UNCLIP, judge_little, problems, quiet, recipe
 
 HELD_OUT = "validation_fraction: 0.5\n"
 WATCHED = HELD_OUT + "monitor: {every_steps: 4, sources: 32}\n"

@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-
-sys.path.insert(0, str(Path(__file__).parent))
 from toys import SMALL, draw_views, make, part_of, without_batch_norm
 
 from genssl.methods.gather import gather
