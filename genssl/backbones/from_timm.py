@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from genssl.backbones.configs import TimmConfig
+from genssl.base.safetensors_file import read_tensors
 from genssl.errors import ConfigError
-from genssl.generators.safetensors_file import read_tensors
 
 
 def build_timm(config: TimmConfig) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from genssl.wording import counted
+from genssl.base.wording import counted
 
 
 def bench_server(

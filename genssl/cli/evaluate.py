@@ -140,8 +140,8 @@ def evaluate(
 
     from rich.console import Console
 
+    from genssl.base.devices import pick_device
     from genssl.cli.encoders import load_encoders
-    from genssl.runtime import pick_device
     from genssl.training.transfer import transfer
 
     where, console = pick_device(device), Console(highlight=False, markup=False)

@@ -9,6 +9,7 @@ from types import FrameType
 import typer
 
 from genssl import __version__
+from genssl.base.home import expand_home
 from genssl.cli import (
     bench_server,
     compare,
@@ -32,7 +33,6 @@ from genssl.cli import (
     validate,
 )
 from genssl.cli.group import Group
-from genssl.config.home import expand_home
 from genssl.errors import UserError
 
 app = typer.Typer(

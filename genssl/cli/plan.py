@@ -69,11 +69,11 @@ def plan(
     """
     import math
 
+    from genssl.base.wording import counted
     from genssl.config.load import load
     from genssl.config.recipe import Recipe
     from genssl.errors import UserError
     from genssl.training import cost_plan
-    from genssl.wording import counted
 
     loaded = load(Recipe, recipe, overrides or [])
     if from_run is not None:

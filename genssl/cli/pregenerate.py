@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from genssl.base.wording import counted
 from genssl.cli.options import Overrides, RecipeArgument
-from genssl.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console

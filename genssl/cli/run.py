@@ -46,7 +46,7 @@ def run(
     if resume is not None and recipe is not None and "=" in recipe.name and not recipe.exists():
         recipe, settings = None, [str(recipe), *settings]  # typer takes the first setting for the recipe
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun started several of this
-        from genssl.training.distributed import joined
+        from genssl.base.ranks import joined
 
         with joined() as ranks:
             loaded, given = _what_and_where(recipe, settings, out, resume)

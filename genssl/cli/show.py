@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from genssl.base.wording import counted
 from genssl.cli.options import Overrides, RecipeArgument
-from genssl.wording import counted
 
 if TYPE_CHECKING:
     from genssl.config.recipe import Recipe

@@ -71,12 +71,12 @@ def similarity(
 
     from rich.console import Console
 
+    from genssl.base.devices import pick_device
     from genssl.cli.encoders import load_encoders
     from genssl.evaluators.base import FrozenEncoder
     from genssl.evaluators.cka_matrix import cka_matrix
     from genssl.evaluators.compare_encoders import compare_encoders
     from genssl.evaluators.rankme import drawn_rows
-    from genssl.runtime import pick_device
 
     where, console = pick_device(device), Console(highlight=False)
     pair = load_encoders((first, second), where, console, download=download)
@@ -154,8 +154,8 @@ def _write(out: Path, pair: list[LoadedEncoder], found: Similarity, matrix: Any,
     import math
     from dataclasses import asdict
 
+    from genssl.base.files import write_atomically, write_json
     from genssl.evaluators.cka_picture import draw_cka_matrix
-    from genssl.training.files import write_atomically, write_json
 
     out.mkdir(parents=True, exist_ok=True)
     figure = draw_cka_matrix(matrix, pair[0].name, pair[1].name)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genssl.wording import counted
+from genssl.base.wording import counted
 
 if TYPE_CHECKING:
     from rich.table import Table

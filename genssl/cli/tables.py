@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
+from genssl.base.wording import counted
 from genssl.config.summary import RunGroup, mean_and_interval
 from genssl.evaluators.units import is_detail, shown, unit_of
-from genssl.wording import counted
 
 
 def results_table(results: dict[str, Any]) -> Table:

@@ -11,8 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from genssl.base.wording import counted
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.wording import counted
 
 WINDOW_SECONDS = 10.0  # rates over a single interval would jump with every batch
 MOST_CLIENTS = 15

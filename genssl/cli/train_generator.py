@@ -35,7 +35,7 @@ def train_generator(
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if ranks > 1:  # torchrun started several of this
-        from genssl.training.distributed import joined
+        from genssl.base.ranks import joined
 
         again = "start the same command again, and it goes on where it was saved last"
         with joined(again) as all_ranks, Path(os.devnull).open("w") as nowhere:  # the first rank speaks for all

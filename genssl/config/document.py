@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from genssl.base.wording import counted
 from genssl.config.yaml_nodes import MAX_CHARACTERS, MAX_DEPTH, LimitError, compose
 from genssl.errors import LONGEST_NAME, ConfigError, suggest
-from genssl.wording import counted
 
 KeyPath = tuple[str | int, ...]
 

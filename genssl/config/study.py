@@ -10,12 +10,12 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from genssl.base.wording import counted
 from genssl.config.base import Section
 from genssl.config.document import Document, apply_override, apply_setting, read_document
 from genssl.config.load import validate
 from genssl.config.recipe import Recipe
 from genssl.errors import ConfigError, suggest
-from genssl.wording import counted
 
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]

@@ -106,7 +106,7 @@ class FileDataset:
         return DataError(f"{self._paths[row]}: {what}; {advice}")
 
     def _leave_out_corrupt(self, root: Path) -> None:
-        from genssl.runtime import usable_cores  # has torch in its train, which decoding workers need not load
+        from genssl.base.devices import usable_cores  # has torch in its train, which decoding workers need not load
 
         rows = range(len(self._paths))
         good: list[int] = []

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from genssl.base.wording import counted
 from genssl.config.base import ComponentConfig
 from genssl.data.base import ImageDataset, Split, StoredImage, UInt8Array
 from genssl.data.folder import by_suffix
 from genssl.errors import DataError
 from genssl.registry import DATASETS
-from genssl.wording import counted
 
 
 def load_dataset(config: ComponentConfig, split: Split) -> ImageDataset:

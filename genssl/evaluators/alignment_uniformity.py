@@ -9,11 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from genssl.base.devices import stream
 from genssl.data.base import UInt8Array
 from genssl.evaluators.base import EvaluationData, FrozenEncoder, as_float
 from genssl.evaluators.configs import AlignmentUniformityConfig
 from genssl.evaluators.rankme import drawn_rows, require_two
-from genssl.runtime import stream
 from genssl.views.augment import Augment
 
 IMAGES = 256  # encoded, and asked of the generator, at a time

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from genssl.base.devices import usable_cores
+from genssl.base.wording import counted
 from genssl.data.base import ImageDataset, UInt8Array, pixels_of
 from genssl.errors import DataError, NoLabelsError, UserError
-from genssl.runtime import usable_cores
-from genssl.wording import counted
 
 BATCH = 512
 BATCH_PIXELS = BATCH * 96 * 96  # of larger images a batch has fewer, so that activations do not grow with the image
@@ -87,7 +87,7 @@ class EvaluationData:
 
 
 class Sharing(Protocol):
-    """The processes that an evaluator may share its work among; `genssl.training.distributed.Ranks` are some."""
+    """The processes that an evaluator may share its work among; `genssl.base.ranks.Ranks` are some."""
 
     @property
     def rank(self) -> int:

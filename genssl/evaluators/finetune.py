@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from genssl.base.devices import seeded_initialisation, stream
 from genssl.data.base import ImageDataset
 from genssl.errors import UserError
 from genssl.evaluators.base import EvaluationData, FrozenEncoder, as_float
 from genssl.evaluators.configs import FinetuneConfig
-from genssl.runtime import seeded_initialisation, stream
 from genssl.views.augment import Augment
 from genssl.views.read import augmented
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from genssl.runtime import stream
+from genssl.base.devices import stream
 
 MOMENTUM = 0.9
 CHUNK = 2**16  # features at a time

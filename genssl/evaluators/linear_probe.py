@@ -14,12 +14,12 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from genssl.base.devices import stream
 from genssl.data.base import ImageDataset
 from genssl.errors import DataError, UserError
 from genssl.evaluators.base import EvaluationData, Features, FrozenEncoder
 from genssl.evaluators.configs import LinearProbeConfig
 from genssl.evaluators.linear_heads import LinearHeads, standardisation
-from genssl.runtime import stream
 from genssl.views.augment import Augment
 from genssl.views.read import augmented
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from genssl.base.devices import stream
 from genssl.data.base import ImageDataset
 from genssl.errors import DataError
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
 from genssl.evaluators.configs import RankMeConfig
-from genssl.runtime import stream
 
 EPSILON = 1e-7
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from genssl.base.devices import stream
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
 from genssl.evaluators.configs import RobustnessConfig
 from genssl.evaluators.corruptions import CORRUPTIONS, FAMILIES, SEVERITIES, corrupt
 from genssl.evaluators.linear_probe import fit_linear_probe
-from genssl.runtime import stream
 
 IMAGES = 256  # corrupted and encoded at a time
 

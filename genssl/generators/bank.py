@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 
+from genssl.base.safetensors_file import read_tensors, write_tensors
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import decode
 from genssl.data.load import load_dataset
 from genssl.errors import GeneratorError
 from genssl.generators.bank_config import BankConfig
-from genssl.generators.safetensors_file import read_tensors, write_tensors
 
 FORMAT = "genssl-bank/1"
 BATCH = 64

@@ -1,6 +1,6 @@
 """The conditioner of the generators trained by genssl: a frozen self-supervised encoder from a generator's folder.
 
-`encoder.safetensors` has the format of a run directory (`genssl.training.files.save_encoder`): the backbone's weights,
+`encoder.safetensors` has the format of a run directory (`genssl.base.files.save_encoder`): the backbone's weights,
 and in the metadata the config that rebuilds it. One key more, `image_size`, says what the encoder is shown.
 """
 
@@ -16,14 +16,14 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import nn
 
+from genssl.base.devices import seeded_initialisation
+from genssl.base.safetensors_file import read_tensors, write_tensors
 from genssl.config.base import ComponentConfig
 from genssl.data.base import UInt8Array
 from genssl.data.decode import resize_and_crop
 from genssl.errors import GeneratorError, UserError
 from genssl.generators.finite import check_weights
-from genssl.generators.safetensors_file import read_tensors, write_tensors
 from genssl.registry import BACKBONES
-from genssl.runtime import seeded_initialisation
 
 FORMAT = "genssl-encoder/1"
 FILE = "encoder.safetensors"

@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from genssl.generators.safetensors_file import DIGEST, header_bytes
+from genssl.base.safetensors_file import DIGEST, header_bytes
 
 # Read from disk by people. Of a card the models read the licence, on which no image depends, and whether genssl trained
 # them, from which their rule of preprocessing follows: the rule itself is among the facts.

@@ -17,6 +17,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
 
+from genssl.base.safetensors_file import read_tensors
 from genssl.data.base import UInt8Array
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Alive, GeneratorSpec, Parameters
@@ -27,7 +28,6 @@ from genssl.generators.fingerprint import fingerprint_file, fingerprint_model, n
 from genssl.generators.finite import check_weights
 from genssl.generators.loading import load_network
 from genssl.generators.locate import OWN, find_trained, read_json
-from genssl.generators.safetensors_file import read_tensors
 from genssl.generators.sampling import decode, denoise, guidance_column, guide, row_noise, spread
 
 SAMPLER_VERSION = "flow/1"

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import nn
 
+from genssl.base.safetensors_file import read_tensors
 from genssl.data.base import UInt8Array
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.base import Alive, GeneratorSpec, Parameters
@@ -30,7 +31,6 @@ from genssl.generators.icgan_features import FILE as FEATURES
 from genssl.generators.icgan_features import ResNetFeatures
 from genssl.generators.icgan_networks import Architecture, GeneratorNetwork
 from genssl.generators.locate import OWN, find_trained, read_json
-from genssl.generators.safetensors_file import read_tensors
 
 SAMPLER_VERSION = "icgan/1"
 CLASS = "GensslICGAN"

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 from genssl import __version__
+from genssl.base.safetensors_file import write_tensors
 from genssl.errors import UserError
 from genssl.generators.icgan import CLASS, FORMAT, WEIGHTS
 from genssl.generators.icgan_features import FILE as FEATURES
 from genssl.generators.icgan_features import Preprocess
 from genssl.generators.icgan_networks import Architecture
 from genssl.generators.icgan_official import convert_features, convert_generator, read_tensors
-from genssl.generators.safetensors_file import write_tensors
 
 LICENCE = "CC-BY-NC-4.0"
 

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 
 from genssl.backbones.configs import ResNet50Config
 from genssl.backbones.resnet import build_resnet
+from genssl.base import safetensors_file
 from genssl.errors import GeneratorError
-from genssl.generators import safetensors_file
 from genssl.generators.finite import check_weights, is_finite
 from genssl.generators.icgan_networks import Architecture, GeneratorNetwork
 

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_logging
 
+from genssl.base import safetensors_file
 from genssl.errors import GeneratorError
-from genssl.generators import safetensors_file
 from genssl.generators.fingerprint import Fact, find_weights, fingerprint_model, network_files, tokenizer_files
 from genssl.generators.finite import check_weights
 from genssl.generators.locate import DIFFUSERS, find_network, read_json

@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from genssl.base.devices import seeded_initialisation
 from genssl.config.base import ComponentConfig
 from genssl.data.base import UInt8Array
 from genssl.data.decode import decode, resize_and_crop
@@ -27,7 +28,6 @@ from genssl.generators.finite import check_weights
 from genssl.generators.locate import BUILTIN, DIFFUSERS
 from genssl.generators.preprocessing import Preprocessing
 from genssl.registry import BACKBONES
-from genssl.runtime import seeded_initialisation
 
 SAMPLER_VERSION = "retrieval/1"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from genssl.base.gather import mean_over_ranks
 from genssl.methods.base import StepOutput, Views
 from genssl.methods.configs import DINOConfig
-from genssl.methods.gather import mean_over_ranks
 from genssl.methods.losses import dino
 from genssl.methods.momentum import cosine_momentum, follow, momentum_copy
 from genssl.methods.pairs import forward_views

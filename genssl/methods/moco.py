@@ -20,9 +20,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from genssl.base.gather import gather
 from genssl.methods.base import StepOutput, Views
 from genssl.methods.configs import MoCoConfig
-from genssl.methods.gather import gather
 from genssl.methods.heads import mlp
 from genssl.methods.losses import info_nce
 from genssl.methods.momentum import cosine_momentum, follow, momentum_copy

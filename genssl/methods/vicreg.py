@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from genssl.base.gather import gather, gather_weights
 from genssl.methods.base import StepOutput, Views
 from genssl.methods.configs import VICRegConfig
-from genssl.methods.gather import gather, gather_weights
 from genssl.methods.heads import mlp
 from genssl.methods.losses import vicreg
 from genssl.methods.pairs import forward_views, pair_and_generated, whole_views

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from genssl.base.devices import pick_device
 from genssl.data.base import StoredImage, raw_image
 from genssl.errors import UserError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.base import Parameters
 from genssl.registry import GENERATORS
-from genssl.runtime import pick_device
 from genssl.serving.client import AsyncVariantClient
 from genssl.serving.targets import ClientTLS
 from genssl.variants.engine import VariantEngine

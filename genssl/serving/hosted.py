@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from genssl.base.wording import counted
 from genssl.config.server import ServerFile
 from genssl.data.base import UInt8Array
 from genssl.errors import RequestRefusedError
@@ -27,7 +28,6 @@ from genssl.serving.write_through import WriteThrough
 from genssl.variants.engine import Row, Settings, VariantEngine
 from genssl.variants.key import VariantKey
 from genssl.variants.memory import MemoryCache
-from genssl.wording import counted
 
 log = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ from typing import Literal
 
 import numpy as np
 
+from genssl.base.wording import counted
 from genssl.data.base import RAW, StoredImage, UInt8Array
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.serving.targets import Target
 from genssl.variants.ledger import Origin
 from genssl.variants.source import VariantRequest
-from genssl.wording import counted
 
 Received = tuple[UInt8Array, Origin]
 Priority = Literal["interactive", "training", "bulk"]

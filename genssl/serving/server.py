@@ -19,13 +19,13 @@ import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from genssl.base.devices import pick_device, set_threads
 from genssl.config.base import ComponentConfig
 from genssl.config.server import ServerFile, generator_id
 from genssl.errors import GeneratorError, UserError
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.generators.opening import open_generator
 from genssl.registry import GENERATORS
-from genssl.runtime import pick_device, set_threads
 from genssl.serving.admission import Admission
 from genssl.serving.auth import TokenInterceptor, Tokens
 from genssl.serving.batcher import Batcher

@@ -14,6 +14,7 @@ from typing import Literal, NoReturn
 import grpc
 
 from genssl import __version__
+from genssl.base.wording import counted
 from genssl.config.server import ServerFile
 from genssl.errors import RequestRefusedError, suggest
 from genssl.generation.v1 import generation_pb2 as pb
@@ -29,7 +30,6 @@ from genssl.serving.rejections import refuse
 from genssl.serving.schedule import BatchKey, Priority
 from genssl.serving.statistics import CLIENT_ID_CHARACTERS, Origin, Reason, Statistics
 from genssl.variants.engine import Settings
-from genssl.wording import counted
 
 log = logging.getLogger(__name__)
 

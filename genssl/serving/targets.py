@@ -13,8 +13,8 @@ from typing import Protocol
 
 import grpc
 
+from genssl.base.home import expand_home
 from genssl.config.address import check_target_address, is_local
-from genssl.config.home import expand_home
 from genssl.errors import RequestRefusedError, ServerUnavailableError, UserError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc

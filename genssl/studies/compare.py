@@ -12,12 +12,14 @@ from typing import Protocol
 
 from safetensors import SafetensorError
 
+from genssl.base.files import write_atomically
+from genssl.base.lock import provisional
+from genssl.base.safetensors_file import read_tensors
 from genssl.config.document import read_document
 from genssl.config.dump import to_yaml
 from genssl.config.recipe import Recipe
 from genssl.config.study import STORE_OF_STUDY, LoadedArm, LoadedStudy
 from genssl.errors import ConfigError, UserError
-from genssl.generators.safetensors_file import read_tensors
 from genssl.studies.paper import look_up
 from genssl.studies.report import write_report
 from genssl.studies.stores import StudyStores
@@ -35,8 +37,6 @@ from genssl.studies.takeover import (
     run_folder,
     set_aside,
 )
-from genssl.training.files import write_atomically
-from genssl.training.lock import provisional
 from genssl.training.progress import Progress
 from genssl.training.run import run
 from genssl.training.run_directory import read_results

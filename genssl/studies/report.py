@@ -16,13 +16,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from ruamel.yaml import YAML
 
+from genssl.base.files import write_atomically
 from genssl.evaluators.units import unit_of
 from genssl.studies import table
 from genssl.studies.figures import drawings
 from genssl.studies.sheet import DARK, LIGHT, Drawing
 from genssl.studies.summary import ArmSummary, Control, Cost, Summary
 from genssl.studies.verdict import apart
-from genssl.training.files import write_atomically
 from genssl.training.report import LEDGER_WORDS
 
 COST_WORDS = {

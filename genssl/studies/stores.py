@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from genssl.base.files import write_json
+from genssl.base.wording import counted
 from genssl.config.recipe import Recipe
 from genssl.config.study import LoadedArm
 from genssl.studies.summary import StoreCost
-from genssl.training.files import write_json
 from genssl.training.pregenerate import Pregenerated, pregenerate
 from genssl.training.stores import generator_block
-from genssl.wording import counted
 
 COSTS = "stores.json"
 FILLED_TO = "filled_to"

@@ -6,9 +6,9 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
+from genssl.base.files import write_atomically
 from genssl.evaluators.units import unit_of
 from genssl.studies.summary import ArmSummary, Cost, Estimate, Summary
-from genssl.training.files import write_atomically
 
 MINUS = "\N{MINUS SIGN}"
 ONE_SEED = "no interval (one seed)"

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from genssl.base.files import write_json
 from genssl.config.comparable import deciding, differences
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
 from genssl.studies.stores import StudyStores
 from genssl.training.checkpoint import LATEST
-from genssl.training.files import write_json
 
 RUNS = "runs"
 ENCODER = "encoder.safetensors"

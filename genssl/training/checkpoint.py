@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from genssl.base.saved_state import DamagedError, read_state, write_state
 from genssl.errors import UserError
-from genssl.training.saved_state import DamagedError, read_state, write_state
 from genssl.variants.ledger import Ledger
 
 LATEST, BEST, OLDER = "checkpoint.pt", "checkpoint-best.pt", "checkpoint-*.pt"

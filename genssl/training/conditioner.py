@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from genssl.base.devices import seeded_initialisation
+from genssl.base.ranks import Ranks
 from genssl.config.base import ComponentConfig
 from genssl.config.conditioner_recipe import ConditionerConfig
 from genssl.errors import GeneratorError, UserError
@@ -15,8 +17,6 @@ from genssl.methods.base import Views
 from genssl.methods.configs import SimCLRConfig
 from genssl.methods.simclr import SimCLR
 from genssl.registry import BACKBONES
-from genssl.runtime import seeded_initialisation
-from genssl.training.distributed import Ranks
 from genssl.training.fitting import Loop, fit
 from genssl.training.rows import Batches, Draws, Images
 from genssl.views.augment import Augment

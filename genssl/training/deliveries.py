@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from genssl.base.ranks import ALONE, Ranks
+from genssl.base.wording import counted
 from genssl.config.recipe import Recipe, VariantsConfig
 from genssl.data.base import ImageDataset
 from genssl.errors import UserError
-from genssl.training.distributed import ALONE, Ranks
 from genssl.training.progress import Progress
 from genssl.training.provenance import dataset_digest
 from genssl.training.sources import OpenSource
@@ -20,7 +21,6 @@ from genssl.variants.ledger import Ledger, Origin
 from genssl.variants.plan import REAL, StepPlan, ViewPlan
 from genssl.variants.source import Delivery, VariantSource
 from genssl.views.compose import requests_of
-from genssl.wording import counted
 
 ONLINE_FRACTION = 0.5  # of fresh variants, below which a run is not simply called online
 

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from genssl.base.devices import seeded_initialisation
 from genssl.config.flow_recipe import DistillationConfig, FlowRecipe
 from genssl.generators.flow import build_network, latent_shape, velocity
 from genssl.generators.sampling import guide
-from genssl.runtime import seeded_initialisation
 from genssl.training.fitting import Loop, average_into, fit
 from genssl.training.flow_material import Material
 from genssl.training.rows import Batches, Draws

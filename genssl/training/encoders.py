@@ -19,6 +19,8 @@ from torch import nn
 
 from genssl.backbones.configs import TimmConfig
 from genssl.backbones.from_timm import build_timm
+from genssl.base.devices import seeded_initialisation
+from genssl.base.safetensors_file import read_tensors
 from genssl.config.base import ComponentConfig
 from genssl.config.encoder import EncoderConfig, Normalization, encoder_block, parse_encoder
 from genssl.config.load import load
@@ -27,8 +29,6 @@ from genssl.data.load import load_dataset
 from genssl.errors import suggest
 from genssl.generators.conditioner import FILE, FORMAT
 from genssl.generators.conditioner import load_encoder as load_own
-from genssl.generators.safetensors_file import read_tensors
-from genssl.runtime import seeded_initialisation
 from genssl.training.foreign_checkpoints import EncoderError, read_checkpoint
 from genssl.training.foreign_networks import foreign_backbone
 from genssl.training.generator_encoders import is_generator, load_conditioner

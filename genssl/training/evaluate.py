@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from genssl.base.ranks import ALONE, Ranks
 from genssl.config.base import ComponentConfig
 from genssl.data.load import labels_note
 from genssl.errors import NoLabelsError
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
 from genssl.registry import EVALUATORS
-from genssl.training.distributed import ALONE, Ranks
 
 
 def check(configs: Sequence[ComponentConfig], data: EvaluationData) -> None:

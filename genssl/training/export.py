@@ -13,15 +13,15 @@ from torch import nn
 
 from genssl.backbones.configs import ResNetConfig, TimmConfig, ViTConfig
 from genssl.backbones.resnet import LAYERS
+from genssl.base.devices import seeded_initialisation, stream
+from genssl.base.files import write_atomically
+from genssl.base.safetensors_file import read_tensors, write_tensors
 from genssl.config.base import ComponentConfig
 from genssl.errors import UserError
 from genssl.generators.conditioner import FORMAT
 from genssl.generators.conditioner import load_encoder as load_own
-from genssl.generators.safetensors_file import read_tensors, write_tensors
 from genssl.registry import BACKBONES
-from genssl.runtime import seeded_initialisation, stream
 from genssl.training.encoders import LoadedEncoder
-from genssl.training.files import write_atomically
 
 Format = Literal["torchvision", "timm", "safetensors", "onnx"]
 FORMATS: tuple[Format, ...] = ("torchvision", "timm", "safetensors", "onnx")

@@ -18,13 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from genssl.base.batch_norm import synchronise_batch_norm
+from genssl.base.ranks import ALONE, Ranks
+from genssl.base.saved_state import DamagedError, read_state, write_state
 from genssl.config.base import Section
 from genssl.config.generator_recipe import GeneratorRecipe
 from genssl.errors import UserError
-from genssl.training.cross_rank_norm import synchronise_batch_norm
-from genssl.training.distributed import ALONE, Ranks
 from genssl.training.rows import Batches, Images
-from genssl.training.saved_state import DamagedError, read_state, write_state
 from genssl.training.stopping import Stopped
 from genssl.training.update import DTYPES
 from genssl.training.watching import Publish, Watch

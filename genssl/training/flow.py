@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from genssl.base.devices import seeded_initialisation
+from genssl.base.ranks import Ranks
+from genssl.base.safetensors_file import write_tensors
 from genssl.config.flow_recipe import FlowRecipe
 from genssl.data.base import ImageDataset
 from genssl.errors import ConfigError, GeneratorError, UserError
@@ -30,8 +33,6 @@ from genssl.generators.flow import (
 )
 from genssl.generators.loading import quiet_libraries
 from genssl.generators.locate import find_trained
-from genssl.generators.safetensors_file import write_tensors
-from genssl.runtime import seeded_initialisation
 from genssl.training.autoencoder import (
     Latents,
     autoencoder_batches,
@@ -48,7 +49,6 @@ from genssl.training.conditioner import (
     nearest_neighbours,
 )
 from genssl.training.distill import distil
-from genssl.training.distributed import Ranks
 from genssl.training.fitting import Loop, average_into, batch_problems, channel_problems, fit
 from genssl.training.flow_material import Material
 from genssl.training.rows import Batches, Draws, Images

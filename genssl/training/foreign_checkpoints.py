@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from genssl.base.saved_state import DamagedError, check_digest
 from genssl.errors import UserError
-from genssl.training.saved_state import DamagedError, check_digest
 
 Tensors = dict[str, torch.Tensor]
 NAMES = ("arch", "architecture", "model_name", "model")  # under which tools keep a network's name, as text

@@ -25,10 +25,10 @@ from torch import nn
 
 from genssl.backbones.configs import ResNetConfig, ViTConfig
 from genssl.backbones.vit import HEAD_CHANNELS
+from genssl.base.devices import seeded_initialisation
 from genssl.config.base import ComponentConfig
 from genssl.config.encoder import EncoderConfig, encoder_block
 from genssl.registry import BACKBONES
-from genssl.runtime import seeded_initialisation
 from genssl.training.foreign_checkpoints import EncoderError, Tensors
 from genssl.training.foreign_layouts import (
     MOCO_V3_HEADS,

@@ -16,6 +16,10 @@ import torch
 from rich.console import Console
 
 from genssl import __version__
+from genssl.base.devices import pick_device, set_threads
+from genssl.base.files import write_atomically, write_json
+from genssl.base.lock import claim
+from genssl.base.ranks import ranks_now
 from genssl.config.flow_recipe import FlowRecipe
 from genssl.config.generator_recipe import FAMILIES, GeneratorRecipe
 from genssl.data.base import ImageDataset
@@ -25,12 +29,8 @@ from genssl.generators.base import Generator
 from genssl.generators.configs import FlowConfig, GeneratorConfig
 from genssl.generators.opening import open_generator
 from genssl.registry import GENERATORS
-from genssl.runtime import pick_device, set_threads
-from genssl.training.distributed import ranks_now
-from genssl.training.files import write_atomically, write_json
 from genssl.training.fitting import CHECKPOINT, Checkpoints, DivergedError, Loop, fit_batches
 from genssl.training.generator_quality import NOISES, Sweep, cell, columns, measure
-from genssl.training.lock import claim
 from genssl.training.provenance import dataset_digest
 from genssl.training.stage_progress import StageProgress
 from genssl.training.stopping import Stopped, StopSignals

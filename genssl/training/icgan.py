@@ -18,6 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from genssl.base.batch_norm import synchronise_batch_norm
+from genssl.base.devices import seeded_initialisation
+from genssl.base.ranks import Ranks
+from genssl.base.safetensors_file import write_tensors
 from genssl.config.icgan_recipe import ICGANRecipe
 from genssl.data.base import ImageDataset
 from genssl.errors import ConfigError
@@ -25,8 +29,6 @@ from genssl.generators.conditioner import FILE
 from genssl.generators.configs import ICGANConfig
 from genssl.generators.icgan import CLASS, FORMAT, WEIGHTS
 from genssl.generators.icgan_networks import Architecture, GeneratorNetwork
-from genssl.generators.safetensors_file import write_tensors
-from genssl.runtime import seeded_initialisation
 from genssl.training.conditioner import (
     conditioner_batches,
     conditioner_problems,
@@ -34,8 +36,6 @@ from genssl.training.conditioner import (
     make_conditioner,
     nearest_neighbours,
 )
-from genssl.training.cross_rank_norm import synchronise_batch_norm
-from genssl.training.distributed import Ranks
 from genssl.training.fitting import Loop, average_into, batch_problems, check_finite, warm_cosine
 from genssl.training.icgan_discriminator import Discriminator, diff_augment
 from genssl.training.rows import Draws, Images

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Protocol, TextIO
 
+from genssl.base.files import write_atomically
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
-from genssl.training.files import write_atomically
 from genssl.training.resume import cut_back
 
 Row = dict[str, Any]

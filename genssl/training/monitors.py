@@ -10,12 +10,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from genssl.base.devices import stream
+from genssl.base.ranks import ALONE, Ranks
 from genssl.config.recipe import MonitorConfig, Recipe
 from genssl.data.base import ImageDataset
 from genssl.errors import ConfigError
 from genssl.evaluators.knn import merge_nearest, nearest, vote
-from genssl.runtime import stream
-from genssl.training.distributed import ALONE, Ranks
 
 SPREAD, RANK, KNN = "representation_std", "effective_rank", "knn_top1"
 LEAST_SPREAD, LEAST_RANK = 0.05, 2.0  # below either, no image or hardly any can be told from another

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from genssl.base.files import write_atomically
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import decode
@@ -20,7 +21,6 @@ from genssl.errors import RequestRefusedError, UserError
 from genssl.generators.base import Parameters
 from genssl.generators.configs import ADAPTIVE, ADAPTS
 from genssl.generators.variation import ADAPTIVE_NAME, MAX, merge
-from genssl.training.files import write_atomically
 from genssl.training.samples import sources_and_views, variant_indices
 from genssl.variants.engine import Row, Settings, VariantEngine
 from genssl.variants.plan import ViewPlan

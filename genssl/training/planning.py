@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from genssl.base.ranks import ALONE, Ranks
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset
 from genssl.serving.remote import RemoteSource
-from genssl.training.distributed import ALONE, Ranks
 from genssl.training.refresh import Refresher
 from genssl.variants.depth import PrefetchDepth, bytes_per_step
 from genssl.variants.ledger import Ledger

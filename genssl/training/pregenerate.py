@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from genssl.base.devices import pick_device, set_threads, usable_cores
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset
 from genssl.data.load import left_out_note
 from genssl.errors import UserError
-from genssl.runtime import pick_device, set_threads, usable_cores
 from genssl.serving.embedded import EmbeddedServer
 from genssl.training.shared_server import server_file, server_threads
 from genssl.training.sources import OpenSource, add_store, open_in_process, open_remote

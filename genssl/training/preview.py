@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from genssl.base.devices import pick_device, set_threads
 from genssl.config.recipe import Recipe
 from genssl.data.load import left_out_note
 from genssl.errors import UserError
 from genssl.generators.suitability import small_variants
-from genssl.runtime import pick_device, set_threads
 from genssl.training.generated_variants import load_engine
 from genssl.training.parameter_grid import draw_parameters, parse_vary
 from genssl.training.planning import view_plan

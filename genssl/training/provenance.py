@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from genssl import __version__
+from genssl.base.devices import usable_cores
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset
 from genssl.data.folder import by_suffix
 from genssl.data.load import unread_of
-from genssl.runtime import usable_cores
 
 DIGESTED = 10_000
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "numpy", "scikit-learn", "grpcio", "protobuf")

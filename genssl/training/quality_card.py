@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from sklearn.svm import SVC
 
 from genssl import __version__
+from genssl.base.devices import pick_device, set_threads, stream
+from genssl.base.files import write_atomically, write_json
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import resize_and_crop
@@ -33,8 +35,6 @@ from genssl.evaluators.semantic_consistency import retrieved
 from genssl.evaluators.vendi import vendi_score
 from genssl.generators.base import Parameters
 from genssl.generators.opening import open_generator
-from genssl.runtime import pick_device, set_threads, stream
-from genssl.training.files import write_atomically, write_json
 from genssl.training.generator_quality import Array, distance_within, embedded, generated, label_judge, sweep_of
 from genssl.training.provenance import dataset_digest
 from genssl.training.quality_judges import Judge, load_judge

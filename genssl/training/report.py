@@ -14,11 +14,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from genssl.base.files import write_atomically
+from genssl.base.wording import counted
 from genssl.config.recipe import Recipe
 from genssl.evaluators.units import difference_shown, is_detail, shown, unit_of
 from genssl.training.baseline import Baseline, find_baseline
-from genssl.training.files import write_atomically
-from genssl.wording import counted
 
 LEDGER_WORDS = {
     "variants_generated": "views made of a variant that was generated for them",

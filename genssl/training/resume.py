@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
+from genssl.base.files import write_atomically
+from genssl.base.ranks import Ranks
 from genssl.config.comparable import differences
 from genssl.config.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset
 from genssl.errors import UserError
-from genssl.training.distributed import Ranks
-from genssl.training.files import write_atomically
 from genssl.training.provenance import dataset_digest
 from genssl.training.run_directory import AS_BEGUN, RECIPE, holds_run
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from genssl.base.devices import stream, usable_cores
+from genssl.base.ranks import ALONE, Ranks
 from genssl.data.base import ImageDataset, UInt8Array
-from genssl.runtime import stream, usable_cores
-from genssl.training.distributed import ALONE, Ranks
 from genssl.views.augment import Augment
 
 IN_MEMORY_BYTES = 4 * 2**30

@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
+from genssl.base.batch_norm import synchronise_batch_norm
+from genssl.base.devices import pick_device, seeded_initialisation, set_threads
+from genssl.base.files import save_encoder, write_json
+from genssl.base.ranks import Ranks, ranks_now, require_divisible
 from genssl.config.recipe import Recipe
 from genssl.data.load import left_out_note
 from genssl.errors import ServerUnavailableError, UserError
 from genssl.registry import BACKBONES, METHODS
-from genssl.runtime import pick_device, seeded_initialisation, set_threads
 from genssl.training.checkpoint import LATEST, Checkpoints, Position, restore, restore_ledger
-from genssl.training.cross_rank_norm import synchronise_batch_norm
 from genssl.training.deliveries import announced, enter, follow_log, how_online, take
-from genssl.training.distributed import Ranks, ranks_now, require_divisible
 from genssl.training.evaluate import divided, evaluate
-from genssl.training.files import save_encoder, write_json
 from genssl.training.loader import SourceLoader
 from genssl.training.loggers import MetricsLog, check_loggers, open_loggers
 from genssl.training.monitors import KNN, Monitor, warning_of

@@ -11,10 +11,10 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from genssl.base.devices import stream
+from genssl.base.files import write_atomically
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset, UInt8Array
-from genssl.runtime import stream
-from genssl.training.files import write_atomically
 from genssl.variants.plan import ViewPlan, fresh_indices, variant_columns
 from genssl.variants.source import VariantRequest, VariantSource
 from genssl.views.augmentations import Augmentations

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from genssl.base.devices import usable_cores
+from genssl.base.ranks import Ranks
 from genssl.config.limits import MESSAGE_ROOM, LimitsConfig
 from genssl.config.recipe import Recipe
 from genssl.config.server import ServerFile
 from genssl.data.decode import MAX_BYTES, MAX_PIXELS
 from genssl.errors import ServerUnavailableError
-from genssl.runtime import usable_cores
 from genssl.serving.embedded import EmbeddedServer
-from genssl.training.distributed import Ranks
 from genssl.training.stores import known_fingerprints
 
 # What an embedded server may hold for its one run: enough for pictures as large as the reader takes.

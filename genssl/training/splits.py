@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from genssl.base.devices import pick_device
 from genssl.config.base import ComponentConfig
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset
 from genssl.data.load import hold_out, labels_note, load_dataset
 from genssl.errors import ConfigError
 from genssl.evaluators.base import EvaluationData
-from genssl.runtime import pick_device
 from genssl.training.evaluate import able
 from genssl.training.generated_variants import GeneratedVariants
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from genssl import __version__
+from genssl.base.files import write_atomically, write_json
 from genssl.config.base import ComponentConfig
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
@@ -24,7 +25,6 @@ from genssl.evaluators.base import EvaluationData
 from genssl.registry import EVALUATORS
 from genssl.training.encoders import LoadedEncoder
 from genssl.training.evaluate import able, check, evaluate
-from genssl.training.files import write_atomically, write_json
 from genssl.training.generated_variants import GeneratedVariants
 from genssl.training.provenance import PACKAGES, dataset_digest
 from genssl.training.splits import load_splits

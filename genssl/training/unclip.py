@@ -18,14 +18,15 @@ from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import 
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from genssl.base.devices import seeded_initialisation
+from genssl.base.gather import gather
+from genssl.base.ranks import Ranks
 from genssl.config.unclip_recipe import ImageEncoderConfig, StableUnCLIPRecipe
 from genssl.data.base import ImageDataset
 from genssl.errors import ConfigError
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.generators.stable_unclip import noise_embeddings
-from genssl.methods.gather import gather
 from genssl.methods.losses import nt_xent
-from genssl.runtime import seeded_initialisation
 from genssl.training.autoencoder import (
     Latents,
     autoencoder_batches,
@@ -35,7 +36,6 @@ from genssl.training.autoencoder import (
     side_factor,
 )
 from genssl.training.conditioner import conditioner_batches, conditioner_problems, embed_all, make_conditioner
-from genssl.training.distributed import Ranks
 from genssl.training.fitting import NORM_GROUPS, Loop, average_into, batch_problems, channel_problems, fit
 from genssl.training.rows import Batches, Draws, Images
 from genssl.views.augment import Augment

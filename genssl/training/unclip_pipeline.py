@@ -11,12 +11,12 @@ from typing import Any
 from diffusers import StableUnCLIPImg2ImgPipeline
 from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from genssl.base.devices import seeded_initialisation
 from genssl.config.unclip_recipe import StableUnCLIPRecipe
 from genssl.data.base import ImageDataset
 from genssl.generators.conditioner import FILE
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.generators.loading import quiet_libraries
-from genssl.runtime import seeded_initialisation
 from genssl.training.fitting import Loop
 from genssl.training.unclip import TEXT_WIDTH, TrainedUnCLIP, train_unclip
 

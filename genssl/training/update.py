@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from genssl.base.devices import stream
+from genssl.base.ranks import ALONE, Ranks
 from genssl.config.recipe import TrainConfig
 from genssl.methods.base import StepOutput, Views
-from genssl.runtime import stream
-from genssl.training.distributed import ALONE, Ranks
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

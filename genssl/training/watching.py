@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from genssl.base.devices import stream
+from genssl.base.files import write_json
+from genssl.base.ranks import ALONE, Ranks
 from genssl.config.generator_recipe import WatchConfig
 from genssl.data.base import ImageDataset
 from genssl.data.decode import resize_and_crop
@@ -18,9 +21,6 @@ from genssl.errors import ConfigError
 from genssl.evaluators.frechet import frechet_distance
 from genssl.generators.configs import GeneratorConfig
 from genssl.generators.opening import open_generator
-from genssl.runtime import stream
-from genssl.training.distributed import ALONE, Ranks
-from genssl.training.files import write_json
 from genssl.training.generator_quality import BATCH, embedded, generated
 from genssl.training.samples import write_grid
 from genssl.variants.engine import VariantEngine

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from genssl.base.wording import counted
 from genssl.errors import UserError
 from genssl.variants.ledger import Origin
 from genssl.variants.plan import REAL, StepPlan, ViewPlan
 from genssl.variants.source import Delivery
-from genssl.wording import counted
 
 FORMAT = "genssl-assignments/1"
 LETTERS: dict[Origin, str] = {"generated": "g", "store": "s", "reused": "u", "real": "r"}

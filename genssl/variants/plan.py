@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from genssl.base.devices import stream
 from genssl.config.views import Policy
-from genssl.runtime import stream
 from genssl.variants.planned_usage import PlannedUsage
 
 REAL = -1

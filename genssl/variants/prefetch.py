@@ -13,12 +13,12 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from itertools import islice
 
+from genssl.base.wording import counted
 from genssl.data.base import UInt8Array
 from genssl.errors import ServerUnavailableError
 from genssl.variants.background import Tasks
 from genssl.variants.ledger import Ledger, Origin
 from genssl.variants.source import VariantRequest
-from genssl.wording import counted
 
 Image = tuple[UInt8Array, Origin]
 Fetch = Callable[[Sequence[VariantRequest]], Awaitable[list[Image]]]

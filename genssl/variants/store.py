@@ -21,6 +21,7 @@ from pathlib import Path
 
 import lmdb
 
+from genssl.base.wording import counted
 from genssl.data.base import UInt8Array
 from genssl.errors import fork_message
 from genssl.variants.key import VariantKey
@@ -39,7 +40,6 @@ from genssl.variants.store_place import StorePlace, StoreState
 from genssl.variants.store_record import IDENTITY, Encoding, Record, decode, decode_image, digest_of, encode
 from genssl.variants.store_scan import link_key, link_of
 from genssl.variants.store_writers import WRITERS, network_filesystem, take_writer, writer_names
-from genssl.wording import counted
 
 log = logging.getLogger(__name__)
 

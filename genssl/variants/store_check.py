@@ -15,13 +15,13 @@ from typing import Any
 
 import lmdb
 
+from genssl.base.wording import counted
 from genssl.variants.store_committed import read_committed
 from genssl.variants.store_environment import Environment
 from genssl.variants.store_manifest import StoreManifest, read_manifest
 from genssl.variants.store_record import CHECKED_FROM, ENCODINGS, HEADER, RAW, SHAPE, is_intact, read_head
 from genssl.variants.store_scan import LINKS, link_key, link_of, links, open_writers, records
 from genssl.variants.store_writers import WRITERS
-from genssl.wording import counted
 
 BATCH = 64
 

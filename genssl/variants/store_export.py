@@ -20,10 +20,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from genssl.base.output import finished_at_once, write_synced
+from genssl.base.wording import counted
 from genssl.variants.key import VariantKey
 from genssl.variants.store_facts import contents_of, known_parameters
 from genssl.variants.store_manifest import StoredGenerator, StoreError, StoreManifest, read_manifest
-from genssl.variants.store_output import finished_at_once, write_synced
 from genssl.variants.store_record import PNG_MODES, decode_image, digest_of, is_intact, png_of, read_head
 from genssl.variants.store_scan import Progress, Writer, distinct_links, link_key, open_writers
 from genssl.variants.store_sources import Sources
@@ -37,7 +38,6 @@ from genssl.variants.store_table import (
     about,
     open_table,
 )
-from genssl.wording import counted
 
 Format = Literal["webdataset", "folder"]
 SHARD_BYTES = 2**28

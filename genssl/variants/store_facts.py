@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from genssl.config.home import expand_home
+from genssl.base.home import expand_home
 from genssl.variants.key import VariantKey, parameters_digest
 from genssl.variants.store import VariantStore
 from genssl.variants.store_manifest import StoreManifest, update_manifest

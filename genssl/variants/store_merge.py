@@ -13,6 +13,7 @@ from typing import Any
 
 import lmdb
 
+from genssl.base.output import empty, finished_at_once, write_synced
 from genssl.variants.store_environment import Entry, Environment
 from genssl.variants.store_manifest import (
     StoredGenerator,
@@ -21,7 +22,6 @@ from genssl.variants.store_manifest import (
     read_manifest,
     write_manifest,
 )
-from genssl.variants.store_output import empty, finished_at_once, write_synced
 from genssl.variants.store_record import digest_of, is_intact, read_head
 from genssl.variants.store_scan import Progress, Writer, link_of, merged_by_digest, open_writers, records
 from genssl.variants.store_writers import WRITERS

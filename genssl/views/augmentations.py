@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from genssl.base.devices import stream
 from genssl.config.views import ViewsConfig
 from genssl.data.crops import CropDraws
 from genssl.errors import ConfigError
-from genssl.runtime import stream
 from genssl.variants.plan import VIEWS, StepPlan, view_columns
 from genssl.views.augment import Augment, Draws, draw_crops
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from genssl.base.gather import mean_over_ranks
 from genssl.config.views import PairWeightsConfig
 from genssl.data.base import ImageDataset
 from genssl.errors import ConfigError
 from genssl.generators.conditioner import FILE, load_encoder
 from genssl.methods.base import Views
-from genssl.methods.gather import mean_over_ranks
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 SMALLEST_MAP = 4  # a side; below it, a mask has no room to tell foreground from background

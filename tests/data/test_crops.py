@@ -9,13 +9,13 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from genssl.base.devices import stream
 from genssl.config.augmentation import AugmentationConfig
 from genssl.config.views import CropsConfig, ViewsConfig
 from genssl.data.configs import DigitsConfig, FolderConfig
 from genssl.data.crops import cut
 from genssl.data.folder import ImageFolder
 from genssl.data.load import hold_out, load_dataset
-from genssl.runtime import stream
 from genssl.training.loader import SourceLoader
 from genssl.variants.plan import REAL, StepPlan
 from genssl.variants.source import Delivery

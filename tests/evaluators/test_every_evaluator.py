@@ -13,13 +13,13 @@ from torch import nn
 
 from genssl.backbones.configs import ResNet18Config
 from genssl.backbones.resnet import build_resnet
+from genssl.base.devices import seeded_initialisation
 from genssl.errors import DataError, UserError
 from genssl.evaluators.base import EvaluationData
 from genssl.evaluators.units import declared, is_accuracy, is_detail
 from genssl.methods.configs import SimCLRConfig
 from genssl.methods.simclr import SimCLR
 from genssl.registry import EVALUATORS
-from genssl.runtime import seeded_initialisation
 from genssl.training.evaluate import check, evaluate
 
 NAMES = [name for name, _, origin in EVALUATORS.describe() if origin == "genssl"]

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from tiny import build_own_unclip, build_tiny_unclip
 from tiny_flow import build_tiny_flow
 
+from genssl.base.safetensors_file import header_bytes
 from genssl.generators.bank_config import InterpolationConfig
 from genssl.generators.configs import FlowConfig, ICGANConfig, StableUnCLIPConfig
 from genssl.generators.fingerprint import fingerprint_file, fingerprint_folder, network_files
 from genssl.generators.opening import open_generator
-from genssl.generators.safetensors_file import header_bytes
 
 CPU = torch.device("cpu")
 FACTS = ("stable_unclip/1", "float32", "zero_snr=True", "preprocess=clip/2")  # of a config's defaults

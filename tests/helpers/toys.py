@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from genssl.base.devices import seeded_initialisation, stream
 from genssl.methods.base import Views
 from genssl.registry import METHODS
-from genssl.runtime import seeded_initialisation, stream
 
 SMALL: dict[str, dict[str, Any]] = {
     "simclr": {"projector_hidden_dim": 16, "projector_output_dim": 8},

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from toys import SMALL, draw_views, make, part_of, without_batch_norm
 
-from genssl.methods.gather import gather
+from genssl.base.gather import gather
 
 BATCH, STEPS, RANKS = 6, 3, 2
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {name: (name, {}, {}) for name in SMALL}

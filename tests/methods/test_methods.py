@@ -14,9 +14,9 @@ from toys import SMALL, draw_views, make
 
 from genssl.backbones.configs import ResNet18Config
 from genssl.backbones.resnet import build_resnet
+from genssl.base.devices import stream
 from genssl.errors import ConfigError
 from genssl.methods.base import Views
-from genssl.runtime import stream
 
 METHOD = pytest.mark.parametrize("name", SMALL)
 MOMENTUM = {"byol": "target_", "moco": "key_", "dino": "teacher_"}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from two_ranks import CASES, RANKS, coefficients, train
 
-from genssl.methods.gather import gather, gather_weights, mean_over_ranks
+from genssl.base.gather import gather, gather_weights, mean_over_ranks
 
 Results = list[dict[str, Any]]
 

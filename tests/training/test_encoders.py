@@ -27,12 +27,12 @@ from genssl.backbones.configs import (
 )
 from genssl.backbones.resnet import build_resnet
 from genssl.backbones.vit import build_vit
+from genssl.base.files import save_encoder
 from genssl.config.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import ConfigError, GeneratorError
 from genssl.training.encoders import EncoderError, LoadedEncoder, load_encoder
-from genssl.training.files import save_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from genssl.base.ranks import ALONE
 from genssl.cli.main import app
 from genssl.config.flow_recipe import FlowRecipe
 from genssl.config.generator_recipe import GeneratorRecipe
@@ -27,7 +28,6 @@ from genssl.generators.configs import FlowConfig
 from genssl.generators.flow import Flow
 from genssl.training import stage_progress
 from genssl.training.conditioner import nearest_neighbours
-from genssl.training.distributed import ALONE
 from genssl.training.fitting import Checkpoints, Loop, fit
 from genssl.training.generator import train_generator
 from genssl.training.progress import Progress

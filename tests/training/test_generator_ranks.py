@@ -20,15 +20,15 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
+from genssl.base.devices import seeded_initialisation
+from genssl.base.ranks import Ranks
 from genssl.config.document import parse_document
 from genssl.config.generator_recipe import GeneratorRecipe
 from genssl.config.load import load, validate
 from genssl.generators.configs import FlowConfig, ICGANConfig, StableUnCLIPConfig
 from genssl.generators.locate import BUILTIN
 from genssl.generators.opening import open_generator
-from genssl.runtime import seeded_initialisation
 from genssl.training import generator_quality
-from genssl.training.distributed import Ranks
 from genssl.training.fitting import Checkpoints, Loop, batch_problems, fit
 from genssl.training.generator import train_generator
 from genssl.training.rows import Batches, Draws
@@ -302,8 +302,8 @@ import sys
 from pathlib import Path
 import torch
 from torch import nn
-from genssl.runtime import seeded_initialisation, stream
-from genssl.training.distributed import joined
+from genssl.base.devices import seeded_initialisation, stream
+from genssl.base.ranks import joined
 from genssl.training.fitting import Checkpoints, Loop
 
 out, cpu = Path(sys.argv[1]), torch.device("cpu")

@@ -17,12 +17,12 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from genssl.base.lock import claim, is_claimed
 from genssl.config.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
 from genssl.registry import METHODS
-from genssl.training.lock import claim, is_claimed
 from genssl.training.progress import Progress
 from genssl.training.resume import changed_length, of_length, recipe_of
 from genssl.training.run import run

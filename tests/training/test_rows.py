@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from genssl.base.ranks import ALONE, Ranks
 from genssl.config.augmentation import AugmentationConfig
 from genssl.data.configs import FolderConfig
 from genssl.data.folder import ImageFolder
 from genssl.errors import DataError
-from genssl.training.distributed import ALONE, Ranks
 from genssl.training.rows import Batches, Draws, Images
 from genssl.views.augment import Augment
 

@@ -19,11 +19,11 @@ from safetensors import safe_open
 
 from genssl.backbones.configs import ResNet18Config
 from genssl.backbones.resnet import build_resnet
+from genssl.base.devices import pick_device
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import ConfigError, RequestRefusedError, ServerUnavailableError, UserError
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.runtime import pick_device
 from genssl.training.progress import Progress
 from genssl.training.run import run
 from genssl.training.sources import _check_same_model

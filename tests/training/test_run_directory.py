@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from genssl.base.lock import claim
 from genssl.errors import UserError
-from genssl.training.lock import claim
 from genssl.training.progress import Progress
 from genssl.training.run import run
 from genssl.training.run_directory import hold, holds_run

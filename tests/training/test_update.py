@@ -7,11 +7,11 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from genssl.base.devices import seeded_initialisation
 from genssl.config.recipe import Recipe, TrainConfig
 from genssl.errors import UserError
 from genssl.methods.base import StepOutput, Views
 from genssl.registry import BACKBONES, METHODS
-from genssl.runtime import seeded_initialisation
 from genssl.training.optim import build_optimizer, lr_factor
 from genssl.training.planning import view_plan
 from genssl.training.progress import Progress

@@ -11,11 +11,11 @@ import torch
 from miniatures import FLOW, ICGAN, UNCLIP, judge_little, problems, quiet, recipe
 from PIL import Image
 
+from genssl.base.ranks import ALONE
 from genssl.config.generator_recipe import WatchConfig
 from genssl.data.load import Subset, hold_out
 from genssl.errors import ConfigError
 from genssl.generators.configs import FlowConfig
-from genssl.training.distributed import ALONE
 from genssl.training.fitting import Checkpoints
 from genssl.training.generator import train_generator
 from genssl.training.watching import Watch

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
+from genssl.base.devices import stream
 from genssl.config.augmentation import AugmentationConfig
-from genssl.runtime import stream
 from genssl.views import operations
 from genssl.views.augment import Augment, Draws, draw_crops
 from genssl.views.operations import gaussian_blur, resized_crop, to_grey

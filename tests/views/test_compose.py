@@ -6,8 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from genssl.base.devices import stream
 from genssl.config.views import ViewsConfig
-from genssl.runtime import stream
 from genssl.variants.plan import REAL, StepPlan, ViewPlan
 from genssl.variants.source import Delivery
 from genssl.views.augment import Augment

@@ -8,11 +8,11 @@ import torch
 
 from genssl.backbones.configs import ResNet18Config
 from genssl.backbones.resnet import build_resnet
+from genssl.base.devices import seeded_initialisation
 from genssl.config.views import PairWeightsConfig
 from genssl.errors import ConfigError, GeneratorError
 from genssl.generators.conditioner import save_encoder
 from genssl.methods.base import Views
-from genssl.runtime import seeded_initialisation
 from genssl.views.pair_weights import PairWeights, foreground_direction, pair_quality
 
 CPU = torch.device("cpu")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from genssl.base.devices import stream
 from genssl.config.augmentation import AugmentationConfig
 from genssl.data.configs import FolderConfig
 from genssl.data.crops import cut
 from genssl.data.folder import ImageFolder
-from genssl.runtime import stream
 from genssl.views import read
 from genssl.views.augment import Augment, draw_crops
 from genssl.views.read import augmented

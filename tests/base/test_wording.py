@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from genssl.wording import counted
+from genssl.base.wording import counted
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from genssl.training.files import write_atomically
+from genssl.base.files import write_atomically
 
 MARK = b"genssl BLAKE2b-128 "
 COMMENT = len(MARK) + 32

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from genssl import VariantClient
+from genssl.base.home import expand_home
 from genssl.config.evaluation import parse_blocks
 from genssl.config.generator_recipe import GeneratorRecipe
-from genssl.config.home import expand_home
 from genssl.config.load import load
 from genssl.config.recipe import ClientTLSConfig, Recipe
 from genssl.config.server import ServerFile

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from genssl.base.ranks import ALONE, Ranks, require_divisible
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import ConfigError, UserError
-from genssl.training.distributed import ALONE, Ranks, require_divisible
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "simclr_sd.yaml"
@@ -81,9 +81,9 @@ from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.methods.base import Views
 from genssl.registry import BACKBONES, METHODS
-from genssl.runtime import seeded_initialisation
-from genssl.training.cross_rank_norm import synchronise_batch_norm
-from genssl.training.distributed import ALONE, joined
+from genssl.base.devices import seeded_initialisation
+from genssl.base.batch_norm import synchronise_batch_norm
+from genssl.base.ranks import ALONE, joined
 from genssl.training.update import Update
 
 recipe_file, out, accumulate, name = sys.argv[1:]

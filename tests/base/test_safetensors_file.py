@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from genssl.backbones.configs import ResNet10Config, ResNet18Config
 from genssl.backbones.resnet import build_resnet
+from genssl.base import files
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
 from genssl.generators import conditioner
 from genssl.generators.conditioner import load_encoder, save_encoder
-from genssl.training import encoders, files
+from genssl.training import encoders
 from genssl.training.export import export_encoder
 
 CPU = torch.device("cpu")
@@ -91,7 +92,7 @@ def test_files_without_a_digest_are_read_as_before(encoder):
 
 
 def test_tensors_of_every_kind_come_back(tmp_path):
-    from genssl.generators.safetensors_file import read_tensors, write_tensors
+    from genssl.base.safetensors_file import read_tensors, write_tensors
 
     tensors = {
         "half": torch.randn(3, 2).to(torch.bfloat16),
@@ -123,7 +124,7 @@ def test_metadata_is_covered_too(tmp_path, encoder):
 
 
 def test_a_digest_is_of_the_names_too(tmp_path):
-    from genssl.generators.safetensors_file import digest_of, read_tensors, write_tensors
+    from genssl.base.safetensors_file import digest_of, read_tensors, write_tensors
 
     one, two = torch.zeros(2), torch.ones(2)
     assert digest_of({"a": one, "b": two}, {}) != digest_of({"a": two, "b": one}, {})

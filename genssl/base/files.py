@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
+from genssl.base.safetensors_file import write_tensors
 from genssl.config.recipe import Recipe
 from genssl.generators.conditioner import FORMAT
-from genssl.generators.safetensors_file import write_tensors
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
