@@ -12,7 +12,7 @@ import pytest
 import typer.main
 
 from genssl.cli.main import app
-from genssl.config.generator_recipe import GeneratorRecipe
+from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.config.server import ServerFile

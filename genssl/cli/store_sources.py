@@ -25,7 +25,7 @@ def sources_of(store: Path, dataset: str | None) -> tuple[Sources | None, str | 
     Raises:
         UserError: if a given data set cannot be had, or the store cannot be read.
     """
-    from genssl.config.evaluation import parse_blocks
+    from genssl.config.protocol import parse_blocks
     from genssl.data.load import load_dataset
     from genssl.variants.store_facts import dataset_blocks
     from genssl.variants.store_manifest import read_manifest
@@ -45,7 +45,7 @@ def sources_of(store: Path, dataset: str | None) -> tuple[Sources | None, str | 
 
 def _readable(block: dict[str, Any]) -> list[ComponentConfig]:
     """Returns the block that a manifest holds, if this genssl understands it; nothing is downloaded for it."""
-    from genssl.config.evaluation import parse_blocks
+    from genssl.config.protocol import parse_blocks
     from genssl.errors import UserError
 
     try:

@@ -45,7 +45,7 @@ def train_generator(
 
 
 def _train(recipe: Path, overrides: list[str], out: Path | None, ranks: int, *, file: IO[str]) -> None:
-    from genssl.config.generator_recipe import GeneratorRecipe
+    from genssl.config.generator_recipes.base import GeneratorRecipe
     from genssl.config.load import load
 
     loaded = load(GeneratorRecipe, recipe, overrides)

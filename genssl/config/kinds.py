@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from genssl.config.document import Document, read_document
-from genssl.config.evaluation import Protocol
-from genssl.config.generator_recipe import GeneratorRecipe
+from genssl.config.generator_recipes.base import GeneratorRecipe
+from genssl.config.protocol import Protocol
 from genssl.config.recipe import Recipe
 from genssl.config.server import ServerFile
 from genssl.config.study import Study

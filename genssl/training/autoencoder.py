@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from genssl.config.autoencoder_recipe import AutoencoderConfig
+from genssl.config.generator_recipes.autoencoder import AutoencoderConfig
 from genssl.errors import GeneratorError, UserError
 from genssl.generators.loading import load_network
 from genssl.generators.locate import find_network

@@ -10,7 +10,7 @@ from torch import nn
 from genssl.base.devices import seeded_initialisation
 from genssl.base.ranks import Ranks
 from genssl.config.base import ComponentConfig
-from genssl.config.conditioner_recipe import ConditionerConfig
+from genssl.config.generator_recipes.conditioner import ConditionerConfig
 from genssl.errors import GeneratorError, UserError
 from genssl.generators.conditioner import FILE, Conditioner, load_encoder, save_encoder
 from genssl.methods.base import Views

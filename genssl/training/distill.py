@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from genssl.base.devices import seeded_initialisation
-from genssl.config.flow_recipe import DistillationConfig, FlowRecipe
+from genssl.config.generator_recipes.flow import DistillationConfig, FlowRecipe
 from genssl.generators.flow import build_network, latent_shape, velocity
 from genssl.generators.sampling import guide
 from genssl.training.fitting import Loop, average_into, fit

@@ -22,7 +22,7 @@ from genssl.base.batch_norm import synchronise_batch_norm
 from genssl.base.ranks import ALONE, Ranks
 from genssl.base.saved_state import DamagedError, read_state, write_state
 from genssl.config.base import Section
-from genssl.config.generator_recipe import GeneratorRecipe
+from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.errors import UserError
 from genssl.training.rows import Batches, Images
 from genssl.training.stopping import Stopped

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from genssl.base.devices import seeded_initialisation
 from genssl.base.ranks import Ranks
 from genssl.base.safetensors_file import write_tensors
-from genssl.config.flow_recipe import FlowRecipe
+from genssl.config.generator_recipes.flow import FlowRecipe
 from genssl.data.base import ImageDataset
 from genssl.errors import ConfigError, GeneratorError, UserError
 from genssl.generators.conditioner import FILE

@@ -20,8 +20,8 @@ from genssl.base.devices import pick_device, set_threads
 from genssl.base.files import write_atomically, write_json
 from genssl.base.lock import claim
 from genssl.base.ranks import ranks_now
-from genssl.config.flow_recipe import FlowRecipe
-from genssl.config.generator_recipe import FAMILIES, GeneratorRecipe
+from genssl.config.generator_recipes.base import FAMILIES, GeneratorRecipe
+from genssl.config.generator_recipes.flow import FlowRecipe
 from genssl.data.base import ImageDataset
 from genssl.data.load import hold_out, labels_note, left_out_note, load_dataset
 from genssl.errors import ConfigError, UserError

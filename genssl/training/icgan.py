@@ -22,7 +22,7 @@ from genssl.base.batch_norm import synchronise_batch_norm
 from genssl.base.devices import seeded_initialisation
 from genssl.base.ranks import Ranks
 from genssl.base.safetensors_file import write_tensors
-from genssl.config.icgan_recipe import ICGANRecipe
+from genssl.config.generator_recipes.icgan import ICGANRecipe
 from genssl.data.base import ImageDataset
 from genssl.errors import ConfigError
 from genssl.generators.conditioner import FILE

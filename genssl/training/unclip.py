@@ -21,7 +21,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from genssl.base.devices import seeded_initialisation
 from genssl.base.gather import gather
 from genssl.base.ranks import Ranks
-from genssl.config.unclip_recipe import ImageEncoderConfig, StableUnCLIPRecipe
+from genssl.config.generator_recipes.unclip import ImageEncoderConfig, StableUnCLIPRecipe
 from genssl.data.base import ImageDataset
 from genssl.errors import ConfigError
 from genssl.generators.configs import StableUnCLIPConfig

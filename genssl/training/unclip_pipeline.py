@@ -12,7 +12,7 @@ from diffusers import StableUnCLIPImg2ImgPipeline
 from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from genssl.base.devices import seeded_initialisation
-from genssl.config.unclip_recipe import StableUnCLIPRecipe
+from genssl.config.generator_recipes.unclip import StableUnCLIPRecipe
 from genssl.data.base import ImageDataset
 from genssl.generators.conditioner import FILE
 from genssl.generators.configs import StableUnCLIPConfig

@@ -14,7 +14,7 @@ from torch import nn
 from genssl.base.devices import stream
 from genssl.base.files import write_json
 from genssl.base.ranks import ALONE, Ranks
-from genssl.config.generator_recipe import WatchConfig
+from genssl.config.generator_recipes.base import WatchConfig
 from genssl.data.base import ImageDataset
 from genssl.data.decode import resize_and_crop
 from genssl.errors import ConfigError

@@ -10,9 +10,9 @@ import pytest
 
 from genssl import VariantClient
 from genssl.base.home import expand_home
-from genssl.config.evaluation import parse_blocks
-from genssl.config.generator_recipe import GeneratorRecipe
+from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.config.load import load
+from genssl.config.protocol import parse_blocks
 from genssl.config.recipe import ClientTLSConfig, Recipe
 from genssl.config.server import ServerFile
 from genssl.data.configs import FolderConfig, ImageNetConfig

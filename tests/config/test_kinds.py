@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from genssl.config.evaluation import Protocol
-from genssl.config.generator_recipe import GeneratorRecipe
+from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.config.kinds import require_no_document
 from genssl.config.load import load
+from genssl.config.protocol import Protocol
 from genssl.config.recipe import Recipe
 from genssl.config.server import ServerFile
 from genssl.config.study import Study, load_study

@@ -11,10 +11,10 @@ from pydantic import BaseModel, Field
 from genssl.config.augmentation import PairAugmentationConfig
 from genssl.config.base import Section
 from genssl.config.document import apply_override, parse_document
-from genssl.config.evaluation import Protocol
-from genssl.config.generator_recipe import GeneratorRecipe
+from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.config.kinds import model_of
 from genssl.config.load import load, validate
+from genssl.config.protocol import Protocol
 from genssl.config.recipe import Recipe, TrainConfig
 from genssl.config.server import ServerFile
 from genssl.config.study import Study

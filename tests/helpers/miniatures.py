@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from genssl.config.document import parse_document
-from genssl.config.generator_recipe import GeneratorRecipe
+from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.config.load import validate
 from genssl.errors import ConfigError
 from genssl.generators.locate import BUILTIN

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from miniatures import FLOW, judge_little, problems, quiet, recipe
 
-from genssl.config.flow_recipe import DistillationConfig
+from genssl.config.generator_recipes.flow import DistillationConfig
 from genssl.errors import ConfigError, GeneratorError, RequestRefusedError, UserError
 from genssl.generators.configs import FlowConfig
 from genssl.generators.flow import Flow, FlowParts, noise_embeddings, velocity

@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 
 from genssl.base.ranks import ALONE
 from genssl.cli.main import app
-from genssl.config.flow_recipe import FlowRecipe
-from genssl.config.generator_recipe import GeneratorRecipe
+from genssl.config.generator_recipes.base import GeneratorRecipe
+from genssl.config.generator_recipes.flow import FlowRecipe
 from genssl.errors import ConfigError, DataError, UserError
 from genssl.generators.configs import FlowConfig
 from genssl.generators.flow import Flow

@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 from sklearn.datasets import load_sample_images
 
-from genssl.config.generator_recipe import GeneratorRecipe
+from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.errors import ConfigError, UserError
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.generators.stable_unclip import StableUnCLIP

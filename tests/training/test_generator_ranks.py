@@ -23,7 +23,7 @@ from torch import nn
 from genssl.base.devices import seeded_initialisation
 from genssl.base.ranks import Ranks
 from genssl.config.document import parse_document
-from genssl.config.generator_recipe import GeneratorRecipe
+from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.config.load import load, validate
 from genssl.generators.configs import FlowConfig, ICGANConfig, StableUnCLIPConfig
 from genssl.generators.locate import BUILTIN

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from miniatures import quiet
 from miniatures import recipe as parsed
 
-from genssl.config.generator_recipe import GeneratorRecipe
+from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.data.load import hold_out
 from genssl.errors import ConfigError, UserError
 from genssl.generators.configs import ICGANConfig

@@ -12,7 +12,7 @@ from miniatures import FLOW, ICGAN, UNCLIP, judge_little, problems, quiet, recip
 from PIL import Image
 
 from genssl.base.ranks import ALONE
-from genssl.config.generator_recipe import WatchConfig
+from genssl.config.generator_recipes.base import WatchConfig
 from genssl.data.load import Subset, hold_out
 from genssl.errors import ConfigError
 from genssl.generators.configs import FlowConfig

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from genssl.config.base import Section
-from genssl.config.conditioner_recipe import ConditionerConfig
-from genssl.config.generator_recipe import Count, GeneratorRecipe
+from genssl.config.generator_recipes.base import Count, GeneratorRecipe
+from genssl.config.generator_recipes.conditioner import ConditionerConfig
 
 
 class ICGANGeneratorConfig(Section):

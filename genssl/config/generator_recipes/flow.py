@@ -9,10 +9,10 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from genssl.config.autoencoder_recipe import AutoencoderConfig
 from genssl.config.base import Section
-from genssl.config.conditioner_recipe import ConditionerConfig
-from genssl.config.generator_recipe import Count, GeneratorRecipe
+from genssl.config.generator_recipes.autoencoder import AutoencoderConfig
+from genssl.config.generator_recipes.base import Count, GeneratorRecipe
+from genssl.config.generator_recipes.conditioner import ConditionerConfig
 
 
 class FlowTrainingConfig(Section):

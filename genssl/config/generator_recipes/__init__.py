@@ -1,0 +1,1 @@
+"""Recipes of generators that `genssl train-generator` takes."""
