@@ -98,7 +98,7 @@ def top(
 def _channel(target: str, ca: Path | None, certificate: Path | None, key: Path | None) -> grpc.Channel:
     import grpc
 
-    from genssl.serving.channel import CLIENT_OPTIONS
+    from genssl.wire.channel import CLIENT_OPTIONS
 
     if ca is None:
         return grpc.insecure_channel(target, options=CLIENT_OPTIONS)
@@ -124,7 +124,7 @@ def _first_look(look: Callable[[], pb.GetStatisticsResponse], history: History) 
     import grpc
 
     from genssl.errors import RequestRefusedError, ServerUnavailableError
-    from genssl.serving.rejections import read_refusal
+    from genssl.wire.refusals import read_refusal
 
     try:
         history.add(look())

@@ -16,10 +16,10 @@ import grpc
 from genssl.config.server import TokenConfig
 from genssl.errors import UserError
 from genssl.serving.certificates import read_file
-from genssl.serving.rejections import refuse
 from genssl.serving.reread import FileStamps
 from genssl.serving.schedule import Priority
 from genssl.serving.statistics import Statistics
+from genssl.wire.refusals import refuse
 
 log = logging.getLogger(__name__)
 

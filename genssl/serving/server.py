@@ -30,13 +30,11 @@ from genssl.serving.admission import Admission
 from genssl.serving.auth import TokenInterceptor, Tokens
 from genssl.serving.batcher import Batcher
 from genssl.serving.certificates import ServerCertificate
-from genssl.serving.channel import SERVICE, server_options
 from genssl.serving.dropping import remember_starters
 from genssl.serving.embedder import Embedder
 from genssl.serving.hosted import Hosted
 from genssl.serving.jobs import BatchReport
 from genssl.serving.metrics import MetricsServer
-from genssl.serving.rejections import GuardInterceptor
 from genssl.serving.reread import Refreshable, keep_rereading
 from genssl.serving.service import GenerationService
 from genssl.serving.statistics import GeneratorCounters, Statistics
@@ -46,6 +44,8 @@ from genssl.variants.engine import VariantEngine
 from genssl.variants.memory import MemoryCache
 from genssl.variants.store import VariantStore
 from genssl.variants.store_manifest import read_manifest
+from genssl.wire.channel import SERVICE, server_options
+from genssl.wire.refusals import GuardInterceptor
 
 log = logging.getLogger(__name__)
 

@@ -21,15 +21,15 @@ from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.serving.admission import Admission, Claim
 from genssl.serving.auth import Token, current_token, holder_of
-from genssl.serving.channel import MESSAGE_OVERHEAD, ROW_OVERHEAD
 from genssl.serving.codec import OUTPUT_ENCODINGS, Failure, Ready, encode_variants
 from genssl.serving.codec_pool import CodecPool
 from genssl.serving.hosted import Caller, Hosted, Wanted
 from genssl.serving.jobs import DeadlinePassedError
-from genssl.serving.rejections import refuse
 from genssl.serving.schedule import BatchKey, Priority
 from genssl.serving.statistics import CLIENT_ID_CHARACTERS, Origin, Reason, Statistics
 from genssl.variants.engine import Settings
+from genssl.wire.channel import MESSAGE_OVERHEAD, ROW_OVERHEAD
+from genssl.wire.refusals import refuse
 
 log = logging.getLogger(__name__)
 

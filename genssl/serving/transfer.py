@@ -13,11 +13,11 @@ import grpc
 from genssl.config.limits import LimitsConfig
 from genssl.serving.admission import Admission
 from genssl.serving.auth import current_token, holder_of
-from genssl.serving.channel import SERVICE
 from genssl.serving.dropping import drop_after, drop_timer
 from genssl.serving.reception import Reception
-from genssl.serving.rejections import refuse
 from genssl.serving.statistics import Reason, Statistics
+from genssl.wire.channel import SERVICE
+from genssl.wire.refusals import refuse
 
 LARGE = f"/{SERVICE}/GenerateVariants"  # the one method whose messages carry images
 SMALL_BYTES, SMALL_SECONDS = 2**16, 2.0  # of all other methods' messages

@@ -25,12 +25,12 @@ from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.serving.auth import TokenInterceptor, Tokens, current_token
 from genssl.serving.certificates import ServerCertificate
-from genssl.serving.channel import SERVICE
 from genssl.serving.logs import set_up_logging
 from genssl.serving.metrics import MetricsServer
-from genssl.serving.rejections import GuardInterceptor, refuse
 from genssl.serving.reread import keep_rereading
 from genssl.serving.statistics import Statistics
+from genssl.wire.channel import SERVICE
+from genssl.wire.refusals import GuardInterceptor, refuse
 
 SECRET = "a detail of /the/server that no client may see"
 

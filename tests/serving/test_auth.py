@@ -19,7 +19,7 @@ from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.serving.auth import RateLimit, Tokens, read_tokens
 from genssl.serving.certificates import ServerCertificate
-from genssl.serving.rejections import read_refusal
+from genssl.wire.refusals import read_refusal
 
 ALICE, BOB = "alice-0123456789abcdef", "bob-0123456789abcdef"
 

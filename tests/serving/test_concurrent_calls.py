@@ -11,10 +11,10 @@ from bare import GREY, bare_server
 from genssl import AsyncVariantClient
 from genssl.config.limits import LimitsConfig
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.serving.channel import OTHER_CALLS
 from genssl.serving.target_pool import Tally, TargetPool
 from genssl.serving.targets import Target
 from genssl.variants import background
+from genssl.wire.channel import OTHER_CALLS
 
 CALLS = 200
 

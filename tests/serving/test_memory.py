@@ -19,7 +19,7 @@ from raw_http2 import Connection, message
 from genssl.data.base import StoredImage, raw_image
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
-from genssl.serving.rejections import read_refusal
+from genssl.wire.refusals import read_refusal
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

@@ -15,7 +15,7 @@ from wired import SECRET, wired
 
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
-from genssl.serving.rejections import Refusal, read_refusal
+from genssl.wire.refusals import Refusal, read_refusal
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_a_refusal_is_read_back(server):
 def test_a_refusal_is_read_back_by_the_asyncio_client(server):
     code = (
         "import asyncio, sys, grpc\n"
-        "from genssl.serving.rejections import read_refusal\n"
+        "from genssl.wire.refusals import read_refusal\n"
         "from genssl.generation.v1 import generation_pb2 as pb, generation_pb2_grpc as pb_grpc\n"
         "assert 'torch' not in sys.modules\n"
         "async def main():\n"

@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from genssl.config.limits import LimitsConfig
-from genssl.serving.channel import CLIENT_OPTIONS, SERVER_KEEPALIVE, server_options
+from genssl.wire.channel import CLIENT_OPTIONS, SERVER_KEEPALIVE, server_options
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]) + bytes([0, 0, 0, 4, 1, 0, 0, 0, 0])
 PATIENCE = 30.0  # many times what the test sets, and half of what gRPC by itself gives a dead peer

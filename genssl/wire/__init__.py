@@ -1,0 +1,1 @@
+"""What client and server share beside the stubs: settings of the channel, refusals."""
