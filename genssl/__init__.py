@@ -10,14 +10,14 @@ __version__ = "0.1.0"
 __all__ = ["AsyncVariantClient", "GenerativeViews", "VariantClient", "__version__"]
 
 if TYPE_CHECKING:
-    from genssl.serving.client import AsyncVariantClient
-    from genssl.serving.sync_client import VariantClient
+    from genssl.client.aio import AsyncVariantClient
+    from genssl.client.blocking import VariantClient
     from genssl.views.dataset import GenerativeViews
 
 # Imported when first asked for: `import genssl` itself must stay light, and the clients need no torch.
 _PLACES = {
-    "AsyncVariantClient": "genssl.serving.client",
-    "VariantClient": "genssl.serving.sync_client",
+    "AsyncVariantClient": "genssl.client.aio",
+    "VariantClient": "genssl.client.blocking",
     "GenerativeViews": "genssl.views.dataset",
 }
 

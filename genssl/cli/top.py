@@ -60,9 +60,9 @@ def top(
     from rich.console import Console
 
     from genssl.cli.top_tables import History, lines, screen
+    from genssl.client.token_file import read_token_file
     from genssl.generation.v1 import generation_pb2 as pb
     from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
-    from genssl.serving.token_file import read_token_file
 
     token = read_token_file(token_file, "--token-file") if token_file else ""
     console = Console(highlight=False)

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from genssl.base.devices import pick_device
+from genssl.client.aio import AsyncVariantClient
+from genssl.client.server_state import ClientTLS
 from genssl.data.base import StoredImage, raw_image
 from genssl.errors import UserError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.base import Parameters
 from genssl.registry import GENERATORS
-from genssl.serving.client import AsyncVariantClient
-from genssl.serving.targets import ClientTLS
 from genssl.variants.engine import VariantEngine
 from genssl.variants.source import VariantRequest
 

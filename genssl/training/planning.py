@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from genssl.base.ranks import ALONE, Ranks
+from genssl.client.source import RemoteSource
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset
-from genssl.serving.remote import RemoteSource
 from genssl.training.refresh import Refresher
 from genssl.variants.depth import PrefetchDepth, bytes_per_step
 from genssl.variants.ledger import Ledger

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from genssl.client.source import RemoteSource
 from genssl.data.base import ImageDataset
-from genssl.serving.remote import RemoteSource
 from genssl.variants.plan import ViewPlan
 from genssl.variants.source import VariantRequest
 from genssl.views.compose import requests_of

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+from genssl.client.messages import Priority
+from genssl.client.source import RemoteSource
+from genssl.client.token_file import read_token_file
 from genssl.config.recipe import Recipe
 from genssl.config.server import generator_id
 from genssl.data.base import ImageDataset
@@ -21,9 +24,6 @@ from genssl.generators.locate import shown
 from genssl.generators.suitability import small_variants
 from genssl.generators.variation import varying_parameters
 from genssl.serving.embedded import EmbeddedServer
-from genssl.serving.messages import Priority
-from genssl.serving.remote import RemoteSource
-from genssl.serving.token_file import read_token_file
 from genssl.training.cost_plan import views_per_pair
 from genssl.training.generated_variants import load_engine
 from genssl.training.stores import (

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from genssl.client.blocking import VariantClient
+from genssl.client.breaker import CircuitBreaker, FallbackLog
+from genssl.client.images import array_pixels, read_picture, wanted_variants
 from genssl.config.views import Policy
 from genssl.data.base import UInt8Array
 from genssl.errors import ServerUnavailableError, UserError
 from genssl.generators.suitability import foreign_data, small_variants, trained_on
-from genssl.serving.breaker import CircuitBreaker, FallbackLog
-from genssl.serving.images import array_pixels, read_picture, wanted_variants
-from genssl.serving.sync_client import VariantClient
 from genssl.variants.background import FORK_ADVICE, was_forked_from_live
 from genssl.variants.ledger import Ledger, Origin
 from genssl.variants.plan import REAL, draw_indices, view_columns

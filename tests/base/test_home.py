@@ -10,6 +10,8 @@ import pytest
 
 from genssl import VariantClient
 from genssl.base.home import expand_home
+from genssl.client.images import stored_image
+from genssl.client.token_file import read_token_file
 from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.config.load import load
 from genssl.config.protocol import parse_blocks
@@ -18,8 +20,6 @@ from genssl.config.server import ServerFile
 from genssl.data.configs import FolderConfig, ImageNetConfig
 from genssl.errors import UserError
 from genssl.generators.diffusers_configs import Flux2KleinConfig
-from genssl.serving.images import stored_image
-from genssl.serving.token_file import read_token_file
 from genssl.variants.store import VariantStore
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,10 +11,10 @@ import sys
 import threading
 import time
 
+from genssl.client.source import RemoteSource
 from genssl.config.recipe import VariantsConfig
 from genssl.data.configs import DigitsConfig
 from genssl.data.digits import Digits
-from genssl.serving.remote import RemoteSource
 from genssl.variants.ledger import Ledger
 from genssl.variants.pool import VariantPool
 from genssl.variants.source import VariantRequest

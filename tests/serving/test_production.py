@@ -16,11 +16,11 @@ import pytest
 import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
+from genssl.client.blocking import VariantClient
 from genssl.data.base import StoredImage
 from genssl.errors import RequestRefusedError, ServerUnavailableError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
-from genssl.serving.sync_client import VariantClient
 from genssl.variants.store import VariantStore
 from genssl.wire.refusals import read_refusal
 

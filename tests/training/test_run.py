@@ -326,7 +326,7 @@ def test_a_run_survives_the_restart_of_a_server_of_its_own(tmp_path):
 
 
 def test_an_unreachable_server_is_an_error_before_training(tmp_path, quick_recipe, monkeypatch):
-    monkeypatch.setattr("genssl.serving.target_pool.CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("genssl.client.balancer.CONNECT_SECONDS", 1.0)
     with pytest.raises(ServerUnavailableError, match=r"nobody.sock gives no answer"):
         quietly(quick_recipe(f"variants.server=unix:{tmp_path}/nobody.sock"), tmp_path / "out")
     assert not (tmp_path / "out" / "metrics.jsonl").exists()

@@ -57,7 +57,7 @@ CASES = [
     ("failure", "resume"), CASES, ids=lambda value: value if isinstance(value, str) else f"{value}"
 )
 def test_a_failed_start_leaves_nothing(failure, resume, tmp_path, quick_recipe, monkeypatch):
-    monkeypatch.setattr("genssl.serving.target_pool.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("genssl.client.balancer.CONNECT_SECONDS", 0.5)
     recipe = quick_recipe(*FAILURES[failure])
     with pytest.raises(UserError):
         start(recipe, tmp_path / "new" / "out", resume=resume)

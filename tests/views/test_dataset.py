@@ -16,8 +16,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from genssl import GenerativeViews, VariantClient
+from genssl.client.messages import VariantBatch
 from genssl.errors import ServerUnavailableError, UserError
-from genssl.serving.messages import VariantBatch
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger

@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.serving.conftest import running_server
 from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision import transforms as T
 
 from genssl import GenerativeViews, VariantClient
+from genssl.client.images import stored_image
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.serving.codec import Failure, check_source, decode_source
-from genssl.serving.images import stored_image
 from genssl.training.pregenerate import pregenerate
 from genssl.training.shared_server import server_file
 from genssl.variants.engine import VariantEngine
-from tests.serving.conftest import running_server
 
 ROOT = Path(__file__).resolve().parents[2]
 

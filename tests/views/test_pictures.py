@@ -13,10 +13,10 @@ from PIL import Image
 from torchvision import datasets
 
 from genssl import GenerativeViews
+from genssl.client.images import stored_image
 from genssl.data.base import StoredImage
 from genssl.data.decode import decode
 from genssl.errors import DataError
-from genssl.serving.images import stored_image
 
 RANDOM = np.random.default_rng(11)
 COLOUR = RANDOM.integers(0, 256, (9, 14, 3), dtype=np.uint8)

@@ -12,10 +12,10 @@ import pytest
 from bare import GREY, bare_server, stopped
 
 from genssl import AsyncVariantClient, VariantClient
+from genssl.client import blocking as sync_client
+from genssl.client.server_state import FIRST_AVOIDANCE, RECIPE_ADVICE, SILENT_SECONDS, Target, state_of
 from genssl.data.base import raw_image
 from genssl.errors import RequestRefusedError, ServerUnavailableError
-from genssl.serving import sync_client
-from genssl.serving.targets import FIRST_AVOIDANCE, RECIPE_ADVICE, SILENT_SECONDS, Target, state_of
 from genssl.variants import background
 from genssl.variants.source import VariantRequest
 
@@ -46,7 +46,7 @@ def test_calls_one_by_one_are_shared_and_each_server_gets_a_source_once(tmp_path
 
 
 def test_a_stuck_server_fails_one_call_by_name_and_is_asked_again_when_it_is_back(tmp_path, monkeypatch):
-    monkeypatch.setattr("genssl.serving.targets.FIRST_AVOIDANCE", 1.0)
+    monkeypatch.setattr("genssl.client.server_state.FIRST_AVOIDANCE", 1.0)
     with two_servers(tmp_path) as servers, VariantClient(list(servers), deadline_seconds=1.5) as client:
         used_both(client, servers)
         (healthy, _), (stuck, stuck_calls) = servers.items()

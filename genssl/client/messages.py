@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 
 from genssl.base.wording import counted
+from genssl.client.server_state import Target
 from genssl.data.base import RAW, StoredImage, UInt8Array
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.serving.targets import Target
 from genssl.variants.ledger import Origin
 from genssl.variants.source import VariantRequest
 

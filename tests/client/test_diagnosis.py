@@ -13,9 +13,9 @@ import pytest
 import trustme
 from bare import bare_server
 
+from genssl.client.balancer import TargetPool
+from genssl.client.diagnosis import diagnose
 from genssl.config.recipe import ClientTLSConfig
-from genssl.serving.diagnosis import diagnose
-from genssl.serving.target_pool import TargetPool
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_every_address_has_its_reason_and_tls_comes_first(secure, monkeypatch):
     def two(host, *arguments, **named):
         return [entry for host in ("127.0.0.9", "127.0.0.1") for entry in looked_up(host, *arguments, **named)]
 
-    monkeypatch.setattr("genssl.serving.diagnosis.socket.getaddrinfo", two)
+    monkeypatch.setattr("genssl.client.diagnosis.socket.getaddrinfo", two)
     assert diagnose(f"localhost:{port}", None) == (
         f"TLS: 127.0.0.1:{port}: it speaks TLS, and this client does not; give it tls (variants.tls in a recipe); "
         f"127.0.0.9:{port}: Connection refused"

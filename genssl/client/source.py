@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from genssl.client.aio import AsyncVariantClient
+from genssl.client.breaker import FallbackLog
+from genssl.client.messages import Priority
+from genssl.client.server_state import RECIPE_ADVICE
 from genssl.config.recipe import ClientTLSConfig, VariantsConfig
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.base import Parameters
 from genssl.generators.variation import is_known, merge
-from genssl.serving.breaker import FallbackLog
-from genssl.serving.client import AsyncVariantClient
-from genssl.serving.messages import Priority
-from genssl.serving.targets import RECIPE_ADVICE
 from genssl.variants.budget import Budget
 from genssl.variants.ledger import Ledger, Origin
 from genssl.variants.plan import REAL

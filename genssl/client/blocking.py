@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
+from genssl.client.aio import AsyncVariantClient
+from genssl.client.images import Wanted, wanted_variants
+from genssl.client.messages import Priority, VariantBatch, check_priority
+from genssl.client.server_state import ClientTLS, check_target
 from genssl.errors import ServerUnavailableError, UserError
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.serving.client import AsyncVariantClient
-from genssl.serving.images import Wanted, wanted_variants
-from genssl.serving.messages import Priority, VariantBatch, check_priority
-from genssl.serving.targets import ClientTLS, check_target
 from genssl.variants.background import Tasks, Work, background_loop
 
 T = TypeVar("T")

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from genssl.client.images import MOST_RAW_BYTES, MOST_RAW_PIXELS, stored_image
 from genssl.config.limits import LimitsConfig
 from genssl.data.base import StoredImage, raw_image
 from genssl.data.decode import resize_and_crop
-from genssl.serving.images import MOST_RAW_BYTES, MOST_RAW_PIXELS, stored_image
 
 
 @pytest.fixture(scope="module")

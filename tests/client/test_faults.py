@@ -15,9 +15,9 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 import pytest
 
+from genssl.client.source import RemoteSource
 from genssl.config.recipe import VariantsConfig
 from genssl.errors import ServerUnavailableError
-from genssl.serving.remote import RemoteSource
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger

@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
+from genssl.client.source import RemoteSource
 from genssl.config.recipe import VariantsConfig
 from genssl.errors import RequestRefusedError, ServerUnavailableError
-from genssl.serving.remote import RemoteSource
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger

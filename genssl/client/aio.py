@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from genssl.data.base import StoredImage
-from genssl.errors import ServerUnavailableError, UserError
-from genssl.generation.v1 import generation_pb2 as pb
-from genssl.serving.images import Wanted, wanted_variants
-from genssl.serving.messages import (
+from genssl.client.balancer import OversizedError, Tally, TargetPool
+from genssl.client.images import Wanted, wanted_variants
+from genssl.client.messages import (
     Answer,
     Priority,
     Received,
@@ -28,8 +26,10 @@ from genssl.serving.messages import (
     cut_uploads,
     read_variant,
 )
-from genssl.serving.target_pool import OversizedError, Tally, TargetPool
-from genssl.serving.targets import CLIENT_ADVICE, Advice, ClientTLS, Target
+from genssl.client.server_state import CLIENT_ADVICE, Advice, ClientTLS, Target
+from genssl.data.base import StoredImage
+from genssl.errors import ServerUnavailableError, UserError
+from genssl.generation.v1 import generation_pb2 as pb
 from genssl.variants.background import refuse_after_fork
 from genssl.variants.source import VariantRequest
 

@@ -19,10 +19,10 @@ from PIL import Image
 
 import genssl
 from genssl import AsyncVariantClient, VariantClient
+from genssl.client.images import stored_image, wanted_variants
+from genssl.client.window import Window
 from genssl.config.recipe import ClientTLSConfig
 from genssl.errors import DataError, RequestRefusedError, ServerUnavailableError, UserError
-from genssl.serving.images import stored_image, wanted_variants
-from genssl.serving.window import Window
 from genssl.variants import background
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource

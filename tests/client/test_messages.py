@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from genssl.serving.messages import VariantBatch
+from genssl.client.messages import VariantBatch
 
 
 def test_a_batch_is_shown_in_one_line():

@@ -9,10 +9,10 @@ import pytest
 from bare import GREY, bare_server
 
 from genssl import AsyncVariantClient
+from genssl.client.balancer import Tally, TargetPool
+from genssl.client.server_state import Target
 from genssl.config.limits import LimitsConfig
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.serving.target_pool import Tally, TargetPool
-from genssl.serving.targets import Target
 from genssl.variants import background
 from genssl.wire.channel import OTHER_CALLS
 

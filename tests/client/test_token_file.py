@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from genssl.client.token_file import read_token_file
 from genssl.errors import UserError
-from genssl.serving.token_file import read_token_file
 
 
 def test_the_line_end_is_no_part_of_it(tmp_path):

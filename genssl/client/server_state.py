@@ -14,13 +14,13 @@ from typing import Protocol
 import grpc
 
 from genssl.base.home import expand_home
+from genssl.client.diagnosis import MARK as TLS_MARK
+from genssl.client.diagnosis import diagnose
+from genssl.client.window import Window
 from genssl.config.address import check_target_address, is_local
 from genssl.errors import RequestRefusedError, ServerUnavailableError, UserError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
-from genssl.serving.diagnosis import MARK as TLS_MARK
-from genssl.serving.diagnosis import diagnose
-from genssl.serving.window import Window
 from genssl.variants.background import note_channel
 from genssl.wire.channel import (
     CLIENT_OPTIONS,

@@ -12,10 +12,10 @@ from bare import GREY, bare_server, stopped
 from PIL import Image
 
 from genssl import GenerativeViews, VariantClient
+from genssl.client import balancer as target_pool
+from genssl.client.breaker import FIRST_PAUSE, LONGEST_PAUSE, REMIND_SECONDS, CircuitBreaker, FallbackLog, Reminder
+from genssl.client.source import RemoteSource
 from genssl.config.recipe import VariantsConfig
-from genssl.serving import target_pool
-from genssl.serving.breaker import FIRST_PAUSE, LONGEST_PAUSE, REMIND_SECONDS, CircuitBreaker, FallbackLog, Reminder
-from genssl.serving.remote import RemoteSource
 from genssl.variants.ledger import Ledger
 from genssl.variants.source import VariantRequest
 
@@ -208,6 +208,6 @@ def test_a_run_that_does_not_wait_logs_that_it_goes_on_without_its_server(tmp_pa
         finally:
             source.close()
     assert origins == ["real"] * 4, "at once, as before"
-    line = next(record.getMessage() for record in caplog.records if record.name == "genssl.serving.remote")
+    line = next(record.getMessage() for record in caplog.records if record.name == "genssl.client.source")
     assert line.startswith("4 views so far do without their variants")
     assert address in line

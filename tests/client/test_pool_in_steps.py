@@ -8,8 +8,8 @@ from collections import deque
 import numpy as np
 import pytest
 
+from genssl.client.source import RemoteSource
 from genssl.config.recipe import VariantsConfig
-from genssl.serving.remote import RemoteSource
 from genssl.variants.ledger import Ledger
 from genssl.variants.plan import ViewPlan
 from genssl.variants.pool import PoolError, VariantPool
