@@ -65,9 +65,9 @@ def bench_server(
 
     from rich.console import Console
 
+    from genssl.bench.server import Load, bench
     from genssl.client.token_file import read_token_file
     from genssl.config.recipe import ClientTLSConfig
-    from genssl.serving.bench import Load, bench
 
     load = Load(clients=clients, rows=rows, in_flight=in_flight, rate=rate, seconds=seconds, rounds=rounds)
     report = asyncio.run(

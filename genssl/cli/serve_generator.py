@@ -43,8 +43,8 @@ def serve_generator(
     import logging
     import os
 
-    from genssl.serving.logs import set_up_logging
-    from genssl.serving.server import serve
+    from genssl.server.app import serve
+    from genssl.server.logs import set_up_logging
 
     set_up_logging(loaded.log)
     asyncio.run(serve(loaded, address_file=address_file, exit_with_stdin=exit_with_stdin))

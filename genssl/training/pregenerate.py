@@ -25,7 +25,7 @@ from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset
 from genssl.data.load import left_out_note
 from genssl.errors import UserError
-from genssl.serving.embedded import EmbeddedServer
+from genssl.server.process import EmbeddedServer
 from genssl.training.shared_server import server_file, server_threads
 from genssl.training.sources import OpenSource, add_store, open_in_process, open_remote
 from genssl.training.splits import load_splits

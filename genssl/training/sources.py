@@ -23,7 +23,7 @@ from genssl.generators.configs import GeneratorConfig
 from genssl.generators.locate import shown
 from genssl.generators.suitability import small_variants
 from genssl.generators.variation import varying_parameters
-from genssl.serving.embedded import EmbeddedServer
+from genssl.server.process import EmbeddedServer
 from genssl.training.cost_plan import views_per_pair
 from genssl.training.generated_variants import load_engine
 from genssl.training.stores import (

@@ -21,11 +21,11 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from genssl.serving.dropping import REFUSAL_SECONDS, drop_after
+from genssl.server.transport.dropping import REFUSAL_SECONDS, drop_after
 from genssl.wire.channel import SERVICE
 
 if TYPE_CHECKING:
-    from genssl.serving.statistics import Reason, Statistics
+    from genssl.server.statistics import Reason, Statistics
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from genssl.generators.base import Alive, GeneratorSpec, Parameters
-from genssl.serving.batcher import Batcher
-from genssl.serving.jobs import Made
+from genssl.server.batching.batcher import Batcher
+from genssl.server.batching.jobs import Made
 from genssl.variants.engine import Row, VariantEngine
 
 ROWS, CLIENTS = 256, 64

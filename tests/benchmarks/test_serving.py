@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from genssl.serving.bench import Load, bench
+from genssl.bench.server import Load, bench
 
 FIXTURES = Path(__file__).resolve().parents[1] / "serving" / "conftest.py"
 

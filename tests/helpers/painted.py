@@ -21,15 +21,15 @@ from genssl.data.base import UInt8Array, raw_image
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.generators.base import Alive, GeneratorSpec, Parameters
-from genssl.serving.admission import Admission
-from genssl.serving.auth import TokenInterceptor, Tokens
-from genssl.serving.batcher import Batcher
-from genssl.serving.embedder import Embedder
-from genssl.serving.hosted import Hosted
-from genssl.serving.service import GenerationService
-from genssl.serving.statistics import Statistics
+from genssl.server.admission import Admission
+from genssl.server.auth import TokenInterceptor, Tokens
+from genssl.server.batching.batcher import Batcher
+from genssl.server.batching.embedder import Embedder
+from genssl.server.hosted import Hosted
+from genssl.server.memory import MemoryCache
+from genssl.server.service import GenerationService
+from genssl.server.statistics import Statistics
 from genssl.variants.engine import VariantEngine
-from genssl.variants.memory import MemoryCache
 
 SOURCE = raw_image(np.full((3, 8, 8), 128, np.uint8))
 

@@ -23,12 +23,12 @@ from grpc_reflection.v1alpha import reflection
 from genssl.config.server import MetricsConfig, TLSConfig, TokenConfig
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
-from genssl.serving.auth import TokenInterceptor, Tokens, current_token
-from genssl.serving.certificates import ServerCertificate
-from genssl.serving.logs import set_up_logging
-from genssl.serving.metrics import MetricsServer
-from genssl.serving.reread import keep_rereading
-from genssl.serving.statistics import Statistics
+from genssl.server.auth import TokenInterceptor, Tokens, current_token
+from genssl.server.certificates import ServerCertificate
+from genssl.server.logs import set_up_logging
+from genssl.server.metrics import MetricsServer
+from genssl.server.reread import keep_rereading
+from genssl.server.statistics import Statistics
 from genssl.wire.channel import SERVICE
 from genssl.wire.refusals import GuardInterceptor, refuse
 

@@ -1,0 +1,1 @@
+"""Benchmarks that people run against what they have deployed."""

@@ -1,0 +1,216 @@
+"""What the batcher takes in, hands out and reports, and the records it keeps meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from operator import itemgetter
+from typing import Literal
+
+import numpy as np
+
+from genssl.data.base import UInt8Array
+from genssl.server.batching.schedule import Priority, Waiting
+from genssl.variants.engine import Row
+
+DropReason = Literal["cancelled", "deadline"]
+
+
+class GenerationFailedError(Exception):
+    """The generator raised while it computed a row or embedded a source; the reason is in the server's log."""
+
+
+class DeadlinePassedError(Exception):
+    """The deadline passed before the row was finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A variant uint8 [3, h, w].
+
+    Attributes:
+        image: the pixels, read-only; all who asked for the row share them, and nothing else of the batch is held.
+        seconds: its share of the batch's device seconds; 0 if it was shared.
+        shared: whether it was computed for another submitter, who had asked first.
+        queue_seconds: from its submission to the start of its batch.
+    """
+
+    image: UInt8Array
+    seconds: float
+    shared: bool = False
+    queue_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """What became of a batch.
+
+    Attributes:
+        bucket: its size with padding.
+        rows: how many rows it answered; none if it is tried again in smaller batches, or if nobody wanted it any more.
+        seconds: on the device.
+        queue_waits: of the rows answered, seconds from their submission to the start of their (first) batch.
+        failed: whether the generator raised.
+    """
+
+    bucket: int
+    rows: int
+    seconds: float
+    queue_waits: list[float]
+    failed: bool
+
+
+@dataclass(slots=True)
+class Spent:
+    """How many rows of a call were made, or were on the device when the call gave them up."""
+
+    rows: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One call of `submit`."""
+
+    client: str
+    priority: Priority
+    arrived: float
+    answered: asyncio.Future[None]
+    results: list[Made | BaseException | None]
+    left: int
+    holder: str = ""
+    spent: Spent = field(default_factory=Spent)
+    jobs: list[Job] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Job(Waiting):
+    """One image to make, and everyone who wants it.
+
+    However many join and leave, either takes a time that does not depend on the others: who has left stays in the queue
+    until its turn comes, or until most of them have.
+
+    Attributes:
+        row: what to make.
+        waiters: how many places in the results of tickets wait for it.
+        begun: when it first came to the device; 0 before.
+    """
+
+    row: Row
+    waiters: int = 0
+    begun: float = 0.0
+    _joined: int = 0
+    # By class and then by arrival, a heap: priority, number, ticket, and the place in its results.
+    _queue: list[tuple[Priority, int, Ticket, int]] = field(default_factory=list)
+
+    def join(self, ticket: Ticket, place: int) -> None:
+        """Lets a place in a ticket's results wait for the image."""
+        heappush(self._queue, (ticket.priority, self._joined, ticket, place))
+        self._joined += 1
+        self.waiters += 1
+
+    def leave(self) -> None:
+        """Notes that a place, which has got its result otherwise, does not wait any more."""
+        self.waiters -= 1
+        if len(self._queue) > 2 * self.waiters + 8:
+            self._queue = self._waiting()
+            heapify(self._queue)
+
+    def foremost(self) -> Ticket:
+        """Returns the most urgent ticket that waits, of equals the first: the row takes its turn."""
+        while self._queue[0][2].results[self._queue[0][3]] is not None:
+            heappop(self._queue)
+        return self._queue[0][2]
+
+    def answer(self, outcome: UInt8Array | BaseException | None, seconds: float) -> list[Ticket]:
+        """Gives all waiters the image or the error, and the first one the seconds; returns the tickets now complete."""
+        complete = []
+        waiters = self._waiting()
+        if len(waiters) > 1:
+            waiters.sort(key=itemgetter(1))
+        for order, (_, _, ticket, place) in enumerate(waiters):
+            if isinstance(outcome, np.ndarray):
+                wait = max(0.0, self.begun - ticket.arrived)
+                ticket.results[place] = Made(outcome, 0.0 if order else seconds, order > 0, wait)
+                ticket.spent.rows += 1
+            else:
+                ticket.results[place] = outcome
+            ticket.left -= 1
+            if ticket.left == 0:
+                complete.append(ticket)
+                if not ticket.answered.done():
+                    ticket.answered.set_result(None)
+        return complete
+
+    def _waiting(self) -> list[tuple[Priority, int, Ticket, int]]:
+        return [waiter for waiter in self._queue if waiter[2].results[waiter[3]] is None]
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Jobs that share one call of the generator.
+
+    Attributes:
+        jobs: with equal batch keys.
+        bucket: the size it is padded to.
+        started: instant at which it came to the device.
+        size: what it has shrunk to since.
+        lost: places of the jobs that the generator was told to leave; it may have put anything there.
+        again: whether it is a part of a batch that failed.
+    """
+
+    jobs: list[Job]
+    bucket: int
+    again: bool = False
+    started: float = 0.0
+    size: int = 0
+    lost: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.size = self.bucket
+
+    def wanted(self) -> list[bool]:
+        """Returns of each job whether anybody waits for it."""
+        return [job.waiters > 0 for job in self.jobs]
+
+    def keep(self, sizes: Sequence[int]) -> list[bool]:
+        """Returns which jobs the generator goes on with; for `VariantEngine.generate`, between sampler steps.
+
+        One that nobody waits for is given up only where that saves time, that is if the batch shrinks to a smaller size
+        or ends: otherwise its image is made all the same, and is worth keeping.
+
+        Args:
+            sizes: to which the batch may shrink.
+        """
+        wanted = self.wanted()
+        living = sum(wanted)
+        fitting = [size for size in sizes if living <= size < self.size]
+        if fitting or not living:
+            self.size = min(fitting, default=0)
+            self.lost.update(place for place, wants in enumerate(wanted) if not wants)
+        return [place not in self.lost for place in range(len(self.jobs))]
+
+    def own_images(self, images: UInt8Array) -> list[UInt8Array | None]:
+        """Returns each job's image in memory of its own, read-only; None for those that were given up."""
+        return [None if place in self.lost else _own(image) for place, image in enumerate(images)]
+
+    def split(self, most: int, buckets: Sequence[int]) -> Again:
+        """Returns the parts in which to try again: of at most `most` rows, and none beyond the largest bucket."""
+        most = min(most, buckets[-1])  # which may have sunk below the half of this batch since it was cut
+        parts = [self.jobs[start : start + most] for start in range(0, len(self.jobs), most)]
+        return Again([Batch(jobs, next(size for size in buckets if size >= len(jobs)), again=True) for jobs in parts])
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """A batch failed, and these are the parts in which to try once more."""
+
+    parts: list[Batch]
+
+
+def _own(image: UInt8Array) -> UInt8Array:
+    """Copies a row: as a view it would keep its whole batch in memory for as long as anyone holds it."""
+    own = image.copy()
+    own.flags.writeable = False  # answers, caches and the store share it
+    return own
