@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from genssl.variants.store_manifest import StoreError
+from genssl.variants.store.manifest import StoreError
 
 
 @contextmanager

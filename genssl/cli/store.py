@@ -15,7 +15,7 @@ from genssl.base.wording import counted
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from genssl.variants.store_stats import StoreStatistics
+    from genssl.variants.store.stats import StoreStatistics
 
 app = typer.Typer(
     help="Check, count, merge, export and import stores of variants.", no_args_is_help=True, rich_markup_mode=None
@@ -49,7 +49,7 @@ def verify(folder: StoreArgument) -> None:
     \b
     genssl store verify variants
     """
-    from genssl.variants.store_verify import verify as check
+    from genssl.variants.store.verify import verify as check
 
     with _progress("checked") as (progress, started):
         found = check(folder, progress, started)
@@ -78,7 +78,7 @@ def stats(folder: StoreArgument) -> None:
     """
     from rich.console import Console
 
-    from genssl.variants.store_stats import statistics
+    from genssl.variants.store.stats import statistics
 
     with _progress("counted") as (progress, started):
         found = statistics(folder, progress, started)
@@ -101,7 +101,7 @@ def merge(
     \b
     genssl store merge all node1 node2 node3
     """
-    from genssl.variants.store_merge import merge as unite
+    from genssl.variants.store.merge import merge as unite
 
     with _progress("merged") as (progress, started):
         done = unite(out, folders, progress, started)
@@ -154,7 +154,7 @@ def export(
         --dataset '{name: folder, root: photos}'
     """
     from genssl.cli.store_sources import sources_of
-    from genssl.variants.store_export import export as write
+    from genssl.variants.store.export import export as write
 
     sources, note = sources_of(folder, dataset)
     with _progress("exported") as (progress, started):
@@ -244,7 +244,7 @@ def import_(
         --generator-name icgan --licence CC-BY-NC-4.0
     """
     from genssl.errors import UserError
-    from genssl.variants.store_table import DESCRIPTION
+    from genssl.variants.store.table import DESCRIPTION
 
     how: dict[str, Any] = {"encoding": encoding.value, "skip_unknown": skip_unknown}
     foreign = dataset_root is not None or generator_name is not None
@@ -264,7 +264,7 @@ def import_(
         )
     if not generator_name.strip():
         raise UserError("--generator-name is empty; name what made the variants, such as icgan-biggan-256")
-    from genssl.variants.store_import import import_folder
+    from genssl.variants.store.import_folder import import_folder
 
     with _progress("imported") as (progress, started):
         done = import_folder(
@@ -282,7 +282,7 @@ def import_(
 
 
 def _import_export(folder: Path, out: Path, how: dict[str, Any]) -> None:
-    from genssl.variants.store_restore import restore
+    from genssl.variants.store.restore import restore
 
     with _progress("imported") as (progress, started):
         done = restore(folder, out, progress=progress, started=started, **how)

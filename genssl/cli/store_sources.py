@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genssl.variants.store_sources import Sources
+from genssl.variants.store.sources import Sources
 
 if TYPE_CHECKING:
     from genssl.config.base import ComponentConfig
@@ -27,8 +27,8 @@ def sources_of(store: Path, dataset: str | None) -> tuple[Sources | None, str | 
     """
     from genssl.config.protocol import parse_blocks
     from genssl.data.load import load_dataset
-    from genssl.variants.store_facts import dataset_blocks
-    from genssl.variants.store_manifest import read_manifest
+    from genssl.variants.store.facts import dataset_blocks
+    from genssl.variants.store.manifest import read_manifest
 
     def splits(config: ComponentConfig) -> list[tuple[Split, Callable[[], ImageDataset]]]:
         return [("train", partial(load_dataset, config, "train")), ("test", partial(load_dataset, config, "test"))]

@@ -30,7 +30,7 @@ from genssl.client.server_state import CLIENT_ADVICE, Advice, ClientTLS, Target
 from genssl.data.base import StoredImage
 from genssl.errors import ServerUnavailableError, UserError
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.variants.background import refuse_after_fork
+from genssl.variants.prefetch.loop import refuse_after_fork
 from genssl.variants.source import VariantRequest
 
 __all__ = ["Answer", "AsyncVariantClient", "VariantBatch"]

@@ -15,7 +15,7 @@ from genssl.client.messages import Priority, VariantBatch, check_priority
 from genssl.client.server_state import ClientTLS, check_target
 from genssl.errors import ServerUnavailableError, UserError
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.variants.background import Tasks, Work, background_loop
+from genssl.variants.prefetch.loop import Tasks, Work, background_loop
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ from genssl.config.address import check_target_address, is_local
 from genssl.errors import RequestRefusedError, ServerUnavailableError, UserError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
-from genssl.variants.background import note_channel
+from genssl.variants.prefetch.loop import note_channel
 from genssl.wire.channel import (
     CLIENT_OPTIONS,
     MESSAGE_OVERHEAD,

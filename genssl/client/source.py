@@ -18,11 +18,11 @@ from genssl.data.base import ImageDataset, UInt8Array
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.base import Parameters
 from genssl.generators.variation import is_known, merge
-from genssl.variants.budget import Budget
 from genssl.variants.ledger import Ledger, Origin
 from genssl.variants.plan import REAL
-from genssl.variants.pool import VariantPool
-from genssl.variants.prefetch import BULK_IN_FLIGHT, Image, Key, PrefetchQueue
+from genssl.variants.prefetch.budget import Budget
+from genssl.variants.prefetch.pool import VariantPool
+from genssl.variants.prefetch.queue import BULK_IN_FLIGHT, Image, Key, PrefetchQueue
 from genssl.variants.source import Delivery, VariantRequest
 
 log = logging.getLogger(__name__)

@@ -42,8 +42,8 @@ from genssl.server.statistics import GeneratorCounters, Statistics
 from genssl.server.transport.dropping import remember_starters
 from genssl.server.transport.transfer import TransferInterceptor
 from genssl.variants.engine import VariantEngine
-from genssl.variants.store import VariantStore
-from genssl.variants.store_manifest import read_manifest
+from genssl.variants.store.manifest import read_manifest
+from genssl.variants.store.store import VariantStore
 from genssl.wire.channel import SERVICE, server_options
 from genssl.wire.refusals import GuardInterceptor
 

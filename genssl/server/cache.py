@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from genssl.data.base import UInt8Array
 from genssl.variants.key import VariantKey
-from genssl.variants.store import VariantStore
-from genssl.variants.store_place import StoreState
+from genssl.variants.store.place import StoreState
+from genssl.variants.store.store import VariantStore
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from genssl.errors import UserError
 from genssl.training.progress import Progress
 from genssl.training.provenance import dataset_digest
 from genssl.training.sources import OpenSource
-from genssl.variants.assignments import AssignmentLog, Replay
 from genssl.variants.ledger import Ledger, Origin
 from genssl.variants.plan import REAL, StepPlan, ViewPlan
+from genssl.variants.replay import AssignmentLog, Replay
 from genssl.variants.source import Delivery, VariantSource
 from genssl.views.compose import requests_of
 

@@ -6,10 +6,10 @@ from genssl.base.ranks import ALONE, Ranks
 from genssl.client.source import RemoteSource
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset
-from genssl.training.refresh import Refresher
-from genssl.variants.depth import PrefetchDepth, bytes_per_step
 from genssl.variants.ledger import Ledger
 from genssl.variants.plan import ViewPlan
+from genssl.variants.prefetch.depth import PrefetchDepth, bytes_per_step
+from genssl.variants.prefetch.refresh import Refresher
 
 
 def view_plan(recipe: Recipe, num_sources: int, ranks: Ranks = ALONE) -> ViewPlan:

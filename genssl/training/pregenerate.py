@@ -32,9 +32,9 @@ from genssl.training.splits import load_splits
 from genssl.training.stores import known_fingerprints, refuse_foreign
 from genssl.variants.ledger import Ledger
 from genssl.variants.source import VariantRequest
-from genssl.variants.store_facts import StoredNames
-from genssl.variants.store_record import Encoding
-from genssl.variants.stored import StoredSource
+from genssl.variants.store.facts import StoredNames
+from genssl.variants.store.record import Encoding
+from genssl.variants.store.source import StoredSource
 
 READING_THREADS = 8  # a source's name is a digest of its file
 READ_AT_ONCE = 1024

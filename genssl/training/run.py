@@ -38,10 +38,10 @@ from genssl.training.sources import open_source, open_stored_first, require_stor
 from genssl.training.splits import load_splits
 from genssl.training.stopping import Stopped, StopSignals
 from genssl.training.update import Update
-from genssl.variants.assignments import Replay
 from genssl.variants.ledger import Ledger
 from genssl.variants.planned_usage import PlannedUsage
-from genssl.variants.store_manifest import StoreError
+from genssl.variants.replay import Replay
+from genssl.variants.store.manifest import StoreError
 from genssl.views.augmentations import Augmentations
 from genssl.views.compose import compose_views
 from genssl.views.pair_weights import PairWeights

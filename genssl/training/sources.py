@@ -25,7 +25,6 @@ from genssl.generators.suitability import small_variants
 from genssl.generators.variation import varying_parameters
 from genssl.server.process import EmbeddedServer
 from genssl.training.cost_plan import views_per_pair
-from genssl.training.generated_variants import load_engine
 from genssl.training.stores import (
     lay_under,
     open_stored,
@@ -33,16 +32,17 @@ from genssl.training.stores import (
     require_planned,
     store_provenance,
 )
-from genssl.variants.assignments import Replay
-from genssl.variants.budget import Budget
+from genssl.variants.generated import load_engine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
 from genssl.variants.plan import ViewPlan
-from genssl.variants.pool import MOST_PER_SOURCE, VariantPool
+from genssl.variants.prefetch.budget import Budget
+from genssl.variants.prefetch.pool import MOST_PER_SOURCE, VariantPool
+from genssl.variants.replay import Replay
 from genssl.variants.source import VariantRequest, VariantSource
-from genssl.variants.store_facts import GeneratorFacts
-from genssl.variants.store_record import Encoding
-from genssl.variants.stored import StoredSource
+from genssl.variants.store.facts import GeneratorFacts
+from genssl.variants.store.record import Encoding
+from genssl.variants.store.source import StoredSource
 
 
 @dataclass

@@ -12,7 +12,7 @@ from genssl.data.load import hold_out, labels_note, load_dataset
 from genssl.errors import ConfigError
 from genssl.evaluators.base import EvaluationData
 from genssl.training.evaluate import able
-from genssl.training.generated_variants import GeneratedVariants
+from genssl.variants.generated import GeneratedVariants
 
 
 @dataclass

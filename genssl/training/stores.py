@@ -15,13 +15,13 @@ import numpy.typing as npt
 from genssl.config.recipe import Recipe, VariantsConfig
 from genssl.data.base import ImageDataset
 from genssl.training.provenance import dataset_digest
-from genssl.variants.assignments import Replay
 from genssl.variants.plan import REAL, ViewPlan
+from genssl.variants.replay import Replay
 from genssl.variants.source import VariantSource
-from genssl.variants.store import VariantStore
-from genssl.variants.store_facts import GeneratorFacts, StoredNames, describe_contents, find_generator
-from genssl.variants.store_manifest import MANIFEST, StoreError, foreign_to, read_manifest
-from genssl.variants.stored import StoredSource
+from genssl.variants.store.facts import GeneratorFacts, StoredNames, describe_contents, find_generator
+from genssl.variants.store.manifest import MANIFEST, StoreError, foreign_to, read_manifest
+from genssl.variants.store.source import StoredSource
+from genssl.variants.store.store import VariantStore
 
 
 def generator_block(recipe: Recipe) -> dict[str, Any]:

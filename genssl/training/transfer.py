@@ -25,9 +25,9 @@ from genssl.evaluators.base import EvaluationData
 from genssl.registry import EVALUATORS
 from genssl.training.encoders import LoadedEncoder
 from genssl.training.evaluate import able, check, evaluate
-from genssl.training.generated_variants import GeneratedVariants
 from genssl.training.provenance import PACKAGES, dataset_digest
 from genssl.training.splits import load_splits
+from genssl.variants.generated import GeneratedVariants
 
 COLUMNS = ("encoder", "dataset", "evaluator", "metric", "value", "protocol")
 PLACES = ("root", "test_root", "download")  # settings of a data set that say where it is, and not what it is

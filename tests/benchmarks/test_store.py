@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from genssl.variants.key import VariantKey
-from genssl.variants.pool import VariantPool
-from genssl.variants.store import VariantStore
+from genssl.variants.prefetch.pool import VariantPool
+from genssl.variants.store.store import VariantStore
 
 BATCH, COUNT, SIDE = 128, 8192, 82  # 3 * 82 * 82 = 20,172 bytes
 IMAGES = np.random.default_rng(0).integers(0, 256, (BATCH, 3, SIDE, SIDE), np.uint8)

@@ -12,8 +12,8 @@ from PIL import Image
 
 from genssl.data.base import StoredImage
 from genssl.variants.key import VariantKey
-from genssl.variants.store import VariantStore
-from genssl.variants.store_verify import verify
+from genssl.variants.store.store import VariantStore
+from genssl.variants.store.verify import verify
 
 GENERATOR = b"g" * 16
 

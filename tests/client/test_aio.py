@@ -23,10 +23,10 @@ from genssl.client.images import stored_image, wanted_variants
 from genssl.client.window import Window
 from genssl.config.recipe import ClientTLSConfig
 from genssl.errors import DataError, RequestRefusedError, ServerUnavailableError, UserError
-from genssl.variants import background
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
+from genssl.variants.prefetch.queue import loop as background
 from genssl.variants.source import VariantRequest
 
 

@@ -21,7 +21,7 @@ from genssl.errors import ServerUnavailableError
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
-from genssl.variants.pool import VariantPool
+from genssl.variants.prefetch.pool import VariantPool
 from genssl.variants.source import VariantRequest
 
 SOURCES, STEPS, HEALTHY = 12, 6, 3

@@ -12,7 +12,7 @@ from genssl.client.source import RemoteSource
 from genssl.config.recipe import VariantsConfig
 from genssl.variants.ledger import Ledger
 from genssl.variants.plan import ViewPlan
-from genssl.variants.pool import PoolError, VariantPool
+from genssl.variants.prefetch.pool import PoolError, VariantPool
 from genssl.variants.source import VariantRequest
 
 SOURCES, BATCH, PER_IMAGE, AHEAD, EPOCHS = 100, 10, 4, 4, 12

@@ -16,7 +16,7 @@ from genssl.config.recipe import VariantsConfig
 from genssl.data.configs import DigitsConfig
 from genssl.data.digits import Digits
 from genssl.variants.ledger import Ledger
-from genssl.variants.pool import VariantPool
+from genssl.variants.prefetch.pool import VariantPool
 from genssl.variants.source import VariantRequest
 
 ROWS, PERIOD, AHEAD = 8, 1.0, 2

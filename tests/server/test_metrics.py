@@ -26,7 +26,7 @@ from genssl.server.cache import WriteThrough
 from genssl.server.metrics import MetricsServer
 from genssl.server.reread import keep_rereading
 from genssl.server.statistics import Statistics
-from genssl.variants.store import VariantStore
+from genssl.variants.store.store import VariantStore
 
 
 @pytest.fixture(scope="module")

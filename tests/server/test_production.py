@@ -21,7 +21,7 @@ from genssl.data.base import StoredImage
 from genssl.errors import RequestRefusedError, ServerUnavailableError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
-from genssl.variants.store import VariantStore
+from genssl.variants.store.store import VariantStore
 from genssl.wire.refusals import read_refusal
 
 TOKEN = "a-token-of-more-than-sixteen-characters"

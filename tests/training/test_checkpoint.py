@@ -14,8 +14,8 @@ from genssl.errors import UserError
 from genssl.training.checkpoint import Checkpoints, Position, restore, restore_ledger
 from genssl.training.fitting import Checkpoints as StageCheckpoints
 from genssl.training.foreign_checkpoints import read_checkpoint
-from genssl.variants.assignments import AssignmentLog
 from genssl.variants.ledger import Ledger
+from genssl.variants.replay import AssignmentLog
 
 IDENTITY = {"recipe": "a1", "dataset": "b2"}
 

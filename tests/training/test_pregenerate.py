@@ -30,9 +30,9 @@ from genssl.training.progress import Progress
 from genssl.training.run import run
 from genssl.training.stores import open_stored
 from genssl.variants.source import VariantRequest
-from genssl.variants.store import VariantStore
-from genssl.variants.store_manifest import StoreError
-from genssl.variants.store_verify import verify
+from genssl.variants.store.manifest import StoreError
+from genssl.variants.store.store import VariantStore
+from genssl.variants.store.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "simclr_sd.yaml"

@@ -1,0 +1,212 @@
+"""What an export says of its images: `export.json` of all of them, `variants.csv` of each.
+
+A row of the table names the four things that the variant is a function of, the digest that follows from them (`key`),
+and the digest of its pixels. So an import finds out whether a file is the one that was exported, whatever its name.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from genssl.data.base import UInt8Array, raw_image
+from genssl.errors import DataError
+from genssl.variants.key import VariantKey
+from genssl.variants.store.manifest import GENSSL, StoredGenerator
+from genssl.variants.store.sources import SourceFacts
+
+TABLE, DESCRIPTION = "variants.csv", "export.json"
+FORMAT, VERSION = "genssl-export", 2
+PARAMETER = "parameter."  # before a parameter's name, in the table
+SOURCE = ("dataset", "split", "row", "path", "label", "label_name")
+COLUMNS = (
+    *("file", "shard", "key", "source_id", "dataset", "split", "row", "path", "label", "label_name", "index", "seed"),
+    *("fingerprint", "parameters", "channels", "height", "width", "pixels"),
+)
+
+
+class Shard(BaseModel):
+    """A tar of an export, with its size when it was written."""
+
+    name: str
+    variants: int
+    bytes: int
+
+
+class Description(BaseModel):
+    """The content of export.json.
+
+    Attributes:
+        format: "genssl-export-folder/2" or "genssl-export-webdataset/2".
+        created_by: the genssl that wrote it.
+        fingerprint, parameters: of all the variants, in hexadecimal, see `VariantKey`.
+        parameter_values: the parameters by name; None if the store does not know them.
+        generator: what the store knows of the generator.
+        pinned: whether the store is pinned to it.
+        manifest: what else its manifest says, for a store that is made of the export.
+        variants: how many.
+        shards: the tars; None for a folder.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    format: str
+    created_by: str = f"genssl {GENSSL}"
+    fingerprint: str
+    parameters: str
+    parameter_values: dict[str, int | float] | None = None
+    generator: StoredGenerator = StoredGenerator()
+    pinned: bool = False
+    manifest: dict[str, Any] = {}
+    variants: int
+    shards: list[Shard] | None = None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A row of the table.
+
+    Attributes:
+        file: name of the image, in its shard if there is one.
+        shard: name of the tar; "" in a folder.
+        key: of the variant.
+        shape: [C, h, w].
+        pixels: digest, see `pixels_digest`.
+    """
+
+    file: str
+    shard: str
+    key: VariantKey
+    shape: tuple[int, int, int]
+    pixels: str
+
+
+def pixels_digest(image: UInt8Array) -> str:
+    """Returns 32 hex digits for pixels uint8 [C, h, w], whatever file they came from; as the id of a raw source."""
+    return raw_image(image).source_id.hex()
+
+
+def about(
+    key: VariantKey, image: UInt8Array, source: SourceFacts | None, values: Mapping[str, int | float] | None
+) -> dict[str, Any]:
+    """Returns what the .json beside an image says; None for what is not known."""
+    channels, height, width = image.shape
+    return {
+        "key": key.digest().hex(),
+        "source_id": key.source_id.hex(),
+        **(asdict(source) if source is not None else dict.fromkeys(SOURCE)),
+        "index": key.index,
+        "seed": key.seed(),
+        "fingerprint": key.fingerprint.hex(),
+        "parameters": key.parameters.hex(),
+        "parameter_values": dict(values) if values is not None else None,
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "pixels": pixels_digest(image),
+    }
+
+
+class TableWriter:
+    """Writes variants.csv, row by row.
+
+    Args:
+        file: open for text, with newline="".
+        parameters: names of the parameters, which get a column each.
+    """
+
+    def __init__(self, file: IO[str], parameters: list[str]) -> None:
+        self._parameters = parameters
+        # All text in quotes: a carriage return is left without them where lines end in a newline alone.
+        self._rows = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        self._rows.writerow([*COLUMNS, *(PARAMETER + name for name in parameters)])
+
+    def write(self, file: str, shard: str, told: Mapping[str, Any]) -> None:
+        """Writes the row of an image of which `about` told; what is None is empty."""
+        row = {**told, "file": file, "shard": shard}
+        values = told["parameter_values"] or {}
+        self._rows.writerow([*(row[name] for name in COLUMNS), *(values[name] for name in self._parameters)])
+
+
+def open_table(folder: Path, mode: str) -> IO[str]:
+    """Opens the table of an export; names of files that are no UTF-8 keep their bytes."""
+    return (folder / TABLE).open(mode, encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def read_description(folder: Path) -> Description | None:
+    """Reads export.json; None if there is none, so that the folder is no export.
+
+    Raises:
+        DataError: if it is damaged, or was written by an older or newer genssl.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        return None
+    try:
+        found = Description.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+        raise DataError(f"{path} cannot be read ({why}); restore it, or export the store again") from None
+    kind, _, version = found.format.rpartition("/")
+    if not kind.startswith(f"{FORMAT}-") or not version.isdecimal():
+        raise DataError(f"{path} is no description of an export: its format is {found.format!r}")
+    if int(version) < VERSION:
+        raise DataError(
+            f"{path} has format {found.format!r}, which does not say all that a store needs; export the store again "
+            f"with this genssl {GENSSL}"
+        )
+    if int(version) > VERSION:
+        raise DataError(f"{path} has format {found.format!r}; this genssl {GENSSL} reads {VERSION}: upgrade genssl")
+    return found
+
+
+def read_table(folder: Path, description: Description) -> Iterator[Exported]:
+    """Yields the rows of variants.csv.
+
+    Raises:
+        DataError: if it is absent or cut short, or if a row was changed.
+    """
+    path, number = folder / TABLE, 0
+    try:
+        with open_table(folder, "r") as file:
+            for number, row in enumerate(csv.DictReader(file), 1):
+                yield _checked(path, number + 1, row, description)
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read ({error}); restore it, or export the store again") from None
+    if number != description.variants:
+        raise DataError(
+            f"{path} has {number:,} rows, {DESCRIPTION} says {description.variants:,}; restore it, or export the store "
+            "again"
+        )
+
+
+def _checked(path: Path, line: int, row: Mapping[str, Any], description: Description) -> Exported:
+    try:
+        key = VariantKey(
+            bytes.fromhex(row["source_id"]),
+            bytes.fromhex(row["fingerprint"]),
+            bytes.fromhex(row["parameters"]),
+            int(row["index"]),
+        )
+        shape = (int(row["channels"]), int(row["height"]), int(row["width"]))
+        wrong = (
+            {len(key.source_id), len(key.fingerprint), len(key.parameters)} != {16}
+            or not 0 <= key.index < 2**64
+            or key.digest().hex() != row["key"]
+            or (key.fingerprint.hex(), key.parameters.hex()) != (description.fingerprint, description.parameters)
+        )
+        found = Exported(row["file"], row["shard"], key, shape, row["pixels"])
+    except (KeyError, TypeError, ValueError):
+        wrong = True
+    if wrong:
+        raise DataError(
+            f"{path}:{line}: this row is not as it was exported: its key does not follow from source, generator, "
+            "parameters and index; restore the table, or export the store again"
+        )
+    return found
