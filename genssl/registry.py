@@ -251,7 +251,7 @@ GENERATORS = Registry(
             "StableUnCLIPConfig",
             "Stable Diffusion unCLIP: image embedding in, image out; any diffusers folder or hub id",
             licence="CreativeML OpenRAIL++-M (Stable Diffusion 2.1); builtin:digits-unclip Apache-2.0",
-            # tests/generators/test_full_size.py counts the parts, a spec's `tflops` the whole.
+            # tests/generators/diffusion/test_full_size.py counts the parts, a spec's `tflops` the whole.
             cost="48.7 TFLOP an image as unclip-paper, 91.7 as unclip, 4.24 at 256 px in 10 guided steps",
         ),
         _builtin(
@@ -283,7 +283,7 @@ GENERATORS = Registry(
             Entry(
                 name=name,
                 target=f"genssl.generators.{name}:{attribute}",
-                config=f"genssl.generators.diffusers_configs:{attribute}Config",
+                config=f"genssl.generators.diffusion.configs:{attribute}Config",
                 summary=summary,
                 licence=licence,
             )

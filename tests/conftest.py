@@ -37,7 +37,7 @@ def digits_test() -> Digits:
 @pytest.fixture(scope="session")
 def unclip():
     """The built-in generator with the settings of recipes/simclr_sd.yaml, in this process."""
-    from genssl.generators.stable_unclip import StableUnCLIP
+    from genssl.generators.diffusion.stable_unclip import StableUnCLIP
 
     config = StableUnCLIPConfig(model=BUILTIN, num_inference_steps=2, guidance_scale=1.0, noise_level=300)
     return StableUnCLIP(config, torch.device("cpu"))

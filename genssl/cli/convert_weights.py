@@ -40,8 +40,8 @@ def convert_weights(
     for path in (checkpoint, features):
         require_no_document(path, "a checkpoint of PyTorch")
 
-    from genssl.generators.icgan_convert import LICENCE, describe
-    from genssl.generators.icgan_convert import convert_weights as convert
+    from genssl.generators.icgan.convert import LICENCE, describe
+    from genssl.generators.icgan.convert import convert_weights as convert
 
     architecture = convert(checkpoint, features, out, preprocess.value)
     print(f"{checkpoint.name}: {describe(architecture)}; licence of the weights: {LICENCE}")

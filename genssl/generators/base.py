@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from genssl.data.base import UInt8Array
-from genssl.generators.locate import shown
+from genssl.generators.models import shown
 
 Parameters = dict[str, float | int]
 Alive = Callable[[], Sequence[bool]]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from genssl.config.base import ComponentConfig, Section
-from genssl.generators.bank_config import BankConfig, Encoder, InterpolationConfig
+from genssl.generators.retrieval.configs import BankConfig, Encoder, InterpolationConfig
 from genssl.generators.suitability import foreign_data, trained_on
 
 ADAPTIVE = "adaptive"

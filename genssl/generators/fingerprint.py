@@ -5,7 +5,7 @@ space in a config makes stored variants worthless. Of an ordinary folder, which 
 as the libraries write them, the digest is that of the files as they lie there.
 
 Once every file of the folder was covered. The name by that rule, `Fingerprint.former`, says at least as much: what goes
-by it in an old store was made by the files that are loaded now; see `genssl.generators.opening.open_generator`.
+by it in an old store was made by the files that are loaded now; see `genssl.generators.open.open_generator`.
 
 Where genssl itself has come to make other variants of the same files, a fact says so, in the former name too, so that
 nothing made before goes by today's name: `preprocess=clip/2`, since sources of a CLIP are resized before they are cut

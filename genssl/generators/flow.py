@@ -24,11 +24,11 @@ from genssl.generators.base import Alive, GeneratorSpec, Parameters
 from genssl.generators.conditioner import FILE, Conditioner
 from genssl.generators.configs import FlowConfig
 from genssl.generators.cost import count_tflops
+from genssl.generators.diffusion.loading import load_network
+from genssl.generators.diffusion.sampling import decode, denoise, guidance_column, guide, row_noise, spread
 from genssl.generators.fingerprint import fingerprint_file, fingerprint_model, network_files
 from genssl.generators.finite import check_weights
-from genssl.generators.loading import load_network
-from genssl.generators.locate import OWN, find_trained, read_json
-from genssl.generators.sampling import decode, denoise, guidance_column, guide, row_noise, spread
+from genssl.generators.models import OWN, find_trained, read_json
 
 SAMPLER_VERSION = "flow/1"
 CLASS = "GensslFlow"

@@ -24,7 +24,7 @@ from PIL import Image
 from genssl.data.base import UInt8Array
 from genssl.data.decode import resize_and_crop
 from genssl.errors import GeneratorError
-from genssl.generators.locate import read_json
+from genssl.generators.models import read_json
 
 Rule = Literal["clip", "paper", "square"]
 # Part of the names of variants and of kept embeddings. That of `square` is what there was before there was a choice.

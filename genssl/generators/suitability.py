@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from genssl.generators.locate import BUILTIN, read_json
+from genssl.generators.models import BUILTIN, read_json
 
 CARD = "card.json"
 OTHERS = (

@@ -24,7 +24,7 @@ from genssl.config.base import ComponentConfig
 from genssl.config.server import ServerFile, generator_id
 from genssl.errors import GeneratorError, UserError
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
-from genssl.generators.opening import open_generator
+from genssl.generators.open import open_generator
 from genssl.registry import GENERATORS
 from genssl.server.admission import Admission
 from genssl.server.auth import TokenInterceptor, Tokens

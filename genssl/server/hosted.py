@@ -15,7 +15,7 @@ from genssl.config.server import ServerFile
 from genssl.data.base import UInt8Array
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.generators.locate import shown
+from genssl.generators.models import shown
 from genssl.generators.suitability import foreign_data, trained_on
 from genssl.generators.variation import merge
 from genssl.server.batching.batcher import Batcher

@@ -10,8 +10,8 @@ from diffusers import AutoencoderKL
 
 from genssl.config.generator_recipes.autoencoder import AutoencoderConfig
 from genssl.errors import GeneratorError, UserError
-from genssl.generators.loading import load_network
-from genssl.generators.locate import find_network
+from genssl.generators.diffusion.loading import load_network
+from genssl.generators.models import find_network
 from genssl.training.fitting import NORM_GROUPS, Loop, fit
 from genssl.training.rows import Batches, Draws, Images
 

@@ -177,7 +177,7 @@ def variant_size(recipe: Recipe, given: int | None) -> int:
 
 def _native_size(model: str) -> int | None:
     """Returns the size that a diffusers folder on this disk generates, or None."""
-    from genssl.generators import locate
+    from genssl.generators import models as locate
 
     folder = locate.BUILTIN / model.removeprefix("builtin:") if model.startswith("builtin:") else Path(model)
     try:

@@ -15,8 +15,8 @@ from torch import nn
 
 from genssl.base.devices import seeded_initialisation
 from genssl.config.generator_recipes.flow import DistillationConfig, FlowRecipe
+from genssl.generators.diffusion.sampling import guide
 from genssl.generators.flow import build_network, latent_shape, velocity
-from genssl.generators.sampling import guide
 from genssl.training.fitting import Loop, average_into, fit
 from genssl.training.flow_material import Material
 from genssl.training.rows import Batches, Draws

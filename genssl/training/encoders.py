@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from genssl.backbones.configs import TimmConfig
-from genssl.backbones.from_timm import build_timm
+from genssl.backbones.timm import build_timm
 from genssl.base.devices import seeded_initialisation
 from genssl.base.safetensors_file import read_tensors
 from genssl.config.base import ComponentConfig

@@ -23,6 +23,7 @@ from genssl.data.base import ImageDataset
 from genssl.errors import ConfigError, GeneratorError, UserError
 from genssl.generators.conditioner import FILE
 from genssl.generators.configs import FlowConfig
+from genssl.generators.diffusion.loading import quiet_libraries
 from genssl.generators.flow import (
     CLASS,
     VAE,
@@ -31,8 +32,7 @@ from genssl.generators.flow import (
     build_network,
     velocity,
 )
-from genssl.generators.loading import quiet_libraries
-from genssl.generators.locate import find_trained
+from genssl.generators.models import find_trained
 from genssl.training.autoencoder import (
     Latents,
     autoencoder_batches,

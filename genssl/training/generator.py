@@ -27,7 +27,7 @@ from genssl.data.load import hold_out, labels_note, left_out_note, load_dataset
 from genssl.errors import ConfigError, UserError
 from genssl.generators.base import Generator
 from genssl.generators.configs import FlowConfig, GeneratorConfig
-from genssl.generators.opening import open_generator
+from genssl.generators.open import open_generator
 from genssl.registry import GENERATORS
 from genssl.training.fitting import CHECKPOINT, Checkpoints, DivergedError, Loop, fit_batches
 from genssl.training.generator_quality import NOISES, Sweep, cell, columns, measure

@@ -13,9 +13,9 @@ from genssl.errors import GeneratorError
 from genssl.generators.conditioner import FILE as OWN_ENCODER
 from genssl.generators.conditioner import has_own_encoder
 from genssl.generators.conditioner import load_encoder as load_own
-from genssl.generators.icgan_features import FILE as RESNET
-from genssl.generators.icgan_features import MEAN, NETWORK_SIZE, STD, load_resnet
-from genssl.generators.locate import BUILTIN, DIFFUSERS, builtin_models, read_json
+from genssl.generators.icgan.features import FILE as RESNET
+from genssl.generators.icgan.features import MEAN, NETWORK_SIZE, STD, load_resnet
+from genssl.generators.models import BUILTIN, DIFFUSERS, builtin_models, read_json
 
 Statistics = tuple[Sequence[float], Sequence[float]]
 PREFIX = "builtin:"
@@ -48,8 +48,8 @@ def load_conditioner(name: str) -> tuple[nn.Module, int | None, Statistics, dict
         folder = BUILTIN / name.removeprefix(PREFIX)
     source: dict[str, Any] = {"kind": "generator", "path": name}
     if (folder / DIFFUSERS).is_file():
-        from genssl.generators.loading import image_encoder  # diffusers takes seconds
-        from genssl.generators.stable_unclip import PIPELINE
+        from genssl.generators.diffusion.loading import image_encoder  # diffusers takes seconds
+        from genssl.generators.diffusion.stable_unclip import PIPELINE
 
         found = read_json(folder / DIFFUSERS).get("_class_name")
         if found != PIPELINE:

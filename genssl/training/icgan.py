@@ -27,8 +27,8 @@ from genssl.data.base import ImageDataset
 from genssl.errors import ConfigError
 from genssl.generators.conditioner import FILE
 from genssl.generators.configs import ICGANConfig
-from genssl.generators.icgan import CLASS, FORMAT, WEIGHTS
-from genssl.generators.icgan_networks import Architecture, GeneratorNetwork
+from genssl.generators.icgan.generator import CLASS, FORMAT, WEIGHTS
+from genssl.generators.icgan.networks import Architecture, GeneratorNetwork
 from genssl.training.conditioner import (
     conditioner_batches,
     conditioner_problems,

@@ -34,7 +34,7 @@ from genssl.evaluators.prdc import prdc
 from genssl.evaluators.semantic_consistency import retrieved
 from genssl.evaluators.vendi import vendi_score
 from genssl.generators.base import Parameters
-from genssl.generators.opening import open_generator
+from genssl.generators.open import open_generator
 from genssl.training.generator_quality import Array, distance_within, embedded, generated, label_judge, sweep_of
 from genssl.training.provenance import dataset_digest
 from genssl.training.quality_judges import Judge, load_judge

@@ -20,7 +20,7 @@ from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.base import Parameters
 from genssl.generators.configs import GeneratorConfig
-from genssl.generators.locate import shown
+from genssl.generators.models import shown
 from genssl.generators.suitability import small_variants
 from genssl.generators.variation import varying_parameters
 from genssl.server.process import EmbeddedServer

@@ -25,7 +25,7 @@ from genssl.config.generator_recipes.unclip import ImageEncoderConfig, StableUnC
 from genssl.data.base import ImageDataset
 from genssl.errors import ConfigError
 from genssl.generators.configs import StableUnCLIPConfig
-from genssl.generators.stable_unclip import noise_embeddings
+from genssl.generators.diffusion.stable_unclip import noise_embeddings
 from genssl.methods.losses import nt_xent
 from genssl.training.autoencoder import (
     Latents,

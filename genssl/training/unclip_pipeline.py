@@ -16,7 +16,7 @@ from genssl.config.generator_recipes.unclip import StableUnCLIPRecipe
 from genssl.data.base import ImageDataset
 from genssl.generators.conditioner import FILE
 from genssl.generators.configs import StableUnCLIPConfig
-from genssl.generators.loading import quiet_libraries
+from genssl.generators.diffusion.loading import quiet_libraries
 from genssl.training.fitting import Loop
 from genssl.training.unclip import TEXT_WIDTH, TrainedUnCLIP, train_unclip
 

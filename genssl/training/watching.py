@@ -20,7 +20,7 @@ from genssl.data.decode import resize_and_crop
 from genssl.errors import ConfigError
 from genssl.evaluators.frechet import frechet_distance
 from genssl.generators.configs import GeneratorConfig
-from genssl.generators.opening import open_generator
+from genssl.generators.open import open_generator
 from genssl.training.generator_quality import BATCH, embedded, generated
 from genssl.training.samples import write_grid
 from genssl.variants.engine import VariantEngine

@@ -10,7 +10,7 @@ import torch
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import resize_and_crop
-from genssl.generators.opening import open_generator
+from genssl.generators.open import open_generator
 from genssl.training.stores import known_fingerprints
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource

@@ -19,7 +19,7 @@ from genssl.config.recipe import ClientTLSConfig, Recipe
 from genssl.config.server import ServerFile
 from genssl.data.configs import FolderConfig, ImageNetConfig
 from genssl.errors import UserError
-from genssl.generators.diffusers_configs import Flux2KleinConfig
+from genssl.generators.diffusion.configs import Flux2KleinConfig
 from genssl.variants.store.store import VariantStore
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ import torch
 
 from genssl.generators.configs import FlowConfig
 from genssl.generators.flow import Flow
-from genssl.generators.locate import BUILTIN
+from genssl.generators.models import BUILTIN
 
 BATCH, ROUNDS = 64, 40
 

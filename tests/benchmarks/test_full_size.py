@@ -13,7 +13,7 @@ import torch
 from full_size import build_full_size_unclip
 
 from genssl.generators.configs import StableUnCLIPConfig
-from genssl.generators.stable_unclip import StableUnCLIP
+from genssl.generators.diffusion.stable_unclip import StableUnCLIP
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

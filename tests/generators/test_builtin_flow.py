@@ -11,7 +11,7 @@ from sklearn.svm import SVC
 
 from genssl.generators.configs import FlowConfig
 from genssl.generators.flow import Flow
-from genssl.generators.locate import BUILTIN
+from genssl.generators.models import BUILTIN
 from genssl.variants.engine import VariantEngine
 
 FOLDER = BUILTIN / "digits-flow"

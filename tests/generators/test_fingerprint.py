@@ -14,10 +14,10 @@ from tiny import build_own_unclip, build_tiny_unclip
 from tiny_flow import build_tiny_flow
 
 from genssl.base.safetensors_file import header_bytes
-from genssl.generators.bank_config import InterpolationConfig
 from genssl.generators.configs import FlowConfig, ICGANConfig, StableUnCLIPConfig
 from genssl.generators.fingerprint import fingerprint_file, fingerprint_folder, network_files
-from genssl.generators.opening import open_generator
+from genssl.generators.open import open_generator
+from genssl.generators.retrieval.configs import InterpolationConfig
 
 CPU = torch.device("cpu")
 FACTS = ("stable_unclip/1", "float32", "zero_snr=True", "preprocess=clip/2")  # of a config's defaults
@@ -197,8 +197,8 @@ def test_what_is_built_on_a_generator_keeps_its_former_name_too(copy, tmp_path, 
         return open_generator(config, CPU, known)
 
     with monkeypatch.context() as patch:  # as every version before did
-        patch.setattr("genssl.generators.stable_unclip.fingerprint_model", former_rule)
-        patch.setattr("genssl.generators.unclip_encoder.fingerprint_model", former_rule)
+        patch.setattr("genssl.generators.diffusion.stable_unclip.fingerprint_model", former_rule)
+        patch.setattr("genssl.generators.diffusion.unclip_encoder.fingerprint_model", former_rule)
         before = opened()
         before.kept_embeddings.put([bytes(16)], [torch.ones(33)])
         former = before.spec.fingerprint

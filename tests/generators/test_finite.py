@@ -18,10 +18,10 @@ from torchvision.models import resnet50
 from genssl.errors import GeneratorError
 from genssl.generators.configs import FlowConfig, ICGANConfig, StableUnCLIPConfig
 from genssl.generators.finite import check_made, check_weights, is_finite
-from genssl.generators.icgan_convert import convert_weights
-from genssl.generators.icgan_official import convert_features
-from genssl.generators.locate import BUILTIN
-from genssl.generators.opening import open_generator
+from genssl.generators.icgan.convert import convert_weights
+from genssl.generators.icgan.official import convert_features
+from genssl.generators.models import BUILTIN
+from genssl.generators.open import open_generator
 from genssl.variants.engine import VariantEngine
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import torch
 from genssl.base.devices import stream
 from genssl.config.recipe import AugmentationConfig
 from genssl.generators.configs import StableUnCLIPConfig
-from genssl.generators.stable_unclip import StableUnCLIP
+from genssl.generators.diffusion.stable_unclip import StableUnCLIP
 from genssl.views.augment import Augment
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -18,12 +18,12 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from genssl.errors import GeneratorError
 from genssl.generators.configs import RetrievalConfig, StableUnCLIPConfig
+from genssl.generators.diffusion.ip_adapter import IPAdapter
+from genssl.generators.diffusion.stable_unclip import StableUnCLIP
 from genssl.generators.fingerprint import fingerprint_folder
-from genssl.generators.ip_adapter import IPAdapter
-from genssl.generators.opening import open_generator
+from genssl.generators.open import open_generator
 from genssl.generators.preprocessing import crop_then_resize, read_preprocessing, resize_then_crop
-from genssl.generators.retrieval import Retrieval
-from genssl.generators.stable_unclip import StableUnCLIP
+from genssl.generators.retrieval.generator import Retrieval
 
 CPU = torch.device("cpu")
 SIZES = [(500, 375), (500, 333), (481, 321), (1600, 1067)]

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from genssl.generators.ddim import DDIM
-from genssl.generators.few_step import LCM, TCD
-from genssl.generators.flux2_klein import FlowEuler
-from genssl.generators.guided import Deterministic, Sampler
-from genssl.generators.sampling import row_noise
+from genssl.generators.diffusion.ddim import DDIM
+from genssl.generators.diffusion.few_step import LCM, TCD
+from genssl.generators.diffusion.flux2_klein import FlowEuler
+from genssl.generators.diffusion.guided import Deterministic, Sampler
+from genssl.generators.diffusion.sampling import row_noise
 
 TRAINED = 1000
 SPACINGS = ("trailing", "leading", "linspace")

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from genssl.errors import RequestRefusedError
 from genssl.generators.configs import FlowConfig, ICGANConfig, StableUnCLIPConfig
-from genssl.generators.foreground import foreground_ratio
-from genssl.generators.opening import open_generator
+from genssl.generators.diffusion.foreground import foreground_ratio
+from genssl.generators.open import open_generator
 from genssl.generators.variation import (
     Variation,
     adaptive_noise_level,

@@ -11,7 +11,7 @@ from genssl.config.document import parse_document
 from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.config.load import validate
 from genssl.errors import ConfigError
-from genssl.generators.locate import BUILTIN
+from genssl.generators.models import BUILTIN
 from genssl.training import generator_quality
 
 FLOW = f"""

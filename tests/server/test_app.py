@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from genssl.data.base import StoredImage, raw_image
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
-from genssl.generators.locate import BUILTIN
+from genssl.generators.models import BUILTIN
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger

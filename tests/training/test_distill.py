@@ -13,9 +13,9 @@ from miniatures import FLOW, judge_little, problems, quiet, recipe
 from genssl.config.generator_recipes.flow import DistillationConfig
 from genssl.errors import ConfigError, GeneratorError, RequestRefusedError, UserError
 from genssl.generators.configs import FlowConfig
+from genssl.generators.diffusion.sampling import decode, row_noise
 from genssl.generators.flow import Flow, FlowParts, noise_embeddings, velocity
-from genssl.generators.locate import BUILTIN
-from genssl.generators.sampling import decode, row_noise
+from genssl.generators.models import BUILTIN
 from genssl.training.distill import _Consistency, _Teacher, _Trajectory
 from genssl.training.generator import train_generator
 from genssl.training.rows import Draws

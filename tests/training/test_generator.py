@@ -19,7 +19,7 @@ from sklearn.datasets import load_sample_images
 from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.errors import ConfigError, UserError
 from genssl.generators.configs import StableUnCLIPConfig
-from genssl.generators.stable_unclip import StableUnCLIP
+from genssl.generators.diffusion.stable_unclip import StableUnCLIP
 from genssl.training.generator import train_generator
 
 MINIATURE = """

@@ -7,7 +7,7 @@ import torch
 from miniatures import FLOW, ICGAN, UNCLIP, judge_little, quiet, recipe
 from safetensors.torch import load_file
 
-from genssl.generators.opening import open_generator
+from genssl.generators.open import open_generator
 from genssl.registry import GENERATORS
 from genssl.training.generator import train_generator
 

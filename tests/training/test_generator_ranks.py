@@ -26,8 +26,8 @@ from genssl.config.document import parse_document
 from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.config.load import load, validate
 from genssl.generators.configs import FlowConfig, ICGANConfig, StableUnCLIPConfig
-from genssl.generators.locate import BUILTIN
-from genssl.generators.opening import open_generator
+from genssl.generators.models import BUILTIN
+from genssl.generators.open import open_generator
 from genssl.training import generator_quality
 from genssl.training.fitting import Checkpoints, Loop, batch_problems, fit
 from genssl.training.generator import train_generator

@@ -15,8 +15,8 @@ from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.data.load import hold_out
 from genssl.errors import ConfigError, UserError
 from genssl.generators.configs import ICGANConfig
-from genssl.generators.icgan import ICGAN
-from genssl.generators.locate import BUILTIN
+from genssl.generators.icgan.generator import ICGAN
+from genssl.generators.models import BUILTIN
 from genssl.training.fitting import Checkpoints, Loop
 from genssl.training.generator import train_generator
 from genssl.training.generator_quality import EFFORTS, Effort

@@ -13,10 +13,10 @@ from miniatures import FLOW, UNCLIP, judge_little, problems, quiet, recipe
 
 from genssl.errors import ConfigError, UserError
 from genssl.generators.configs import FlowConfig, StableUnCLIPConfig
+from genssl.generators.diffusion.sampling import row_noise
+from genssl.generators.diffusion.stable_unclip import StableUnCLIP
 from genssl.generators.flow import Flow
-from genssl.generators.locate import BUILTIN
-from genssl.generators.sampling import row_noise
-from genssl.generators.stable_unclip import StableUnCLIP
+from genssl.generators.models import BUILTIN
 from genssl.training.generator import train_generator
 
 CPU = torch.device("cpu")

@@ -24,7 +24,7 @@ from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
 from genssl.generators.fingerprint import fingerprint_folder
-from genssl.generators.locate import BUILTIN
+from genssl.generators.models import BUILTIN
 from genssl.training.pregenerate import Pregenerated, Shard, parse_shard, pregenerate
 from genssl.training.progress import Progress
 from genssl.training.run import run
@@ -189,7 +189,7 @@ def test_a_store_under_a_former_fingerprint_is_filled_up(tmp_path, monkeypatch, 
     named = [f"generator.model={model}", "generator.num_inference_steps=1"]
     how = ["variants.source=online", "variants.server=embedded"] if served else []
     with monkeypatch.context() as patch:
-        patch.setattr("genssl.generators.stable_unclip.fingerprint_model", by_every_file)
+        patch.setattr("genssl.generators.diffusion.stable_unclip.fingerprint_model", by_every_file)
         begun = fill(tmp_path / "store", *named, shard=part, variants=1)
         wanted = fill(tmp_path / "wanted", *named, shard=part, variants=2)
     assert fill(tmp_path / "store", *named, *how, shard=part, variants=1).made == 0
@@ -220,7 +220,7 @@ def test_a_run_under_a_former_fingerprint_goes_on(tmp_path, monkeypatch):
     (model / "notes.txt").write_text("mine")
     recipe = recipe_of(f"generator.model={model}", "generator.num_inference_steps=1", "train.batch_size=480")
     with monkeypatch.context() as patch:
-        patch.setattr("genssl.generators.stable_unclip.fingerprint_model", by_every_file)
+        patch.setattr("genssl.generators.diffusion.stable_unclip.fingerprint_model", by_every_file)
         whole = run(recipe, tmp_path / "whole", Progress(Console(quiet=True)))
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
     for name in ("results.json", "report.html"):
@@ -409,7 +409,7 @@ import os, sys
 from pathlib import Path
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
-from genssl.generators import stable_unclip
+from genssl.generators.diffusion import stable_unclip
 from genssl.training.pregenerate import Shard, pregenerate
 
 class Report:

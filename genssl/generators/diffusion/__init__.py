@@ -1,0 +1,1 @@
+"""Diffusion models of images, through the pipelines of diffusers."""

@@ -1,0 +1,164 @@
+"""Loads the parts of a diffusers folder: safetensors only, nothing downloaded, and every failure in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers.utils import logging as transformers_logging
+
+from genssl.base import safetensors_file
+from genssl.errors import GeneratorError
+from genssl.generators.fingerprint import Fact, find_weights, fingerprint_model, network_files, tokenizer_files
+from genssl.generators.finite import check_weights
+from genssl.generators.models import DIFFUSERS, find_network, read_json
+from genssl.generators.preprocessing import Preprocessing, Rule, read_preprocessing
+
+
+def load_network(kind: Any, folder: Path, subfolder: str, dtype: torch.dtype, device: torch.device) -> Any:
+    """Loads one network of a pipeline, frozen and in evaluation mode; `*.fp16.safetensors` where there is no other.
+
+    Raises:
+        GeneratorError: if it is missing, of another kind or shape, or has no safetensors weights, or none that are
+            finite.
+    """
+    _, variant = find_weights(folder / subfolder)
+    chosen = {"variant": variant} if variant else {}
+    model = load_part(kind, folder, subfolder, use_safetensors=True, dtype=dtype, **chosen).to(device)
+    check_weights(folder / subfolder, model.state_dict())
+    return model.eval().requires_grad_(False)
+
+
+def load_part(kind: Any, folder: Path, subfolder: str, **settings: Any) -> Any:
+    """Loads a scheduler, tokenizer or network by its `from_pretrained`; raises GeneratorError if that fails."""
+    try:
+        with quiet_libraries():
+            return kind.from_pretrained(folder, subfolder=subfolder, local_files_only=True, **settings)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        weights = " with safetensors weights" if "use_safetensors" in settings else ""
+        raise GeneratorError(
+            f"{folder / subfolder}: cannot be loaded as {kind.__name__}{weights}: {error}. "
+            "The model folder is incomplete or of another kind"
+        ) from None
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a safetensors file on the CPU; raises GeneratorError if it is broken or not finite."""
+    try:
+        tensors = safetensors_file.read_tensors(path)[0]
+    except (OSError, SafetensorError) as error:
+        raise GeneratorError(f"{path}: cannot be read as safetensors ({error}); get it again") from None
+    check_weights(path, tensors)
+    return tensors
+
+
+def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """Loads the autoencoder of a Stable Diffusion folder, full or tiny, as its config names it."""
+    tiny = read_json(folder / "vae" / "config.json").get("_class_name") == "AutoencoderTiny"
+    return load_network(AutoencoderTiny if tiny else AutoencoderKL, folder, "vae", dtype, device)
+
+
+def load_decoder(folder: Path, tiny: str | None, dtype: torch.dtype, device: torch.device) -> tuple[Any, list[Fact]]:
+    """Loads what decodes latents: the folder's own autoencoder, or a tiny one of a folder or hub id in its place.
+
+    Returns:
+        The autoencoder, and what a generator's name owes to it beside its own folder.
+
+    Raises:
+        GeneratorError: if it cannot be had, or was made for other latents.
+    """
+    if tiny is None:
+        return load_vae(folder, dtype, device), []
+    own = read_json(folder / "vae" / "config.json")
+    part = find_network(tiny, "AutoencoderTiny", "generator.tiny_vae")
+    vae = load_network(AutoencoderTiny, part, "", dtype, device)
+    wanted = own.get("latent_channels", 4), len(own["block_out_channels"])
+    found = vae.config["latent_channels"], len(vae.config["block_out_channels"])
+    if found != wanted:
+        raise GeneratorError(
+            f"generator.tiny_vae: {tiny} has {found[0]} latent channels and {found[1]} levels, and the model's "
+            f"decoder {wanted[0]} and {wanted[1]}; take one that was made for it"
+        )
+    return vae, [("tiny_vae=", fingerprint_model(part, network_files(part)))]
+
+
+def image_encoder(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    processor: str = "feature_extractor",
+    rule: Rule | None = None,
+) -> tuple[Any, Preprocessing]:
+    """Loads the image encoder of a model's folder alone, and how it wants images; see `read_preprocessing`.
+
+    Raises:
+        GeneratorError: if it is missing, broken, or has no safetensors weights.
+    """
+    preprocessing = read_preprocessing(folder, processor, rule)
+    return load_network(CLIPVisionModelWithProjection, folder, "image_encoder", dtype, device), preprocessing
+
+
+def empty_prompt(folder: Path, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Returns the hidden states [1, tokens, width] of the empty prompt; text encoder and tokenizer are not kept."""
+    tokenizer = load_part(CLIPTokenizer, folder, "tokenizer")
+    encoder = load_network(CLIPTextModel, folder, "text_encoder", dtype, device)
+    tokens = tokenizer(
+        "", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        hidden_states: torch.Tensor = encoder(tokens.input_ids.to(device))[0]
+    return hidden_states
+
+
+def pipeline_files(folder: Path, networks: Sequence[str], others: Sequence[str] = ()) -> list[str]:
+    """Returns what is loaded of a diffusers pipeline's folder, relative to it.
+
+    Args:
+        folder: of the pipeline.
+        networks: the sub-folders with a config and weights.
+        others: schedulers, tokenizers and image processors.
+    """
+    files = [DIFFUSERS]
+    for part in networks:
+        files += network_files(folder, part)
+    for part in others:
+        files += tokenizer_files(part) if part.startswith("tokenizer") else []
+        files += [f"{part}/scheduler_config.json", f"{part}/preprocessor_config.json"]
+    return files
+
+
+def check_width(folder: Path, what: str, width: int, where: str, unet: Any) -> None:
+    """Raises GeneratorError if `what` of this width does not fit the cross-attention of a UNet."""
+    expected = unet.config["cross_attention_dim"]
+    if width != expected:
+        raise GeneratorError(
+            f"{folder}: {what} has {width} numbers, but {where} takes {expected}; the parts do not fit"
+        )
+
+
+def licence_of(folder: Path, otherwise: str) -> str:
+    """Returns the licence that a model's card.json names, or `otherwise`."""
+    card = folder / "card.json"
+    licence = read_json(card).get("licence") if card.exists() else None
+    return licence or otherwise
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Inside, diffusers and transformers draw no progress bars of their own and give no advice on what to install."""
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), diffusers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,1 @@
+"""Neighbours from a bank of images in place of generated ones."""
