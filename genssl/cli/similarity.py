@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from genssl.config.base import ComponentConfig
     from genssl.data.base import ImageDataset
-    from genssl.evaluators.compare_encoders import Similarity
+    from genssl.evaluators.representation.compare_encoders import Similarity
     from genssl.training.encoders import LoadedEncoder
 
 IMAGES = 2000
@@ -74,9 +74,9 @@ def similarity(
     from genssl.base.devices import pick_device
     from genssl.cli.encoders import load_encoders
     from genssl.evaluators.base import FrozenEncoder
-    from genssl.evaluators.cka_matrix import cka_matrix
-    from genssl.evaluators.compare_encoders import compare_encoders
-    from genssl.evaluators.rankme import drawn_rows
+    from genssl.evaluators.representation.cka_matrix import cka_matrix
+    from genssl.evaluators.representation.compare_encoders import compare_encoders
+    from genssl.evaluators.representation.rankme import drawn_rows
 
     where, console = pick_device(device), Console(highlight=False)
     pair = load_encoders((first, second), where, console, download=download)
@@ -115,7 +115,7 @@ def _dataset(config: ComponentConfig, split: Any, image_size: int | None, *, siz
         sized: an image_size in the config was meant for this comparison, and holds.
     """
     from genssl.data.load import load_dataset, of_size
-    from genssl.evaluators.compare_encoders import Resized
+    from genssl.evaluators.representation.compare_encoders import Resized
 
     if image_size is None or (sized and "image_size" in config.model_fields_set):
         return load_dataset(config, split)
@@ -155,7 +155,7 @@ def _write(out: Path, pair: list[LoadedEncoder], found: Similarity, matrix: Any,
     from dataclasses import asdict
 
     from genssl.base.files import write_atomically, write_json
-    from genssl.evaluators.cka_picture import draw_cka_matrix
+    from genssl.evaluators.representation.cka_picture import draw_cka_matrix
 
     out.mkdir(parents=True, exist_ok=True)
     figure = draw_cka_matrix(matrix, pair[0].name, pair[1].name)

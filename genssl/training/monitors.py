@@ -15,7 +15,7 @@ from genssl.base.ranks import ALONE, Ranks
 from genssl.config.recipe import MonitorConfig, Recipe
 from genssl.data.base import ImageDataset
 from genssl.errors import ConfigError
-from genssl.evaluators.knn import merge_nearest, nearest, vote
+from genssl.evaluators.probes.knn import merge_nearest, nearest, vote
 
 SPREAD, RANK, KNN = "representation_std", "effective_rank", "knn_top1"
 LEAST_SPREAD, LEAST_RANK = 0.05, 2.0  # below either, no image or hardly any can be told from another

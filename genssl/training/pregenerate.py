@@ -25,10 +25,10 @@ from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset
 from genssl.data.load import left_out_note
 from genssl.errors import UserError
+from genssl.evaluators.splits import load_splits
 from genssl.server.process import EmbeddedServer
 from genssl.training.shared_server import server_file, server_threads
 from genssl.training.sources import OpenSource, add_store, open_in_process, open_remote
-from genssl.training.splits import load_splits
 from genssl.training.stores import known_fingerprints, refuse_foreign
 from genssl.variants.ledger import Ledger
 from genssl.variants.source import VariantRequest

@@ -29,10 +29,10 @@ from genssl.data.decode import resize_and_crop
 from genssl.data.load import hold_out, labels_note, left_out_note, load_dataset
 from genssl.errors import DataError, UserError, suggest
 from genssl.evaluators.base import FrozenEncoder
-from genssl.evaluators.frechet import frechet_distance, too_few
-from genssl.evaluators.prdc import prdc
-from genssl.evaluators.semantic_consistency import retrieved
-from genssl.evaluators.vendi import vendi_score
+from genssl.evaluators.variants.consistency import retrieved
+from genssl.evaluators.variants.frechet import frechet_distance, too_few
+from genssl.evaluators.variants.prdc import prdc
+from genssl.evaluators.variants.vendi import vendi_score
 from genssl.generators.base import Parameters
 from genssl.generators.open import open_generator
 from genssl.training.generator_quality import Array, distance_within, embedded, generated, label_judge, sweep_of

@@ -18,10 +18,11 @@ from genssl.base.ranks import Ranks, ranks_now, require_divisible
 from genssl.config.recipe import Recipe
 from genssl.data.load import left_out_note
 from genssl.errors import ServerUnavailableError, UserError
+from genssl.evaluators.run import divided, evaluate
+from genssl.evaluators.splits import load_splits
 from genssl.registry import BACKBONES, METHODS
 from genssl.training.checkpoint import LATEST, Checkpoints, Position, restore, restore_ledger
 from genssl.training.deliveries import announced, enter, follow_log, how_online, take
-from genssl.training.evaluate import divided, evaluate
 from genssl.training.loader import SourceLoader
 from genssl.training.loggers import MetricsLog, check_loggers, open_loggers
 from genssl.training.monitors import KNN, Monitor, warning_of
@@ -35,7 +36,6 @@ from genssl.training.run_directory import hold, is_finished, read_results, recip
 from genssl.training.samples import draw_run_samples
 from genssl.training.shared_server import server_threads, start_shared_server
 from genssl.training.sources import open_source, open_stored_first, require_stored
-from genssl.training.splits import load_splits
 from genssl.training.stopping import Stopped, StopSignals
 from genssl.training.update import Update
 from genssl.variants.ledger import Ledger

@@ -22,11 +22,11 @@ from genssl.config.recipe import Recipe
 from genssl.data.load import left_out_note, load_dataset, of_size
 from genssl.errors import UserError
 from genssl.evaluators.base import EvaluationData
+from genssl.evaluators.run import able, check, evaluate
+from genssl.evaluators.splits import load_splits
 from genssl.registry import EVALUATORS
 from genssl.training.encoders import LoadedEncoder
-from genssl.training.evaluate import able, check, evaluate
 from genssl.training.provenance import PACKAGES, dataset_digest
-from genssl.training.splits import load_splits
 from genssl.variants.generated import GeneratedVariants
 
 COLUMNS = ("encoder", "dataset", "evaluator", "metric", "value", "protocol")

@@ -18,7 +18,7 @@ from genssl.config.generator_recipes.base import WatchConfig
 from genssl.data.base import ImageDataset
 from genssl.data.decode import resize_and_crop
 from genssl.errors import ConfigError
-from genssl.evaluators.frechet import frechet_distance
+from genssl.evaluators.variants.frechet import frechet_distance
 from genssl.generators.configs import GeneratorConfig
 from genssl.generators.open import open_generator
 from genssl.training.generator_quality import BATCH, embedded, generated

@@ -11,10 +11,10 @@ from genssl.data.base import raw_image
 from genssl.errors import DataError
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
 from genssl.evaluators.configs import FewShotConfig, KNNConfig, LinearProbeConfig
-from genssl.evaluators.few_shot import FewShot
-from genssl.evaluators.knn import KNN, knn_predict
-from genssl.evaluators.linear_probe import LinearProbe
-from genssl.training.evaluate import evaluate
+from genssl.evaluators.probes.few_shot import FewShot
+from genssl.evaluators.probes.knn import KNN, knn_predict
+from genssl.evaluators.probes.linear_probe import LinearProbe
+from genssl.evaluators.run import evaluate
 
 
 class Pixels(nn.Module):

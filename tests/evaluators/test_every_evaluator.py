@@ -16,11 +16,11 @@ from genssl.backbones.resnet import build_resnet
 from genssl.base.devices import seeded_initialisation
 from genssl.errors import DataError, UserError
 from genssl.evaluators.base import EvaluationData
+from genssl.evaluators.run import check, evaluate
 from genssl.evaluators.units import declared, is_accuracy, is_detail
 from genssl.methods.configs import SimCLRConfig
 from genssl.methods.simclr import SimCLR
 from genssl.registry import EVALUATORS
-from genssl.training.evaluate import check, evaluate
 
 NAMES = [name for name, _, origin in EVALUATORS.describe() if origin == "genssl"]
 QUICK = {"images": 60, "draws": 2, "epochs": 1, "min_steps": 2, "penalties": [0.1], "variants": 2, "sources": 12}

@@ -10,13 +10,13 @@ from torch import nn
 from genssl.base.devices import seeded_initialisation
 from genssl.config.recipe import Recipe, TrainConfig
 from genssl.errors import UserError
+from genssl.evaluators.splits import load_splits
 from genssl.methods.base import StepOutput, Views
 from genssl.registry import BACKBONES, METHODS
 from genssl.training.optim import build_optimizer, lr_factor
 from genssl.training.planning import view_plan
 from genssl.training.progress import Progress
 from genssl.training.run import run
-from genssl.training.splits import load_splits
 from genssl.training.update import Update, chunks
 from genssl.views.augmentations import Augmentations
 from genssl.views.compose import compose_views

@@ -1,0 +1,1 @@
+"""Properties of a representation that need no labels, and comparisons of two."""

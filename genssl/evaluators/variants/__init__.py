@@ -1,0 +1,1 @@
+"""How good variants are: against real images, their source and each other."""
