@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
-    from genssl.training.encoders import LoadedEncoder
+    from genssl.encoders.load import LoadedEncoder
 
 
 def load_encoders(names: Sequence[str], device: torch.device, console: Console, **settings: Any) -> list[LoadedEncoder]:
     """Loads encoders, and says of which the weights are random, and what of a checkpoint was assumed.
 
     Args:
-        names: as `genssl.training.encoders.load_encoder` takes them.
+        names: as `genssl.encoders.load.load_encoder` takes them.
         device: where they are put.
         console: where it is said.
         settings: of `load_encoder`.
@@ -27,7 +27,7 @@ def load_encoders(names: Sequence[str], device: torch.device, console: Console, 
     for name in names:
         require_no_document(Path(name), "an encoder")
 
-    from genssl.training.encoders import load_encoder, told_of
+    from genssl.encoders.load import load_encoder, told_of
 
     loaded = [load_encoder(name, device, **settings) for name in names]
     for encoder in loaded:

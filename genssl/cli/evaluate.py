@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from genssl.config.base import ComponentConfig
     from genssl.config.recipe import Recipe
-    from genssl.training.transfer import Table
+    from genssl.encoders.judge import Table
 
 
 def evaluate(
@@ -142,7 +142,7 @@ def evaluate(
 
     from genssl.base.devices import pick_device
     from genssl.cli.encoders import load_encoders
-    from genssl.training.transfer import transfer
+    from genssl.encoders.judge import transfer
 
     where, console = pick_device(device), Console(highlight=False, markup=False)
     settings = {"backbone": network, "normalize": normalize, "prefix": prefix, "heads": heads}

@@ -34,8 +34,8 @@ def export(
     """
     import torch
 
-    from genssl.training.encoders import load_encoder
-    from genssl.training.export import export_encoder
+    from genssl.encoders.export import export_encoder
+    from genssl.encoders.load import load_encoder
 
     exported = export_encoder(load_encoder(run.rstrip("/"), torch.device("cpu")), to.value, out)
     print(f"{out}: written; features read back differ by {exported.difference:.1e} of the largest\n\n{exported.usage}")

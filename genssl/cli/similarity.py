@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from genssl.config.base import ComponentConfig
     from genssl.data.base import ImageDataset
+    from genssl.encoders.load import LoadedEncoder
     from genssl.evaluators.representation.compare_encoders import Similarity
-    from genssl.training.encoders import LoadedEncoder
 
 IMAGES = 2000
 
@@ -95,8 +95,8 @@ def similarity(
 
 
 def _data_of_a_run(encoders: list[LoadedEncoder]) -> ComponentConfig:
+    from genssl.encoders.judge import recipe_of
     from genssl.errors import UserError
-    from genssl.training.transfer import recipe_of
 
     for encoder in encoders:
         if (recipe := recipe_of(encoder)) is not None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from genssl.config.encoder import parse_encoder
 from genssl.data.base import ImageDataset
-from genssl.training.encoders import load_encoder, told_of
+from genssl.encoders.load import load_encoder, told_of
 
 PIXELS = "pixels"
 PIXELS_SIDE = 32  # larger images are shrunk to this side
@@ -43,7 +43,7 @@ class Judge:
 
 
 def load_judge(name: str, train: ImageDataset, device: torch.device) -> Judge:
-    """Loads "pixels", or whatever `genssl.training.encoders.load_encoder` takes.
+    """Loads "pixels", or whatever `genssl.encoders.load.load_encoder` takes.
 
     Raises:
         EncoderError: if there is no such encoder.

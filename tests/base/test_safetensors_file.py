@@ -15,11 +15,11 @@ from genssl.backbones.resnet import build_resnet
 from genssl.base import files
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
+from genssl.encoders import load as encoders
+from genssl.encoders.export import export_encoder
 from genssl.errors import UserError
 from genssl.generators import conditioner
 from genssl.generators.conditioner import load_encoder, save_encoder
-from genssl.training import encoders
-from genssl.training.export import export_encoder
 
 CPU = torch.device("cpu")
 CONFIG = ResNet10Config(stem="small", width=8, stages=1)

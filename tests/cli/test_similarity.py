@@ -17,8 +17,8 @@ from genssl.backbones.resnet import build_resnet
 from genssl.base.files import save_encoder
 from genssl.cli.similarity import similarity
 from genssl.config.dump import to_yaml
+from genssl.encoders.load import load_encoder
 from genssl.errors import UserError
-from genssl.training.encoders import load_encoder
 
 app = typer.Typer(rich_markup_mode=None)
 app.command("similarity")(similarity)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from genssl.training.encoders import LoadedEncoder, load_encoder
+from genssl.encoders.load import LoadedEncoder, load_encoder
 
 CPU = torch.device("cpu")
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from genssl.encoders.foreign import read_checkpoint
 from genssl.errors import UserError
 from genssl.training.checkpoint import Checkpoints, Position, restore, restore_ledger
 from genssl.training.fitting import Checkpoints as StageCheckpoints
-from genssl.training.foreign_checkpoints import read_checkpoint
 from genssl.variants.ledger import Ledger
 from genssl.variants.replay import AssignmentLog
 

@@ -19,11 +19,11 @@ from sklearn.datasets import load_digits, load_sample_images
 from genssl import VariantClient
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
+from genssl.encoders.judge import transfer
+from genssl.encoders.load import load_encoder
 from genssl.errors import DataError
-from genssl.training.encoders import load_encoder
 from genssl.training.progress import Progress
 from genssl.training.run import run
-from genssl.training.transfer import transfer
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "recipes/generators/folder_flow.yaml"

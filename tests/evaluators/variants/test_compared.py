@@ -11,6 +11,7 @@ from variants_of_digits import Pixels, noisy
 
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
+from genssl.encoders.judge import GeneratedVariants
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
 from genssl.evaluators.metric_configs import (
     FrechetConfig,
@@ -22,7 +23,6 @@ from genssl.evaluators.metric_configs import (
 from genssl.evaluators.run import check, evaluate
 from genssl.evaluators.variants import compared as reality
 from genssl.evaluators.variants.compared import compared, draw, made
-from genssl.training.transfer import GeneratedVariants
 
 RECIPE = Path(__file__).resolve().parents[3] / "recipes" / "simclr_sd.yaml"
 

@@ -22,8 +22,8 @@ from genssl.backbones.configs import ResNet18Config, ViTSmallConfig, ViTTinyConf
 from genssl.backbones.resnet import build_resnet
 from genssl.backbones.vit import build_vit
 from genssl.config.encoder import encoder_block, parse_encoder
+from genssl.encoders.load import EncoderError, load_encoder, told_of
 from genssl.errors import ConfigError
-from genssl.training.encoders import EncoderError, load_encoder, told_of
 
 Weights = dict[str, torch.Tensor]
 SIZE, PATCH = 16, 4

@@ -31,8 +31,8 @@ from genssl.base.files import save_encoder
 from genssl.config.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
+from genssl.encoders.load import EncoderError, LoadedEncoder, load_encoder
 from genssl.errors import ConfigError, GeneratorError
-from genssl.training.encoders import EncoderError, LoadedEncoder, load_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from genssl.training.encoders import EncoderError, load_encoder
+from genssl.encoders.load import EncoderError, load_encoder
 
 CPU = torch.device("cpu")
 

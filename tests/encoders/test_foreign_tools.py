@@ -19,7 +19,7 @@ import torchvision
 from foreign_tools import CPU, assert_equal_features, images, loaded, namespace, shaken, state
 from torch import nn
 
-from genssl.training.encoders import EncoderError, load_encoder
+from genssl.encoders.load import EncoderError, load_encoder
 
 
 def reference(folder: str, file: str) -> Any:

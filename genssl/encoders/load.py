@@ -26,14 +26,14 @@ from genssl.config.encoder import EncoderConfig, Normalization, encoder_block, p
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.data.load import load_dataset
+from genssl.encoders.foreign import EncoderError, read_checkpoint
+from genssl.encoders.foreign_networks import foreign_backbone
+from genssl.encoders.generator_encoders import is_generator, load_conditioner
+from genssl.encoders.inception import NAME as INCEPTION
+from genssl.encoders.inception import URL, cached_file, load_inception
 from genssl.errors import suggest
 from genssl.generators.conditioner import FILE, FORMAT
 from genssl.generators.conditioner import load_encoder as load_own
-from genssl.training.foreign_checkpoints import EncoderError, read_checkpoint
-from genssl.training.foreign_networks import foreign_backbone
-from genssl.training.generator_encoders import is_generator, load_conditioner
-from genssl.training.inception import NAME as INCEPTION
-from genssl.training.inception import URL, cached_file, load_inception
 
 # Mean and standard deviation of the red, green and blue values; those of CIFAR are solo-learn's.
 STATISTICS: dict[str, tuple[Sequence[float], Sequence[float]]] = {

@@ -28,9 +28,8 @@ from genssl.backbones.vit import HEAD_CHANNELS
 from genssl.base.devices import seeded_initialisation
 from genssl.config.base import ComponentConfig
 from genssl.config.encoder import EncoderConfig, encoder_block
-from genssl.registry import BACKBONES
-from genssl.training.foreign_checkpoints import EncoderError, Tensors
-from genssl.training.foreign_layouts import (
+from genssl.encoders.foreign import EncoderError, Tensors
+from genssl.encoders.foreign_layouts import (
     MOCO_V3_HEADS,
     fixed_positions,
     renamed,
@@ -41,6 +40,7 @@ from genssl.training.foreign_layouts import (
     vit_config,
     vits,
 )
+from genssl.registry import BACKBONES
 
 OWN = "method.backbone."  # in a checkpoint.pt of genssl, whose encoders take images as they are
 AVERAGED = re.compile(r"(state_dict_ema|model_ema)\.")  # timm's, DeiT's

@@ -18,12 +18,12 @@ from genssl.config.recipe import Recipe
 from genssl.data.configs import Cifar10Config, DigitsConfig, FolderConfig, ImageNetConfig
 from genssl.data.decode import decode
 from genssl.data.load import load_dataset
+from genssl.encoders.judge import GeneratedVariants, protocol_id, transfer
+from genssl.encoders.load import load_encoder
 from genssl.errors import ConfigError, DataError, UserError
 from genssl.evaluators.configs import KNNConfig, LinearProbeConfig
-from genssl.training.encoders import load_encoder
 from genssl.training.progress import Progress
 from genssl.training.run import run
-from genssl.training.transfer import GeneratedVariants, protocol_id, transfer
 from genssl.variants.key import VariantKey, parameters_digest
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,12 +20,12 @@ from genssl.config.base import ComponentConfig
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.data.load import left_out_note, load_dataset, of_size
+from genssl.encoders.load import LoadedEncoder
 from genssl.errors import UserError
 from genssl.evaluators.base import EvaluationData
 from genssl.evaluators.run import able, check, evaluate
 from genssl.evaluators.splits import load_splits
 from genssl.registry import EVALUATORS
-from genssl.training.encoders import LoadedEncoder
 from genssl.training.provenance import PACKAGES, dataset_digest
 from genssl.variants.generated import GeneratedVariants
 

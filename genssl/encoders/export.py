@@ -17,11 +17,11 @@ from genssl.base.devices import seeded_initialisation, stream
 from genssl.base.files import write_atomically
 from genssl.base.safetensors_file import read_tensors, write_tensors
 from genssl.config.base import ComponentConfig
+from genssl.encoders.load import LoadedEncoder
 from genssl.errors import UserError
 from genssl.generators.conditioner import FORMAT
 from genssl.generators.conditioner import load_encoder as load_own
 from genssl.registry import BACKBONES
-from genssl.training.encoders import LoadedEncoder
 
 Format = Literal["torchvision", "timm", "safetensors", "onnx"]
 FORMATS: tuple[Format, ...] = ("torchvision", "timm", "safetensors", "onnx")
@@ -259,7 +259,7 @@ def _safetensors(encoder: LoadedEncoder, config: ComponentConfig) -> _Format:
         return load_own(path)[0].eval()
 
     def usage(path: Path) -> str:
-        imports = "import torch\nfrom genssl.training.encoders import load_encoder\n\n"
+        imports = "import torch\nfrom genssl.encoders.load import load_encoder\n\n"
         return f"{imports}model = load_encoder({str(path)!r}, torch.device('cpu')).module"
 
     return _Format(write, read, usage)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from genssl.training.foreign_checkpoints import EncoderError, read_checkpoint
+from genssl.encoders.foreign import EncoderError, read_checkpoint
 
 NAME = "inception-v3"
 INSTALL = "pip install 'genssl[metrics]'"

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from tiny import build_own_unclip, build_tiny_unclip
 
+from genssl.encoders.load import load_encoder
 from genssl.errors import GeneratorError, UserError
 from genssl.registry import GENERATORS
-from genssl.training.encoders import load_encoder
 
 CPU = torch.device("cpu")
 

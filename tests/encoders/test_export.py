@@ -21,10 +21,10 @@ from genssl.backbones.configs import ResNet10Config, ResNet18Config, ResNet50Con
 from genssl.backbones.resnet import build_resnet
 from genssl.backbones.vit import build_vit
 from genssl.config.base import ComponentConfig
+from genssl.encoders import export
+from genssl.encoders.export import ExportError, export_encoder
+from genssl.encoders.load import LoadedEncoder, load_encoder
 from genssl.generators.conditioner import save_encoder
-from genssl.training import export
-from genssl.training.encoders import LoadedEncoder, load_encoder
-from genssl.training.export import ExportError, export_encoder
 
 CPU = torch.device("cpu")
 

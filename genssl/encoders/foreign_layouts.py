@@ -33,7 +33,7 @@ from genssl.backbones.configs import (
 )
 from genssl.config.base import ComponentConfig
 from genssl.config.encoder import encoder_block
-from genssl.training.foreign_checkpoints import EncoderError, Tensors
+from genssl.encoders.foreign import EncoderError, Tensors
 
 WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 RESNETS: dict[tuple[bool, tuple[int, ...]], Any] = {  # by bottleneck or not, and blocks a stage

@@ -1,0 +1,1 @@
+"""Encoders, in and out: of runs, libraries and checkpoints of other tools."""
