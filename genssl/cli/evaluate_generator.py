@@ -67,7 +67,7 @@ def evaluate_generator(
 
     from rich.console import Console
 
-    from genssl.training.quality_card import Asked, evaluate_generator, write
+    from genssl.quality.card import Asked, evaluate_generator, write
 
     console = Console(highlight=False, markup=False)
     asked = Asked(values, judge, sources, variants, split)
@@ -104,7 +104,7 @@ def _tables(card: dict[str, Any]) -> list[Table]:
     """Returns two tables, each narrow enough for 80 columns."""
     from rich.table import Table
 
-    from genssl.training.quality_picture import short
+    from genssl.quality.picture import short
 
     protocol, tables = card["protocol"], []
     count, half = protocol["variants_of_a_source"], protocol["images_a_set"]

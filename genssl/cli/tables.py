@@ -39,7 +39,7 @@ def results_table(results: dict[str, Any]) -> Table:
 
 def quality_table(quality: dict[str, Any], of: str = "") -> Table:
     """Returns what was measured of a generator, one row a setting; `of` begins the title."""
-    from genssl.training.generator_quality import cell, columns
+    from genssl.quality.measures import cell, columns
 
     title = f"{of}{quality['sources']} held-out sources ({quality['measured_on']})"
     title += "".join(f", {name.replace('_', ' ')} {value:g}" for name, value in quality["fixed"].items())

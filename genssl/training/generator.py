@@ -28,9 +28,9 @@ from genssl.errors import ConfigError, UserError
 from genssl.generators.base import Generator
 from genssl.generators.configs import FlowConfig, GeneratorConfig
 from genssl.generators.open import open_generator
+from genssl.quality.measures import NOISES, Sweep, cell, columns, measure
 from genssl.registry import GENERATORS
 from genssl.training.fitting import CHECKPOINT, Checkpoints, DivergedError, Loop, fit_batches
-from genssl.training.generator_quality import NOISES, Sweep, cell, columns, measure
 from genssl.training.provenance import dataset_digest
 from genssl.training.stage_progress import StageProgress
 from genssl.training.stopping import Stopped, StopSignals

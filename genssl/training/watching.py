@@ -21,7 +21,7 @@ from genssl.errors import ConfigError
 from genssl.evaluators.variants.frechet import frechet_distance
 from genssl.generators.configs import GeneratorConfig
 from genssl.generators.open import open_generator
-from genssl.training.generator_quality import BATCH, embedded, generated
+from genssl.quality.measures import BATCH, embedded, generated
 from genssl.training.samples import write_grid
 from genssl.variants.engine import VariantEngine
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from genssl.cli.evaluate_generator import evaluate_generator
 from genssl.errors import UserError
-from genssl.training.quality_judges import Pixels
+from genssl.quality.judges import Pixels
 
 app = typer.Typer(rich_markup_mode=None)
 app.command("evaluate-generator")(evaluate_generator)

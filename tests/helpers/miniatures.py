@@ -12,7 +12,7 @@ from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.config.load import validate
 from genssl.errors import ConfigError
 from genssl.generators.models import BUILTIN
-from genssl.training import generator_quality
+from genssl.quality import measures as generator_quality
 
 FLOW = f"""
 name: miniature

@@ -28,7 +28,7 @@ from genssl.config.load import load, validate
 from genssl.generators.configs import FlowConfig, ICGANConfig, StableUnCLIPConfig
 from genssl.generators.models import BUILTIN
 from genssl.generators.open import open_generator
-from genssl.training import generator_quality
+from genssl.quality import measures as generator_quality
 from genssl.training.fitting import Checkpoints, Loop, batch_problems, fit
 from genssl.training.generator import train_generator
 from genssl.training.rows import Batches, Draws
@@ -85,7 +85,8 @@ UNTRAINED = {
 # SIGKILL after the step that MISHAP names as "RANKS STAGE STEP".
 SCRIPT = """
 import os, signal, sys
-from genssl.training import fitting, generator, generator_quality, stage_progress
+from genssl.training import fitting, generator, stage_progress
+from genssl.quality import measures as generator_quality
 
 generator_quality.EFFORTS["quick"], generator_quality.VARIANTS = generator_quality.Effort(40, 200, 1e8), 2
 for name, sweep in generator_quality.SWEEPS.items():

@@ -17,9 +17,9 @@ from genssl.errors import ConfigError, UserError
 from genssl.generators.configs import ICGANConfig
 from genssl.generators.icgan.generator import ICGAN
 from genssl.generators.models import BUILTIN
+from genssl.quality.measures import EFFORTS, Effort
 from genssl.training.fitting import Checkpoints, Loop
 from genssl.training.generator import train_generator
-from genssl.training.generator_quality import EFFORTS, Effort
 from genssl.training.icgan import train_icgan
 from genssl.training.icgan_discriminator import Discriminator, diff_augment
 from genssl.training.rows import Draws, Images

@@ -17,7 +17,7 @@ from genssl.generators.configs import ICGANConfig
 from genssl.generators.icgan.generator import ICGAN, truncated_normal
 from genssl.generators.icgan.networks import Architecture
 from genssl.generators.models import BUILTIN
-from genssl.training.generator_quality import SWEEPS, Sweep, measure
+from genssl.quality.measures import SWEEPS, Sweep, measure
 
 CPU = torch.device("cpu")
 FOLDER = BUILTIN / "digits-icgan"

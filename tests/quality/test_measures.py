@@ -18,9 +18,9 @@ from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.data.base import StoredImage, UInt8Array, raw_image
 from genssl.generators.base import GeneratorSpec, Parameters
-from genssl.training import quality_card
-from genssl.training.generator_quality import EFFORTS, FEWEST, Sweep, label_judge, measure
-from genssl.training.quality_card import Asked, evaluate_generator
+from genssl.quality import card as quality_card
+from genssl.quality.card import Asked, evaluate_generator
+from genssl.quality.measures import EFFORTS, FEWEST, Sweep, label_judge, measure
 from genssl.training.stage_progress import StageProgress
 
 SIZE = 224

@@ -16,7 +16,7 @@ from genssl.data.decode import decode
 from genssl.errors import RequestRefusedError
 from genssl.evaluators.base import FrozenEncoder
 from genssl.generators.base import Generator, Parameters
-from genssl.training.quality_judges import PIXELS_SIDE, Pixels
+from genssl.quality.judges import PIXELS_SIDE, Pixels
 from genssl.variants.engine import VariantEngine
 
 Array = npt.NDArray[Any]

@@ -35,10 +35,10 @@ from genssl.evaluators.variants.prdc import prdc
 from genssl.evaluators.variants.vendi import vendi_score
 from genssl.generators.base import Parameters
 from genssl.generators.open import open_generator
-from genssl.training.generator_quality import Array, distance_within, embedded, generated, label_judge, sweep_of
+from genssl.quality.judges import Judge, load_judge
+from genssl.quality.measures import Array, distance_within, embedded, generated, label_judge, sweep_of
+from genssl.quality.picture import draw_quality
 from genssl.training.provenance import dataset_digest
-from genssl.training.quality_judges import Judge, load_judge
-from genssl.training.quality_picture import draw_quality
 from genssl.variants.engine import VariantEngine
 from genssl.views.augmentations import Augmentations
 

@@ -1,0 +1,1 @@
+"""How good a generator is: its card, who judges it, what is measured, the picture."""
