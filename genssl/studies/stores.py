@@ -16,7 +16,7 @@ from genssl.config.recipe import Recipe
 from genssl.config.study import LoadedArm
 from genssl.studies.summary import StoreCost
 from genssl.training.pregenerate import Pregenerated, pregenerate
-from genssl.training.stores import generator_block
+from genssl.training.supply.stores import generator_block
 
 COSTS = "stores.json"
 FILLED_TO = "filled_to"

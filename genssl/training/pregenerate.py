@@ -27,9 +27,9 @@ from genssl.data.load import left_out_note
 from genssl.errors import UserError
 from genssl.evaluators.splits import load_splits
 from genssl.server.process import EmbeddedServer
-from genssl.training.shared_server import server_file, server_threads
-from genssl.training.sources import OpenSource, add_store, open_in_process, open_remote
-from genssl.training.stores import known_fingerprints, refuse_foreign
+from genssl.training.supply.open import OpenSource, add_store, open_in_process, open_remote
+from genssl.training.supply.server import server_file, server_threads
+from genssl.training.supply.stores import known_fingerprints, refuse_foreign
 from genssl.variants.ledger import Ledger
 from genssl.variants.source import VariantRequest
 from genssl.variants.store.facts import StoredNames

@@ -22,21 +22,21 @@ from genssl.evaluators.run import divided, evaluate
 from genssl.evaluators.splits import load_splits
 from genssl.registry import BACKBONES, METHODS
 from genssl.training.checkpoint import LATEST, Checkpoints, Position, restore, restore_ledger
-from genssl.training.deliveries import announced, enter, follow_log, how_online, take
 from genssl.training.loader import SourceLoader
 from genssl.training.loggers import MetricsLog, check_loggers, open_loggers
 from genssl.training.monitors import KNN, Monitor, warning_of
 from genssl.training.optim import build_optimizer, lr_factor, peak_lr
-from genssl.training.planning import build_refresher, prefetch_depth, view_plan
 from genssl.training.progress import Progress
 from genssl.training.provenance import provenance
 from genssl.training.report import write_report
 from genssl.training.resume import as_begun, changed_length, entry, identity, recipe_of, require_same_step
 from genssl.training.run_directory import hold, is_finished, read_results, recipe_begun, refuse_used
 from genssl.training.samples import draw_run_samples
-from genssl.training.shared_server import server_threads, start_shared_server
-from genssl.training.sources import open_source, open_stored_first, require_stored
 from genssl.training.stopping import Stopped, StopSignals
+from genssl.training.supply.deliveries import announced, enter, follow_log, how_online, take
+from genssl.training.supply.open import open_source, open_stored_first, require_stored
+from genssl.training.supply.planning import build_refresher, prefetch_depth, view_plan
+from genssl.training.supply.server import server_threads, start_shared_server
 from genssl.training.update import Update
 from genssl.variants.ledger import Ledger
 from genssl.variants.planned_usage import PlannedUsage

@@ -11,7 +11,7 @@ from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import resize_and_crop
 from genssl.generators.open import open_generator
-from genssl.training.stores import known_fingerprints
+from genssl.training.supply.stores import known_fingerprints
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger

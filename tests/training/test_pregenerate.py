@@ -28,7 +28,7 @@ from genssl.generators.models import BUILTIN
 from genssl.training.pregenerate import Pregenerated, Shard, parse_shard, pregenerate
 from genssl.training.progress import Progress
 from genssl.training.run import run
-from genssl.training.stores import open_stored
+from genssl.training.supply.stores import open_stored
 from genssl.variants.source import VariantRequest
 from genssl.variants.store.manifest import StoreError
 from genssl.variants.store.store import VariantStore

@@ -26,7 +26,7 @@ from genssl.errors import ConfigError, RequestRefusedError, ServerUnavailableErr
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.training.progress import Progress
 from genssl.training.run import run
-from genssl.training.sources import _check_same_model
+from genssl.training.supply.open import _check_same_model
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "simclr_sd.yaml"

@@ -20,7 +20,7 @@ from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.server.codec import Failure, check_source, decode_source
 from genssl.training.pregenerate import pregenerate
-from genssl.training.shared_server import server_file
+from genssl.training.supply.server import server_file
 from genssl.variants.engine import VariantEngine
 
 ROOT = Path(__file__).resolve().parents[2]

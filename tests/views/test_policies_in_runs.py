@@ -12,10 +12,10 @@ from safetensors.numpy import load_file
 
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
-from genssl.training.planning import view_plan
 from genssl.training.progress import Progress
 from genssl.training.run import run
 from genssl.training.samples import variant_indices
+from genssl.training.supply.planning import view_plan
 from genssl.variants.plan import REAL
 
 IMAGES = 1437

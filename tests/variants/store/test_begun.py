@@ -10,7 +10,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from genssl.training.stores import refuse_foreign
+from genssl.training.supply.stores import refuse_foreign
 from genssl.variants.store.manifest import StoreError
 from genssl.variants.store.meta import DATA, PAGE_BYTES, has_only_begun, is_cut_short, look_at_metas
 from genssl.variants.store.store import VariantStore

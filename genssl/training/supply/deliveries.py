@@ -15,7 +15,7 @@ from genssl.data.base import ImageDataset
 from genssl.errors import UserError
 from genssl.training.progress import Progress
 from genssl.training.provenance import dataset_digest
-from genssl.training.sources import OpenSource
+from genssl.training.supply.open import OpenSource
 from genssl.variants.ledger import Ledger, Origin
 from genssl.variants.plan import REAL, StepPlan, ViewPlan
 from genssl.variants.replay import AssignmentLog, Replay

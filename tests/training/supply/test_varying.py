@@ -16,8 +16,8 @@ from genssl.errors import ConfigError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from genssl.training.pregenerate import Shard, pregenerate
-from genssl.training.shared_server import start_server
-from genssl.training.sources import open_source
+from genssl.training.supply.open import open_source
+from genssl.training.supply.server import start_server
 from genssl.variants.ledger import Ledger
 from genssl.variants.source import VariantRequest
 

@@ -16,7 +16,7 @@ from genssl.errors import UserError
 from genssl.training.progress import Progress
 from genssl.training.run import run
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "simclr_sd.yaml"
+RECIPE = Path(__file__).resolve().parents[3] / "recipes" / "simclr_sd.yaml"
 QUICK = ["train.epochs=1", "schedule.warmup_epochs=0", "backbone.width=4", "train.threads=1", "evaluate=[]"]
 STEPS = 1437 // 128
 DETERMINISTIC = ["variants.batching=deterministic"]

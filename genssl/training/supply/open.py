@@ -25,7 +25,7 @@ from genssl.generators.suitability import small_variants
 from genssl.generators.variation import varying_parameters
 from genssl.server.process import EmbeddedServer
 from genssl.training.cost_plan import views_per_pair
-from genssl.training.stores import (
+from genssl.training.supply.stores import (
     lay_under,
     open_stored,
     refuse_foreign,

@@ -6,8 +6,8 @@ import pytest
 
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.training.shared_server import server_threads
-from genssl.training.sources import _check_same_model
+from genssl.training.supply.open import _check_same_model
+from genssl.training.supply.server import server_threads
 
 
 def test_another_generator_is_refused_with_all_the_servers(quick_recipe):

@@ -16,7 +16,7 @@ from genssl.config.server import ServerFile
 from genssl.data.decode import MAX_BYTES, MAX_PIXELS
 from genssl.errors import ServerUnavailableError
 from genssl.server.process import EmbeddedServer
-from genssl.training.stores import known_fingerprints
+from genssl.training.supply.stores import known_fingerprints
 
 # What an embedded server may hold for its one run: enough for pictures as large as the reader takes.
 EMBEDDED_BYTES = 4 * 2**30
