@@ -54,8 +54,8 @@ def _train(recipe: Path, overrides: list[str], out: Path | None, ranks: int, *, 
     from rich.console import Console
 
     from genssl.cli.tables import quality_table
-    from genssl.training.generator import AGAIN
-    from genssl.training.generator import train_generator as train
+    from genssl.generator_training.run import AGAIN
+    from genssl.generator_training.run import train_generator as train
 
     console = Console(highlight=False, markup=False, file=file)  # overrides have brackets
     again = f"genssl train-generator {shlex.join([str(recipe), *overrides, '--out', str(folder)])}"

@@ -3,7 +3,7 @@
 The network predicts the velocity v = x1 - x0 on the straight line x_t = (1 - t) x0 + t x1 from noise x0 to the image x1
 (Liu et al. 2022, arXiv 2209.03003; conditioning on frozen features as in RCG, Li et al. 2023, arXiv 2312.03701), and
 Euler steps follow it from t = 0 to t = 1. It is told how much noise lies on the embedding, as unCLIP's is. A distilled
-flow, a student, has learnt one number of steps, often 1 (`genssl.training.distill`).
+flow, a student, has learnt one number of steps, often 1 (`genssl.generator_training.distill`).
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from torch import nn
 
 from genssl.encoders.foreign import read_checkpoint
 from genssl.errors import UserError
+from genssl.generator_training.loop import Checkpoints as StageCheckpoints
 from genssl.training.checkpoint import Checkpoints, Position, restore, restore_ledger
-from genssl.training.fitting import Checkpoints as StageCheckpoints
 from genssl.variants.ledger import Ledger
 from genssl.variants.replay import AssignmentLog
 

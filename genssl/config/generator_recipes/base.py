@@ -43,19 +43,19 @@ class Family:
 FAMILIES = {
     "stable_unclip": Family(
         "genssl.config.generator_recipes.unclip:StableUnCLIPRecipe",
-        "genssl.training.unclip_pipeline:train_and_save",
+        "genssl.generator_training.unclip_pipeline:train_and_save",
         "A miniature Stable unCLIP. It is an ordinary diffusers folder (`StableUnCLIPImg2ImgPipeline`); image encoder, "
         "autoencoder and denoiser are trained, the text path is a random constant that the denoiser does not read.",
     ),
     "flow": Family(
         "genssl.config.generator_recipes.flow:FlowRecipe",
-        "genssl.training.flow:train_and_save",
+        "genssl.generator_training.flow:train_and_save",
         "A rectified flow, conditioned on the features of a self-supervised encoder: `unet.safetensors` is the "
         "averaged network, `encoder.safetensors` the frozen encoder, `config.json` what rebuilds the network.",
     ),
     "icgan": Family(
         "genssl.config.generator_recipes.icgan:ICGANRecipe",
-        "genssl.training.icgan:train_and_save",
+        "genssl.generator_training.icgan:train_and_save",
         "An instance-conditioned GAN: a generator of one forward pass, conditioned on the features of a "
         "self-supervised encoder.",
     ),

@@ -12,13 +12,13 @@ from miniatures import FLOW, judge_little, problems, quiet, recipe
 
 from genssl.config.generator_recipes.flow import DistillationConfig
 from genssl.errors import ConfigError, GeneratorError, RequestRefusedError, UserError
+from genssl.generator_training.distill import _Consistency, _Teacher, _Trajectory
+from genssl.generator_training.rows import Draws
+from genssl.generator_training.run import train_generator
 from genssl.generators.configs import FlowConfig
 from genssl.generators.diffusion.sampling import decode, row_noise
 from genssl.generators.flow import Flow, FlowParts, noise_embeddings, velocity
 from genssl.generators.models import BUILTIN
-from genssl.training.distill import _Consistency, _Teacher, _Trajectory
-from genssl.training.generator import train_generator
-from genssl.training.rows import Draws
 
 CPU = torch.device("cpu")
 STUDENT = """

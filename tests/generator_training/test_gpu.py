@@ -7,9 +7,9 @@ import torch
 from miniatures import FLOW, ICGAN, UNCLIP, judge_little, quiet, recipe
 from safetensors.torch import load_file
 
+from genssl.generator_training.run import train_generator
 from genssl.generators.open import open_generator
 from genssl.registry import GENERATORS
-from genssl.training.generator import train_generator
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

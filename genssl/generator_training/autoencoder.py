@@ -10,10 +10,10 @@ from diffusers import AutoencoderKL
 
 from genssl.config.generator_recipes.autoencoder import AutoencoderConfig
 from genssl.errors import GeneratorError, UserError
+from genssl.generator_training.loop import NORM_GROUPS, Loop, fit
+from genssl.generator_training.rows import Batches, Draws, Images
 from genssl.generators.diffusion.loading import load_network
 from genssl.generators.models import find_network
-from genssl.training.fitting import NORM_GROUPS, Loop, fit
-from genssl.training.rows import Batches, Draws, Images
 
 MEASURED_ON = 5000  # images, for the spread of the latents
 

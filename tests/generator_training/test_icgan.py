@@ -14,15 +14,15 @@ from miniatures import recipe as parsed
 from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.data.load import hold_out
 from genssl.errors import ConfigError, UserError
+from genssl.generator_training.icgan import train_icgan
+from genssl.generator_training.icgan_discriminator import Discriminator, diff_augment
+from genssl.generator_training.loop import Checkpoints, Loop
+from genssl.generator_training.rows import Draws, Images
+from genssl.generator_training.run import train_generator
 from genssl.generators.configs import ICGANConfig
 from genssl.generators.icgan.generator import ICGAN
 from genssl.generators.models import BUILTIN
 from genssl.quality.measures import EFFORTS, Effort
-from genssl.training.fitting import Checkpoints, Loop
-from genssl.training.generator import train_generator
-from genssl.training.icgan import train_icgan
-from genssl.training.icgan_discriminator import Discriminator, diff_augment
-from genssl.training.rows import Draws, Images
 
 MINIATURE = f"""
 name: miniature

@@ -15,12 +15,12 @@ from torch import nn
 
 from genssl.base.devices import seeded_initialisation
 from genssl.config.generator_recipes.flow import DistillationConfig, FlowRecipe
+from genssl.generator_training.flow_material import Material
+from genssl.generator_training.loop import Loop, average_into, fit
+from genssl.generator_training.rows import Batches, Draws
+from genssl.generator_training.watching import Publish
 from genssl.generators.diffusion.sampling import guide
 from genssl.generators.flow import build_network, latent_shape, velocity
-from genssl.training.fitting import Loop, average_into, fit
-from genssl.training.flow_material import Material
-from genssl.training.rows import Batches, Draws
-from genssl.training.watching import Publish
 
 
 def distil(

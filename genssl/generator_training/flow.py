@@ -21,6 +21,26 @@ from genssl.base.safetensors_file import write_tensors
 from genssl.config.generator_recipes.flow import FlowRecipe
 from genssl.data.base import ImageDataset
 from genssl.errors import ConfigError, GeneratorError, UserError
+from genssl.generator_training.autoencoder import (
+    Latents,
+    autoencoder_batches,
+    autoencoder_problems,
+    given_autoencoder,
+    make_autoencoder,
+    side_factor,
+)
+from genssl.generator_training.conditioner import (
+    conditioner_batches,
+    conditioner_problems,
+    embed_all,
+    make_conditioner,
+    nearest_neighbours,
+)
+from genssl.generator_training.distill import distil
+from genssl.generator_training.flow_material import Material
+from genssl.generator_training.loop import Loop, average_into, batch_problems, channel_problems, fit
+from genssl.generator_training.rows import Batches, Draws, Images
+from genssl.generator_training.watching import Publish
 from genssl.generators.conditioner import FILE
 from genssl.generators.configs import FlowConfig
 from genssl.generators.diffusion.loading import quiet_libraries
@@ -33,26 +53,6 @@ from genssl.generators.flow import (
     velocity,
 )
 from genssl.generators.models import find_trained
-from genssl.training.autoencoder import (
-    Latents,
-    autoencoder_batches,
-    autoencoder_problems,
-    given_autoencoder,
-    make_autoencoder,
-    side_factor,
-)
-from genssl.training.conditioner import (
-    conditioner_batches,
-    conditioner_problems,
-    embed_all,
-    make_conditioner,
-    nearest_neighbours,
-)
-from genssl.training.distill import distil
-from genssl.training.fitting import Loop, average_into, batch_problems, channel_problems, fit
-from genssl.training.flow_material import Material
-from genssl.training.rows import Batches, Draws, Images
-from genssl.training.watching import Publish
 
 TEACHER = "teacher"  # beside the model, while it is made: what a student of this recipe's own flow is measured with
 

@@ -25,14 +25,14 @@ from genssl.base.ranks import Ranks
 from genssl.config.document import parse_document
 from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.config.load import load, validate
+from genssl.generator_training.loop import Checkpoints, Loop, batch_problems, fit
+from genssl.generator_training.rows import Batches, Draws
+from genssl.generator_training.run import train_generator
+from genssl.generator_training.stage_progress import LINES
 from genssl.generators.configs import FlowConfig, ICGANConfig, StableUnCLIPConfig
 from genssl.generators.models import BUILTIN
 from genssl.generators.open import open_generator
 from genssl.quality import measures as generator_quality
-from genssl.training.fitting import Checkpoints, Loop, batch_problems, fit
-from genssl.training.generator import train_generator
-from genssl.training.rows import Batches, Draws
-from genssl.training.stage_progress import LINES
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -85,7 +85,9 @@ UNTRAINED = {
 # SIGKILL after the step that MISHAP names as "RANKS STAGE STEP".
 SCRIPT = """
 import os, signal, sys
-from genssl.training import fitting, generator, stage_progress
+from genssl.generator_training import loop as fitting
+from genssl.generator_training import run as generator
+from genssl.generator_training import stage_progress
 from genssl.quality import measures as generator_quality
 
 generator_quality.EFFORTS["quick"], generator_quality.VARIANTS = generator_quality.Effort(40, 200, 1e8), 2
@@ -305,7 +307,7 @@ import torch
 from torch import nn
 from genssl.base.devices import seeded_initialisation, stream
 from genssl.base.ranks import joined
-from genssl.training.fitting import Checkpoints, Loop
+from genssl.generator_training.loop import Checkpoints, Loop
 
 out, cpu = Path(sys.argv[1]), torch.device("cpu")
 with joined() as ranks, seeded_initialisation("network"):

@@ -25,16 +25,16 @@ from genssl.config.generator_recipes.flow import FlowRecipe
 from genssl.data.base import ImageDataset
 from genssl.data.load import hold_out, labels_note, left_out_note, load_dataset
 from genssl.errors import ConfigError, UserError
+from genssl.generator_training.loop import CHECKPOINT, Checkpoints, DivergedError, Loop, fit_batches
+from genssl.generator_training.stage_progress import StageProgress
+from genssl.generator_training.watching import Watch
 from genssl.generators.base import Generator
 from genssl.generators.configs import FlowConfig, GeneratorConfig
 from genssl.generators.open import open_generator
 from genssl.quality.measures import NOISES, Sweep, cell, columns, measure
 from genssl.registry import GENERATORS
-from genssl.training.fitting import CHECKPOINT, Checkpoints, DivergedError, Loop, fit_batches
 from genssl.training.provenance import dataset_digest
-from genssl.training.stage_progress import StageProgress
 from genssl.training.stopping import Stopped, StopSignals
-from genssl.training.watching import Watch
 
 PUBLISHED = "published.json"  # in the unfinished training's folder, once the weights are in their place
 AGAIN = "the same command"
@@ -228,7 +228,7 @@ def _teacher(recipe: GeneratorRecipe, partial: Path, device: torch.device) -> Ge
     """Returns the flow that a student was distilled from, with its steps and guidance; None for what is no student."""
     if not isinstance(recipe, FlowRecipe) or recipe.distill is None:
         return None
-    from genssl.training.flow import TEACHER  # what made it has loaded diffusers by now
+    from genssl.generator_training.flow import TEACHER  # what made it has loaded diffusers by now
 
     config = recipe.distill
     settings = {"num_inference_steps": config.teacher_steps, "guidance_scale": config.guidance_scale}

@@ -12,13 +12,13 @@ from genssl.base.ranks import Ranks
 from genssl.config.base import ComponentConfig
 from genssl.config.generator_recipes.conditioner import ConditionerConfig
 from genssl.errors import GeneratorError, UserError
+from genssl.generator_training.loop import Loop, fit
+from genssl.generator_training.rows import Batches, Draws, Images
 from genssl.generators.conditioner import FILE, Conditioner, load_encoder, save_encoder
 from genssl.methods.base import Views
 from genssl.methods.configs import SimCLRConfig
 from genssl.methods.simclr import SimCLR
 from genssl.registry import BACKBONES
-from genssl.training.fitting import Loop, fit
-from genssl.training.rows import Batches, Draws, Images
 from genssl.views.augment import Augment
 
 

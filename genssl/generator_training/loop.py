@@ -24,10 +24,10 @@ from genssl.base.saved_state import DamagedError, read_state, write_state
 from genssl.config.base import Section
 from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.errors import UserError
-from genssl.training.rows import Batches, Images
+from genssl.generator_training.rows import Batches, Images
+from genssl.generator_training.watching import Publish, Watch
 from genssl.training.stopping import Stopped
 from genssl.training.update import DTYPES
-from genssl.training.watching import Publish, Watch
 
 CHECKPOINT = ".checkpoint.pt"
 NORM_GROUPS = 8  # of every network that is trained here

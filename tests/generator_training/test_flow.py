@@ -24,14 +24,14 @@ from genssl.cli.main import app
 from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.config.generator_recipes.flow import FlowRecipe
 from genssl.errors import ConfigError, DataError, UserError
+from genssl.generator_training import stage_progress
+from genssl.generator_training.conditioner import nearest_neighbours
+from genssl.generator_training.loop import Checkpoints, Loop, fit
+from genssl.generator_training.rows import Batches, Draws, Images
+from genssl.generator_training.run import train_generator
 from genssl.generators.configs import FlowConfig
 from genssl.generators.flow import Flow
-from genssl.training import stage_progress
-from genssl.training.conditioner import nearest_neighbours
-from genssl.training.fitting import Checkpoints, Loop, fit
-from genssl.training.generator import train_generator
 from genssl.training.progress import Progress
-from genssl.training.rows import Batches, Draws, Images
 from genssl.training.run import run
 from genssl.variants.engine import VariantEngine
 
@@ -220,7 +220,7 @@ def test_an_interrupted_training_is_taken_up_by_the_same_command_alone(trained, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("genssl.training.generator.measure", interrupt)
+        patch.setattr("genssl.generator_training.run.measure", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train_generator(recipe(), tmp_path / "out", quiet())
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "out"]
@@ -272,7 +272,7 @@ def test_kill_9_changes_nothing_but_the_time(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(MINIATURE.replace("steps: 6", "steps: 400"))
     script = (
-        "import sys, genssl.training.fitting as f; f.Checkpoints.__init__.__defaults__ = (0.5, f.ALONE)\n"
+        "import sys, genssl.generator_training.loop as f; f.Checkpoints.__init__.__defaults__ = (0.5, f.ALONE)\n"
         "from genssl.cli.main import main; sys.exit(main())"
     )
 

@@ -15,10 +15,10 @@ from genssl.base.ranks import ALONE
 from genssl.config.generator_recipes.base import WatchConfig
 from genssl.data.load import Subset, hold_out
 from genssl.errors import ConfigError
+from genssl.generator_training.loop import Checkpoints
+from genssl.generator_training.run import train_generator
+from genssl.generator_training.watching import Watch
 from genssl.generators.configs import FlowConfig
-from genssl.training.fitting import Checkpoints
-from genssl.training.generator import train_generator
-from genssl.training.watching import Watch
 
 HELD_OUT = "validation_fraction: 0.5\n"
 WATCHED = HELD_OUT + "monitor: {every_steps: 4, sources: 32}\n"
@@ -90,7 +90,7 @@ class Scripted(Watch):
 
 
 def test_patience_ends_a_training_and_keeps_the_best_weights(tmp_path, monkeypatch, digits_train):
-    monkeypatch.setattr("genssl.training.generator.Watch", Scripted)
+    monkeypatch.setattr("genssl.generator_training.run.Watch", Scripted)
     monkeypatch.setattr(Scripted, "distances", (5.0, 3.0, 4.0, 3.0, 1.0))
     text = FLOW.replace("steps: 6", "steps: 400") + HELD_OUT + "monitor: {every_steps: 3, sources: 32, patience: 2}\n"
     console = quiet()
@@ -111,7 +111,7 @@ def test_patience_ends_a_training_and_keeps_the_best_weights(tmp_path, monkeypat
 @pytest.mark.slow
 def test_a_flow_and_its_student_are_looked_at_apart(tmp_path, monkeypatch):
     """Distances of the one say nothing about the other, nor are its weights the other's."""
-    monkeypatch.setattr("genssl.training.generator.Watch", Scripted)
+    monkeypatch.setattr("genssl.generator_training.run.Watch", Scripted)
     monkeypatch.setattr(Scripted, "distances", (2.0, 1.0, 9.0, 8.0))
     distil = "distill: {training_steps: 4, batch_size: 16, teacher_steps: 2}\n"
     text = FLOW.replace("steps: 6", "steps: 4") + HELD_OUT + "monitor: {every_steps: 2, sources: 32, patience: 1}\n"

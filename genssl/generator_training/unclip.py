@@ -24,10 +24,7 @@ from genssl.base.ranks import Ranks
 from genssl.config.generator_recipes.unclip import ImageEncoderConfig, StableUnCLIPRecipe
 from genssl.data.base import ImageDataset
 from genssl.errors import ConfigError
-from genssl.generators.configs import StableUnCLIPConfig
-from genssl.generators.diffusion.stable_unclip import noise_embeddings
-from genssl.methods.losses import nt_xent
-from genssl.training.autoencoder import (
+from genssl.generator_training.autoencoder import (
     Latents,
     autoencoder_batches,
     autoencoder_problems,
@@ -35,9 +32,12 @@ from genssl.training.autoencoder import (
     make_autoencoder,
     side_factor,
 )
-from genssl.training.conditioner import conditioner_batches, conditioner_problems, embed_all, make_conditioner
-from genssl.training.fitting import NORM_GROUPS, Loop, average_into, batch_problems, channel_problems, fit
-from genssl.training.rows import Batches, Draws, Images
+from genssl.generator_training.conditioner import conditioner_batches, conditioner_problems, embed_all, make_conditioner
+from genssl.generator_training.loop import NORM_GROUPS, Loop, average_into, batch_problems, channel_problems, fit
+from genssl.generator_training.rows import Batches, Draws, Images
+from genssl.generators.configs import StableUnCLIPConfig
+from genssl.generators.diffusion.stable_unclip import noise_embeddings
+from genssl.methods.losses import nt_xent
 from genssl.views.augment import Augment
 
 # The text path of the pipeline exists but says nothing: one constant, empty prompt.

@@ -14,7 +14,7 @@ from genssl.config.augmentation import AugmentationConfig
 from genssl.data.configs import FolderConfig
 from genssl.data.folder import ImageFolder
 from genssl.errors import DataError
-from genssl.training.rows import Batches, Draws, Images
+from genssl.generator_training.rows import Batches, Draws, Images
 from genssl.views.augment import Augment
 
 CPU = torch.device("cpu")

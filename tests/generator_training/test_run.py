@@ -18,9 +18,9 @@ from sklearn.datasets import load_sample_images
 
 from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.errors import ConfigError, UserError
+from genssl.generator_training.run import train_generator
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.generators.diffusion.stable_unclip import StableUnCLIP
-from genssl.training.generator import train_generator
 
 MINIATURE = """
 name: miniature
@@ -138,7 +138,7 @@ def test_weights_are_published_before_they_are_measured_and_the_same_command_mea
 
     said, out = io.StringIO(), tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("genssl.training.generator.measure", interrupt)
+        patch.setattr("genssl.generator_training.run.measure", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train_generator(recipe(), out, Console(file=said), "genssl train-generator mine")
     assert "Measure with: genssl train-generator mine" in said.getvalue()
@@ -159,7 +159,7 @@ def test_weights_are_published_before_they_are_measured_and_the_same_command_mea
 
 
 def test_the_measuring_can_be_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("genssl.training.generator.measure", None)  # it would fail
+    monkeypatch.setattr("genssl.generator_training.run.measure", None)  # it would fail
     assert train_generator(recipe(f"{FLOW}quality: none\n"), tmp_path / "out", quiet()) == {}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert not (tmp_path / "out" / "quality.json").exists()

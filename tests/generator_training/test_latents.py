@@ -12,12 +12,12 @@ from diffusers import AutoencoderKL
 from miniatures import FLOW, UNCLIP, judge_little, problems, quiet, recipe
 
 from genssl.errors import ConfigError, UserError
+from genssl.generator_training.run import train_generator
 from genssl.generators.configs import FlowConfig, StableUnCLIPConfig
 from genssl.generators.diffusion.sampling import row_noise
 from genssl.generators.diffusion.stable_unclip import StableUnCLIP
 from genssl.generators.flow import Flow
 from genssl.generators.models import BUILTIN
-from genssl.training.generator import train_generator
 
 CPU = torch.device("cpu")
 TRAINED = "autoencoder: {block_out_channels: [8, 8], latent_channels: 2, epochs: 1}\n"
@@ -94,7 +94,7 @@ def test_a_trained_autoencoder_gives_latents_of_spread_one(tmp_path, digits_trai
 def test_latents_that_are_not_kept_train_the_same(tmp_path, monkeypatch):
     """Images that do not fit into memory are read, and encoded, when their rows are drawn."""
     train_generator(recipe(FLOW + TRAINED), tmp_path / "kept", quiet())
-    monkeypatch.setattr("genssl.training.rows.Images.__init__.__defaults__", (0,))
+    monkeypatch.setattr("genssl.generator_training.rows.Images.__init__.__defaults__", (0,))
     train_generator(recipe(FLOW + TRAINED), tmp_path / "read", quiet())
     kept, read = ((tmp_path / name / "unet.safetensors").read_bytes() for name in ("kept", "read"))
     assert len(kept) == len(read)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from genssl.generator_training.autoencoder import Latents
+from genssl.generator_training.rows import Draws, Images
 from genssl.generators.flow import noise_embeddings
-from genssl.training.autoencoder import Latents
-from genssl.training.rows import Draws, Images
 
 CLEAN_PART = 1 / 3  # of the rows sees embeddings without noise, which most users ask for
 

@@ -14,11 +14,11 @@ from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIP
 from genssl.base.devices import seeded_initialisation
 from genssl.config.generator_recipes.unclip import StableUnCLIPRecipe
 from genssl.data.base import ImageDataset
+from genssl.generator_training.loop import Loop
+from genssl.generator_training.unclip import TEXT_WIDTH, TrainedUnCLIP, train_unclip
 from genssl.generators.conditioner import FILE
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.generators.diffusion.loading import quiet_libraries
-from genssl.training.fitting import Loop
-from genssl.training.unclip import TEXT_WIDTH, TrainedUnCLIP, train_unclip
 
 TOKENS = 8
 # Few steps and no guidance, which small models need, and twice as fast.

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from genssl.training.rows import Draws
+from genssl.generator_training.rows import Draws
 
 
 class DownBlock(nn.Module):

@@ -25,22 +25,22 @@ from genssl.base.safetensors_file import write_tensors
 from genssl.config.generator_recipes.icgan import ICGANRecipe
 from genssl.data.base import ImageDataset
 from genssl.errors import ConfigError
-from genssl.generators.conditioner import FILE
-from genssl.generators.configs import ICGANConfig
-from genssl.generators.icgan.generator import CLASS, FORMAT, WEIGHTS
-from genssl.generators.icgan.networks import Architecture, GeneratorNetwork
-from genssl.training.conditioner import (
+from genssl.generator_training.conditioner import (
     conditioner_batches,
     conditioner_problems,
     embed_all,
     make_conditioner,
     nearest_neighbours,
 )
-from genssl.training.fitting import Loop, average_into, batch_problems, check_finite, warm_cosine
-from genssl.training.icgan_discriminator import Discriminator, diff_augment
-from genssl.training.rows import Draws, Images
+from genssl.generator_training.icgan_discriminator import Discriminator, diff_augment
+from genssl.generator_training.loop import Loop, average_into, batch_problems, check_finite, warm_cosine
+from genssl.generator_training.rows import Draws, Images
+from genssl.generator_training.watching import Publish
+from genssl.generators.conditioner import FILE
+from genssl.generators.configs import ICGANConfig
+from genssl.generators.icgan.generator import CLASS, FORMAT, WEIGHTS
+from genssl.generators.icgan.networks import Architecture, GeneratorNetwork
 from genssl.training.stopping import Stopped
-from genssl.training.watching import Publish
 
 STAGE = "icgan"
 STATISTICS_BATCH = 256

@@ -1,0 +1,1 @@
+"""The training of generators: one loop, and the families that use it."""
