@@ -12,7 +12,7 @@ from genssl.cli.options import Overrides, RecipeArgument
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from genssl.training.cost_plan import Cost
+    from genssl.offline.cost_plan import Cost
 
 
 def plan(
@@ -73,7 +73,7 @@ def plan(
     from genssl.config.load import load
     from genssl.config.recipe import Recipe
     from genssl.errors import UserError
-    from genssl.training import cost_plan
+    from genssl.offline import cost_plan
 
     loaded = load(Recipe, recipe, overrides or [])
     if from_run is not None:

@@ -13,7 +13,7 @@ from genssl.cli.options import Overrides, RecipeArgument
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from genssl.training.pregenerate import Pregenerated
+    from genssl.offline.pregenerate import Pregenerated
 
 LINE_SECONDS = 10.0  # between lines where there is no terminal
 
@@ -56,8 +56,8 @@ def pregenerate(
 
     from rich.console import Console
 
-    from genssl.training.pregenerate import parse_shard
-    from genssl.training.pregenerate import pregenerate as generate
+    from genssl.offline.pregenerate import parse_shard
+    from genssl.offline.pregenerate import pregenerate as generate
 
     part = parse_shard(shard)
     console = Console(highlight=False)

@@ -29,7 +29,7 @@ def runs(
     from rich.console import Console
 
     from genssl.cli.tables import repeats, runs_table
-    from genssl.config.summary import summarise_runs
+    from genssl.studies.runs import summarise_runs
     from genssl.training.run_states import unfinished_runs
 
     console = Console(highlight=False)

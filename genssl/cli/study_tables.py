@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from genssl.evaluators.units import Unit, unit_of
-from genssl.studies.summary import Estimate, Summary
+from genssl.studies.model import Estimate, Summary
 
 
 def study_table(summary: Summary) -> Table:

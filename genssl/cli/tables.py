@@ -8,8 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from genssl.base.wording import counted
-from genssl.config.summary import RunGroup, mean_and_interval
 from genssl.evaluators.units import is_detail, shown, unit_of
+from genssl.studies.runs import RunGroup, mean_and_interval
 
 
 def results_table(results: dict[str, Any]) -> Table:

@@ -20,11 +20,11 @@ from genssl.config.dump import to_yaml
 from genssl.config.recipe import Recipe
 from genssl.config.study import STORE_OF_STUDY, LoadedArm, LoadedStudy
 from genssl.errors import ConfigError, UserError
+from genssl.studies.model import Summary
 from genssl.studies.paper import look_up
 from genssl.studies.report import write_report
 from genssl.studies.stores import StudyStores
 from genssl.studies.summarise import Finished, run_cost, summarise
-from genssl.studies.summary import Summary
 from genssl.studies.takeover import (
     ENCODER,
     RUNS,

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from genssl.evaluators.units import is_accuracy, scale
+from genssl.studies.model import ArmSummary, Summary
 from genssl.studies.scatter import scatters
 from genssl.studies.sheet import (
     LINE,
@@ -29,7 +30,6 @@ from genssl.studies.sheet import (
     named,
     write,
 )
-from genssl.studies.summary import ArmSummary, Summary
 from genssl.studies.table import bytes_text, references, seconds_text
 
 Amount = Callable[[ArmSummary], float]

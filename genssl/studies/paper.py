@@ -10,7 +10,7 @@ from typing import Any
 from genssl.config.document import parse_document
 from genssl.config.study import Arm
 from genssl.errors import ConfigError, suggest
-from genssl.studies.summary import PaperCell
+from genssl.studies.model import PaperCell
 
 PAPER = "arXiv 2403.05966"
 

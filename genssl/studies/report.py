@@ -20,8 +20,8 @@ from genssl.base.files import write_atomically
 from genssl.evaluators.units import unit_of
 from genssl.studies import table
 from genssl.studies.figures import drawings
+from genssl.studies.model import ArmSummary, Control, Cost, Summary
 from genssl.studies.sheet import DARK, LIGHT, Drawing
-from genssl.studies.summary import ArmSummary, Control, Cost, Summary
 from genssl.studies.verdict import apart
 from genssl.training.report import LEDGER_WORDS
 

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from genssl.evaluators.units import is_accuracy, scale
+from genssl.studies.model import ArmSummary, Estimate, Summary
 from genssl.studies.sheet import Box, Drawing, Entry, Sheet, Theme, colour, draw_marker, marker, place
-from genssl.studies.summary import ArmSummary, Estimate, Summary
 from genssl.studies.table import count_text, seconds_text, value_text
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from genssl.config.summary import mean_and_interval
-from genssl.studies.summary import Estimate
+from genssl.studies.model import Estimate
+from genssl.studies.runs import mean_and_interval
 
 CONFIDENCE = 0.95
 

@@ -14,8 +14,8 @@ from genssl.base.files import write_json
 from genssl.base.wording import counted
 from genssl.config.recipe import Recipe
 from genssl.config.study import LoadedArm
-from genssl.studies.summary import StoreCost
-from genssl.training.pregenerate import Pregenerated, pregenerate
+from genssl.offline.pregenerate import Pregenerated, pregenerate
+from genssl.studies.model import StoreCost
 from genssl.training.supply.stores import generator_block
 
 COSTS = "stores.json"

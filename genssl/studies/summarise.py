@@ -11,10 +11,10 @@ from typing import Any
 from genssl.config.recipe import Recipe
 from genssl.config.study import LoadedArm, LoadedStudy
 from genssl.evaluators.units import is_detail
+from genssl.studies.model import ArmSummary, Control, Cost, Estimate, RunSummary, Summary
 from genssl.studies.paper import paper_cell, paper_says
 from genssl.studies.statistics import estimate, paired_difference
 from genssl.studies.stores import StoreShare, StudyStores
-from genssl.studies.summary import ArmSummary, Control, Cost, Estimate, RunSummary, Summary
 from genssl.studies.verdict import cautions, verdict
 
 SAME_CALLS = 0.1  # part by which numbers of generator calls that count as equal may differ

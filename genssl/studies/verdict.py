@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from genssl.evaluators.units import difference_shown, unit_of
-from genssl.studies.summary import ArmSummary, Control, Estimate, Summary
+from genssl.studies.model import ArmSummary, Control, Estimate, Summary
 
 FEW_SEEDS = 5
 

@@ -13,7 +13,7 @@ from genssl.config.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
-from genssl.training.cost_plan import (
+from genssl.offline.cost_plan import (
     Setting,
     bytes_per_variant,
     measured_rates,

@@ -13,8 +13,7 @@ import pytest
 from browser import Browser, missing_browser
 from PIL import Image
 
-from genssl.studies.report import write_report
-from genssl.studies.summary import (
+from genssl.studies.model import (
     ArmSummary,
     Control,
     Cost,
@@ -24,6 +23,7 @@ from genssl.studies.summary import (
     StoreCost,
     Summary,
 )
+from genssl.studies.report import write_report
 
 METRICS = ["linear_probe/top1", "knn/top1", "linear_probe/top1@10"]
 SEEDS = [0, 1, 2]

@@ -17,8 +17,8 @@ import pytest
 from genssl.config.study import load_study
 from genssl.errors import UserError
 from genssl.studies.compare import compare
+from genssl.studies.model import Summary
 from genssl.studies.summarise import Finished
-from genssl.studies.summary import Summary
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "recipes" / "online_vs_offline.yaml"

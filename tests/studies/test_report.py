@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from genssl.studies.figures import drawings
+from genssl.studies.model import Cost, Estimate, Summary
 from genssl.studies.report import write_report
 from genssl.studies.sheet import DARK, LIGHT, Box, place
-from genssl.studies.summary import Cost, Estimate, Summary
 from genssl.studies.table import MINUS, bytes_text, difference_text, interval_text, seconds_text, verdict_of
 
 TOP1 = "linear_probe/top1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from genssl.studies.summary import Control, Estimate
+from genssl.studies.model import Control, Estimate
 from genssl.studies.verdict import judged, verdict
 
 

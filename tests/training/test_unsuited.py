@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from genssl.cli.main import app
-from genssl.training.pregenerate import Shard, pregenerate
+from genssl.offline.pregenerate import Shard, pregenerate
 from genssl.training.preview import preview
 from genssl.training.run import run
 

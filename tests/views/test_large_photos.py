@@ -18,8 +18,8 @@ from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
+from genssl.offline.pregenerate import pregenerate
 from genssl.server.codec import Failure, check_source, decode_source
-from genssl.training.pregenerate import pregenerate
 from genssl.training.supply.server import server_file
 from genssl.variants.engine import VariantEngine
 

@@ -23,8 +23,8 @@ from genssl.generators.configs import GeneratorConfig
 from genssl.generators.models import shown
 from genssl.generators.suitability import small_variants
 from genssl.generators.variation import varying_parameters
+from genssl.offline.cost_plan import views_per_pair
 from genssl.server.process import EmbeddedServer
-from genssl.training.cost_plan import views_per_pair
 from genssl.training.supply.stores import (
     lay_under,
     open_stored,

@@ -15,7 +15,7 @@ from genssl.config.recipe import Recipe
 from genssl.errors import ConfigError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1.generation_pb2_grpc import GenerationServiceStub
-from genssl.training.pregenerate import Shard, pregenerate
+from genssl.offline.pregenerate import Shard, pregenerate
 from genssl.training.supply.open import open_source
 from genssl.training.supply.server import start_server
 from genssl.variants.ledger import Ledger

@@ -13,8 +13,8 @@ from genssl.cli.tables import repeats
 from genssl.config.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
-from genssl.config.summary import mean_and_interval, summarise_runs
 from genssl.errors import UserError
+from genssl.studies.runs import mean_and_interval, summarise_runs
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "simclr_sd.yaml"
 

@@ -25,7 +25,7 @@ from genssl.config.recipe import Recipe
 from genssl.errors import UserError
 from genssl.generators.fingerprint import fingerprint_folder
 from genssl.generators.models import BUILTIN
-from genssl.training.pregenerate import Pregenerated, Shard, parse_shard, pregenerate
+from genssl.offline.pregenerate import Pregenerated, Shard, parse_shard, pregenerate
 from genssl.training.progress import Progress
 from genssl.training.run import run
 from genssl.training.supply.stores import open_stored
@@ -410,7 +410,7 @@ from pathlib import Path
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.generators.diffusion import stable_unclip
-from genssl.training.pregenerate import Shard, pregenerate
+from genssl.offline.pregenerate import Shard, pregenerate
 
 class Report:
     def note(self, text): pass

@@ -1,0 +1,1 @@
+"""Variants made ahead of training, and what they will cost."""
