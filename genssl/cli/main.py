@@ -10,29 +10,13 @@ import typer
 
 from genssl import __version__
 from genssl.base.home import expand_home
-from genssl.cli import (
-    bench_server,
-    compare,
-    convert_weights,
-    evaluate,
-    evaluate_generator,
-    export,
-    list_command,
-    plan,
-    pregenerate,
-    preview,
-    recipes,
-    run,
-    runs,
-    serve_generator,
-    show,
-    similarity,
-    store,
-    top,
-    train_generator,
-    validate,
-)
+from genssl.cli.catalogue import list as list_command
+from genssl.cli.catalogue import recipes, runs, show, validate
+from genssl.cli.generators import convert_weights, evaluate_generator, plan, pregenerate, preview, train_generator
 from genssl.cli.group import Group
+from genssl.cli.server import bench_server, serve_generator, top
+from genssl.cli.store.store import store
+from genssl.cli.training import compare, evaluate, export, run, similarity
 from genssl.errors import UserError
 
 app = typer.Typer(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from genssl.cli.compare import Watcher
+from genssl.cli.training.compare import Watcher
 from genssl.config.study import load_study
 from genssl.studies.compare import compare
 

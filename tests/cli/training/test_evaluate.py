@@ -20,7 +20,7 @@ from genssl.errors import UserError
 from genssl.training.progress import Progress
 from genssl.training.run import run
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 QUICK = ["train.epochs=1", "schedule.warmup_epochs=0", "backbone.width=4", "train.threads=1", "evaluate=[knn]"]
 
 

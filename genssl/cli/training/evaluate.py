@@ -141,7 +141,7 @@ def evaluate(
     from rich.console import Console
 
     from genssl.base.devices import pick_device
-    from genssl.cli.encoders import load_encoders
+    from genssl.cli.training.encoders import load_encoders
     from genssl.encoders.judge import transfer
 
     where, console = pick_device(device), Console(highlight=False, markup=False)

@@ -153,7 +153,7 @@ def export(
     genssl store export variants pictures --format folder \\
         --dataset '{name: folder, root: photos}'
     """
-    from genssl.cli.store_sources import sources_of
+    from genssl.cli.store.sources import sources_of
     from genssl.variants.store.export import export as write
 
     sources, note = sources_of(folder, dataset)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from genssl.backbones.configs import ResNet18Config
 from genssl.backbones.resnet import build_resnet
-from genssl.cli.encoders import load_encoders
+from genssl.cli.training.encoders import load_encoders
 from genssl.generators.conditioner import save_encoder
 
 

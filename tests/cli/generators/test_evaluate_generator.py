@@ -11,7 +11,7 @@ import torch
 import typer
 from typer.testing import CliRunner, Result
 
-from genssl.cli.evaluate_generator import evaluate_generator
+from genssl.cli.generators.evaluate_generator import evaluate_generator
 from genssl.errors import UserError
 from genssl.quality.judges import Pixels
 

@@ -13,7 +13,7 @@ from genssl.config.load import load, validate
 from genssl.config.recipe import Recipe
 from genssl.training.optim import peak_lr
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 
 
 def show(*arguments: str, ranks: str = "1") -> tuple[str, list[str]]:

@@ -20,8 +20,8 @@ from rich.console import Console
 from wired import wired
 
 from genssl import __version__
-from genssl.cli.top import top as top_command
-from genssl.cli.top_tables import History, lines, screen
+from genssl.cli.server.top import top as top_command
+from genssl.cli.server.top_tables import History, lines, screen
 from genssl.errors import UserError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc

@@ -15,7 +15,7 @@ from genssl.config import shipped
 from genssl.config.study import load_study
 from genssl.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def call(*arguments: str) -> str:

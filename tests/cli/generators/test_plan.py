@@ -22,7 +22,7 @@ from genssl.offline.cost_plan import (
     views_per_pair,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RECIPE = ROOT / "recipes" / "simclr_sd.yaml"
 PAPER = Setting(
     images=1_280_000, epochs=100, views=1, generator_rate=2.4, trainer_rate=305, variants=10, generators=1, size=768

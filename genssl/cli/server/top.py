@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     import grpc
 
-    from genssl.cli.top_tables import History
+    from genssl.cli.server.top_tables import History
     from genssl.generation.v1 import generation_pb2 as pb
 
 CALL_SECONDS = 5.0
@@ -59,7 +59,7 @@ def top(
 
     from rich.console import Console
 
-    from genssl.cli.top_tables import History, lines, screen
+    from genssl.cli.server.top_tables import History, lines, screen
     from genssl.client.token_file import read_token_file
     from genssl.generation.v1 import generation_pb2 as pb
     from genssl.generation.v1 import generation_pb2_grpc as pb_grpc

@@ -72,7 +72,7 @@ def similarity(
     from rich.console import Console
 
     from genssl.base.devices import pick_device
-    from genssl.cli.encoders import load_encoders
+    from genssl.cli.training.encoders import load_encoders
     from genssl.evaluators.base import FrozenEncoder
     from genssl.evaluators.representation.cka_matrix import cka_matrix
     from genssl.evaluators.representation.compare_encoders import compare_encoders
