@@ -234,7 +234,7 @@ BACKBONES = Registry(
         _builtin(
             "backbones",
             f"timm/{ANY}",
-            "from_timm:build_timm",
+            "timm:build_timm",
             "TimmConfig",
             "any model of timm, by the extra `timm`; nothing is downloaded",
         ),
@@ -247,7 +247,7 @@ GENERATORS = Registry(
         _builtin(
             "generators",
             "stable_unclip",
-            "stable_unclip:StableUnCLIP",
+            "diffusion.stable_unclip:StableUnCLIP",
             "StableUnCLIPConfig",
             "Stable Diffusion unCLIP: image embedding in, image out; any diffusers folder or hub id",
             licence="CreativeML OpenRAIL++-M (Stable Diffusion 2.1); builtin:digits-unclip Apache-2.0",
@@ -266,7 +266,7 @@ GENERATORS = Registry(
         _builtin(
             "generators",
             "icgan",
-            "icgan:ICGAN",
+            "icgan.generator:ICGAN",
             "ICGANConfig",
             "instance-conditioned GAN, one forward pass: official weights that you bring, or train your own",
             licence="CC BY-NC 4.0 (official weights); builtin:digits-icgan Apache-2.0",
@@ -275,14 +275,14 @@ GENERATORS = Registry(
         _builtin(
             "generators",
             "retrieval",
-            "retrieval:Retrieval",
+            "retrieval.generator:Retrieval",
             "RetrievalConfig",
             "no model: the source's nearest neighbours in a bank of images, the control for all of them",
         ),
         *(
             Entry(
                 name=name,
-                target=f"genssl.generators.{name}:{attribute}",
+                target=f"genssl.generators.diffusion.{name}:{attribute}",
                 config=f"genssl.generators.diffusion.configs:{attribute}Config",
                 summary=summary,
                 licence=licence,

@@ -15,7 +15,7 @@ from genssl.cli.catalogue import recipes, runs, show, validate
 from genssl.cli.generators import convert_weights, evaluate_generator, plan, pregenerate, preview, train_generator
 from genssl.cli.group import Group
 from genssl.cli.server import bench_server, serve_generator, top
-from genssl.cli.store.store import store
+from genssl.cli.store import store
 from genssl.cli.training import compare, evaluate, export, run, similarity
 from genssl.errors import UserError
 

@@ -1,1 +1,0 @@
-"""The generation server, and what a client needs to use it."""
