@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
 
+from genssl.base.cores import usable_cores
 from genssl.errors import UserError
 
 
@@ -24,11 +24,6 @@ def pick_device(name: str) -> torch.device:
             "set device (train.device in a recipe) to auto, cpu, or the number of one of them"
         )
     return device
-
-
-def usable_cores() -> int:
-    """Returns how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def set_threads(threads: int | Literal["auto"], *, shared_with: int = 0, among: int = 1) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from genssl.variants.store.manifest import StoreError
+from genssl.errors import UserError
 
 
 @contextmanager
@@ -22,11 +22,11 @@ def finished_at_once(out: Path, doing: str, *, keep: bool = False) -> Iterator[P
         keep: the block goes on with what an earlier, interrupted call has left. Otherwise that is removed.
 
     Raises:
-        StoreError: if `out` holds something, if another process writes it now, or if the disk refuses.
+        UserError: if `out` holds something, if another process writes it now, or if the disk refuses.
     """
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise StoreError(f"{out} exists and is not an empty folder; give a new folder, or remove it")
+        raise UserError(f"{out} exists and is not an empty folder; give a new folder, or remove it")
     place = out.with_name(f".{out.name}.{doing}")
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def finished_at_once(out: Path, doing: str, *, keep: bool = False) -> Iterator[P
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise StoreError(f"{out} is being written by another process; wait for it, or stop it") from None
+                raise UserError(f"{out} is being written by another process; wait for it, or stop it") from None
             if not keep:
                 empty(place)
             try:
@@ -50,7 +50,7 @@ def finished_at_once(out: Path, doing: str, *, keep: bool = False) -> Iterator[P
             os.close(descriptor)
         _sync(out.parent)
     except OSError as error:
-        raise StoreError(
+        raise UserError(
             f"{out} cannot be written ({error}); make room or give a folder on another disk, and start again"
         ) from None
 

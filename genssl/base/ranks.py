@@ -18,8 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from genssl.config.recipe import Recipe
-from genssl.errors import ConfigError, UserError
+from genssl.errors import UserError
 
 PATIENCE = timedelta(minutes=30)  # of a collective call: as long as rank 0 may measure or write between two steps
 POLL_SECONDS = 0.1
@@ -187,22 +186,6 @@ def joined(again: str = "start the run again with --resume") -> Iterator[Ranks]:
     finally:
         _now = ALONE
     dist.destroy_process_group()
-
-
-def require_divisible(recipe: Recipe, ranks: Ranks) -> None:
-    """Raises ConfigError if the global batch does not divide into equal parts."""
-    parts = ranks.size * recipe.train.accumulate
-    size = recipe.train.batch_size
-    if size % parts or size // parts < 2:
-        among = f"{ranks.size} ranks"
-        if recipe.train.accumulate > 1:
-            among += f" with {recipe.train.accumulate} micro-batches each (train.accumulate)"
-        raise ConfigError(
-            [
-                f"train.batch_size: {size} is the global batch and does not divide among {among} into equal parts of "
-                f"at least 2; set it to a multiple of {parts}, or start another number of ranks"
-            ]
-        )
 
 
 def _join() -> Ranks:

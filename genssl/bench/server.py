@@ -23,7 +23,7 @@ from genssl.client.server_state import ClientTLS
 from genssl.data.base import StoredImage, raw_image
 from genssl.errors import UserError
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.generators.base import Parameters
+from genssl.generators.parameters import Parameters
 from genssl.registry import GENERATORS
 from genssl.variants.engine import VariantEngine
 from genssl.variants.source import VariantRequest

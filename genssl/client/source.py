@@ -16,14 +16,12 @@ from genssl.client.server_state import RECIPE_ADVICE
 from genssl.config.recipe import ClientTLSConfig, VariantsConfig
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.generators.base import Parameters
-from genssl.generators.variation import is_known, merge
+from genssl.generators.parameters import Parameters, is_known, merge
 from genssl.variants.ledger import Ledger, Origin
-from genssl.variants.plan import REAL
 from genssl.variants.prefetch.budget import Budget
 from genssl.variants.prefetch.pool import VariantPool
 from genssl.variants.prefetch.queue import BULK_IN_FLIGHT, Image, Key, PrefetchQueue
-from genssl.variants.source import Delivery, VariantRequest
+from genssl.variants.source import REAL, Delivery, VariantRequest
 
 log = logging.getLogger(__name__)
 

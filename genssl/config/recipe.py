@@ -268,6 +268,10 @@ class Recipe(Section):
         """Says whether any view can be a variant under this recipe."""
         return self.variants.source != "none" and self.views.policy != "none" and self.variant_probability() > 0
 
+    def views_per_pair(self) -> float:
+        """Returns how many variants a step wants of each of its images, on average."""
+        return self.views.variant_slots * self.variant_probability()
+
     def variant_probability(self) -> float:
         """Returns the probability that a slot which may hold a variant does."""
         if self.views.policy != "added":

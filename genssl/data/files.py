@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from genssl.base.cores import usable_cores
 from genssl.data.base import StoredImage, UInt8Array
 from genssl.data.configs import FileDatasetConfig
 from genssl.data.decode import MAX_BYTES, decode, resize_and_crop
@@ -106,8 +107,6 @@ class FileDataset:
         return DataError(f"{self._paths[row]}: {what}; {advice}")
 
     def _leave_out_corrupt(self, root: Path) -> None:
-        from genssl.base.devices import usable_cores  # has torch in its train, which decoding workers need not load
-
         rows = range(len(self._paths))
         good: list[int] = []
         # Pillow decodes without the GIL. Chunks, because the pool would hold a future for every file at once.

@@ -16,17 +16,17 @@ import torch
 
 from genssl import __version__
 from genssl.base.files import write_atomically, write_json
+from genssl.base.versions import PACKAGES
 from genssl.config.base import ComponentConfig
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
-from genssl.data.load import left_out_note, load_dataset, of_size
+from genssl.data.load import dataset_digest, left_out_note, load_dataset, of_size
 from genssl.encoders.load import LoadedEncoder
 from genssl.errors import UserError
 from genssl.evaluators.base import EvaluationData
 from genssl.evaluators.run import able, check, evaluate
 from genssl.evaluators.splits import load_splits
 from genssl.registry import EVALUATORS
-from genssl.training.provenance import PACKAGES, dataset_digest
 from genssl.variants.generated import GeneratedVariants
 
 COLUMNS = ("encoder", "dataset", "evaluator", "metric", "value", "protocol")

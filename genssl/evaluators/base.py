@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from genssl.base.devices import usable_cores
+from genssl.base.cores import usable_cores
 from genssl.base.wording import counted
 from genssl.data.base import ImageDataset, UInt8Array, pixels_of
 from genssl.errors import DataError, NoLabelsError, UserError

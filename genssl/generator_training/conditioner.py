@@ -57,7 +57,7 @@ def make_conditioner(config: ConditionerConfig, images: Images, seed: int, loop:
         block = config.backbone
         backbone = _train(config, block, images, seed, loop)
     if loop.ranks.first:
-        save_encoder(folder / FILE, backbone, block, images.size)
+        save_encoder(folder / FILE, backbone, block, image_size=str(images.size))
     return Conditioner(backbone, images.size, loop.device)
 
 

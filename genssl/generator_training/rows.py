@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from genssl.base.devices import stream, usable_cores
+from genssl.base.cores import usable_cores
+from genssl.base.devices import stream
 from genssl.base.ranks import ALONE, Ranks
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.views.augment import Augment

@@ -23,7 +23,7 @@ from genssl.base.ranks import ranks_now
 from genssl.config.generator_recipes.base import FAMILIES, GeneratorRecipe
 from genssl.config.generator_recipes.flow import FlowRecipe
 from genssl.data.base import ImageDataset
-from genssl.data.load import hold_out, labels_note, left_out_note, load_dataset
+from genssl.data.load import dataset_digest, hold_out, labels_note, left_out_note, load_dataset
 from genssl.errors import ConfigError, UserError
 from genssl.generator_training.loop import CHECKPOINT, Checkpoints, DivergedError, Loop, fit_batches
 from genssl.generator_training.stage_progress import StageProgress
@@ -33,7 +33,6 @@ from genssl.generators.configs import FlowConfig, GeneratorConfig
 from genssl.generators.open import open_generator
 from genssl.quality.measures import NOISES, Sweep, cell, columns, measure
 from genssl.registry import GENERATORS
-from genssl.training.provenance import dataset_digest
 from genssl.training.stopping import Stopped, StopSignals
 
 PUBLISHED = "published.json"  # in the unfinished training's folder, once the weights are in their place

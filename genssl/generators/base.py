@@ -10,8 +10,8 @@ import torch
 
 from genssl.data.base import UInt8Array
 from genssl.generators.models import shown
+from genssl.generators.parameters import Parameters
 
-Parameters = dict[str, float | int]
 Alive = Callable[[], Sequence[bool]]
 
 

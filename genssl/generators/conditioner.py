@@ -1,6 +1,6 @@
 """The conditioner of the generators trained by genssl: a frozen self-supervised encoder from a generator's folder.
 
-`encoder.safetensors` has the format of a run directory (`genssl.base.files.save_encoder`): the backbone's weights,
+`encoder.safetensors` has the format of a run directory (`save_encoder`): the backbone's weights,
 and in the metadata the config that rebuilds it. One key more, `image_size`, says what the encoder is shown.
 """
 
@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from genssl.base.devices import seeded_initialisation
+from genssl.base.files import write_atomically
 from genssl.base.safetensors_file import read_tensors, write_tensors
 from genssl.config.base import ComponentConfig
 from genssl.data.base import UInt8Array
@@ -88,17 +89,17 @@ class Conditioner:
         return (F.normalize(features.float(), dim=1) * math.sqrt(self.embedding_dim)).cpu()
 
 
-def save_encoder(path: Path, backbone: nn.Module, config: ComponentConfig, image_size: int) -> None:
-    """Writes a backbone as `Conditioner.load` reads it.
+def save_encoder(path: Path, backbone: nn.Module, config: ComponentConfig, **facts: str) -> None:
+    """Writes a backbone so that `Conditioner.load` and `genssl.encoders.load` rebuild it.
 
     Args:
         path: of the file.
         backbone: its weights are written.
         config: what the backbone was built from.
-        image_size: side of the images that it was trained on.
+        facts: for the file's metadata; a conditioner has `image_size`, the side of the images it was trained on.
     """
-    metadata = {"backbone": config.model_dump_json(), "image_size": str(image_size), "format": FORMAT}
-    write_tensors(path, backbone.state_dict(), metadata)
+    metadata = {"backbone": config.model_dump_json(), **facts, "format": FORMAT}
+    write_atomically(path, lambda partial: write_tensors(partial, backbone.state_dict(), metadata))
 
 
 def has_own_encoder(folder: Path) -> bool:

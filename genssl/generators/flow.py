@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from genssl.base.safetensors_file import read_tensors
 from genssl.data.base import UInt8Array
 from genssl.errors import GeneratorError, RequestRefusedError
-from genssl.generators.base import Alive, GeneratorSpec, Parameters
+from genssl.generators.base import Alive, GeneratorSpec
 from genssl.generators.conditioner import FILE, Conditioner
 from genssl.generators.configs import FlowConfig
 from genssl.generators.cost import count_tflops
@@ -29,6 +29,7 @@ from genssl.generators.diffusion.sampling import decode, denoise, guidance_colum
 from genssl.generators.fingerprint import fingerprint_file, fingerprint_model, network_files
 from genssl.generators.finite import check_weights
 from genssl.generators.models import OWN, find_trained, read_json
+from genssl.generators.parameters import Parameters
 
 SAMPLER_VERSION = "flow/1"
 CLASS = "GensslFlow"

@@ -19,13 +19,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from genssl.errors import RequestRefusedError, suggest
-from genssl.generators.base import Generator, Parameters
+from genssl.generators.base import Generator
 from genssl.generators.configs import ADAPTIVE, ADAPTS, SIZES, GeneratorConfig
+from genssl.generators.parameters import (
+    ADAPTIVE_NAME,
+    MAX,
+    MAX_TRIES,
+    MIN_SIMILARITY,
+    Parameters,
+    base_name,
+    is_known,
+    merge,
+)
 
-MAX = ".max"
-ADAPTIVE_NAME = f"{ADAPTS}.{ADAPTIVE}"
-MIN_SIMILARITY, MAX_TRIES = "min_similarity", "max_tries"
-DEFAULT_TRIES, MOST_TRIES = 4, 64
+MOST_TRIES = 64
 MOST_NOISE = 400  # GenView's largest level
 
 
@@ -89,25 +96,6 @@ def varying_parameters(config: GeneratorConfig) -> Parameters:
     if config.drift_guard is not None:
         found |= {MIN_SIMILARITY: config.drift_guard.min_similarity, MAX_TRIES: config.drift_guard.max_tries}
     return found
-
-
-def base_name(name: str) -> str:
-    """Returns the parameter that an entry of a mapping is about."""
-    return ADAPTS if name == ADAPTIVE_NAME else name.removesuffix(MAX)
-
-
-def is_known(name: str, defaults: Mapping[str, float]) -> bool:
-    """Says whether a generator with these defaults can be asked for `name`."""
-    return base_name(name) in defaults or name in (MIN_SIMILARITY, MAX_TRIES)
-
-
-def merge(defaults: Mapping[str, float], given: Mapping[str, float]) -> Parameters:
-    """Returns `given` on top of `defaults`; a parameter given as one number does not vary any more."""
-    kept = {name: value for name, value in defaults.items() if name == base_name(name) or base_name(name) not in given}
-    merged = kept | dict(given)
-    if MIN_SIMILARITY in merged:
-        merged.setdefault(MAX_TRIES, DEFAULT_TRIES)
-    return merged
 
 
 def complete(generator: Generator, given: Mapping[str, float]) -> tuple[Parameters, Parameters, Variation | None]:

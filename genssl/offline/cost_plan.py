@@ -130,11 +130,6 @@ def _budgeted(setting: Setting) -> Cost:
     return Cost("budgeted refresh", made, hours, setting.trainer_hours, setting.trainer_hours, made, reuse)
 
 
-def views_per_pair(recipe: Recipe) -> float:
-    """Returns how many variants a step wants of each of its images, on average."""
-    return recipe.views.variant_slots * recipe.variant_probability()
-
-
 def bytes_per_variant(size: int) -> dict[str, float]:
     """Returns estimates for a square RGB image: {"raw": exact, "png": ..., "jpeg": ...}; see ASSUMPTIONS.
 

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genssl.base.devices import pick_device, set_threads, usable_cores
+from genssl.base.cores import usable_cores
+from genssl.base.devices import pick_device, set_threads
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset
 from genssl.data.load import left_out_note
@@ -29,10 +30,10 @@ from genssl.evaluators.splits import load_splits
 from genssl.server.process import EmbeddedServer
 from genssl.training.supply.open import OpenSource, add_store, open_in_process, open_remote
 from genssl.training.supply.server import server_file, server_threads
-from genssl.training.supply.stores import known_fingerprints, refuse_foreign
+from genssl.training.supply.stores import refuse_foreign
 from genssl.variants.ledger import Ledger
 from genssl.variants.source import VariantRequest
-from genssl.variants.store.facts import StoredNames
+from genssl.variants.store.facts import StoredNames, known_fingerprints
 from genssl.variants.store.record import Encoding
 from genssl.variants.store.source import StoredSource
 

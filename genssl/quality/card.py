@@ -26,19 +26,18 @@ from genssl.base.files import write_atomically, write_json
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import resize_and_crop
-from genssl.data.load import hold_out, labels_note, left_out_note, load_dataset
+from genssl.data.load import dataset_digest, hold_out, labels_note, left_out_note, load_dataset
 from genssl.errors import DataError, UserError, suggest
 from genssl.evaluators.base import FrozenEncoder
 from genssl.evaluators.variants.consistency import retrieved
 from genssl.evaluators.variants.frechet import frechet_distance, too_few
 from genssl.evaluators.variants.prdc import prdc
 from genssl.evaluators.variants.vendi import vendi_score
-from genssl.generators.base import Parameters
 from genssl.generators.open import open_generator
+from genssl.generators.parameters import Parameters
 from genssl.quality.judges import Judge, load_judge
 from genssl.quality.measures import Array, distance_within, embedded, generated, label_judge, sweep_of
 from genssl.quality.picture import draw_quality
-from genssl.training.provenance import dataset_digest
 from genssl.variants.engine import VariantEngine
 from genssl.views.augmentations import Augmentations
 

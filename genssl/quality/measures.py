@@ -15,7 +15,8 @@ from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import decode
 from genssl.errors import RequestRefusedError
 from genssl.evaluators.base import FrozenEncoder
-from genssl.generators.base import Generator, Parameters
+from genssl.generators.base import Generator
+from genssl.generators.parameters import Parameters
 from genssl.quality.judges import PIXELS_SIDE, Pixels
 from genssl.variants.engine import VariantEngine
 

@@ -33,6 +33,7 @@ from genssl.server.batching.embedder import Embedder
 from genssl.server.batching.jobs import BatchReport
 from genssl.server.cache import WriteThrough
 from genssl.server.certificates import ServerCertificate
+from genssl.server.guard import GuardInterceptor
 from genssl.server.hosted import Hosted
 from genssl.server.memory import MemoryCache
 from genssl.server.metrics import MetricsServer
@@ -45,7 +46,6 @@ from genssl.variants.engine import VariantEngine
 from genssl.variants.store.manifest import read_manifest
 from genssl.variants.store.store import VariantStore
 from genssl.wire.channel import SERVICE, server_options
-from genssl.wire.refusals import GuardInterceptor
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from genssl.config.server import TokenConfig
 from genssl.errors import UserError
 from genssl.server.batching.schedule import Priority
 from genssl.server.certificates import read_file
+from genssl.server.guard import refuse
 from genssl.server.reread import FileStamps
 from genssl.server.statistics import Statistics
-from genssl.wire.refusals import refuse
 
 log = logging.getLogger(__name__)
 

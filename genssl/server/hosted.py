@@ -16,8 +16,8 @@ from genssl.data.base import UInt8Array
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.models import shown
+from genssl.generators.parameters import merge
 from genssl.generators.suitability import foreign_data, trained_on
-from genssl.generators.variation import merge
 from genssl.server.batching.batcher import Batcher
 from genssl.server.batching.embedder import Embedder
 from genssl.server.batching.jobs import DeadlinePassedError, Made, Spent

@@ -25,11 +25,11 @@ from genssl.server.batching.jobs import DeadlinePassedError
 from genssl.server.batching.schedule import BatchKey, Priority
 from genssl.server.codec import OUTPUT_ENCODINGS, Failure, Ready, encode_variants
 from genssl.server.codec_pool import CodecPool
+from genssl.server.guard import refuse
 from genssl.server.hosted import Caller, Hosted, Wanted
 from genssl.server.statistics import CLIENT_ID_CHARACTERS, Origin, Reason, Statistics
 from genssl.variants.engine import Settings
 from genssl.wire.channel import MESSAGE_OVERHEAD, ROW_OVERHEAD
-from genssl.wire.refusals import refuse
 
 log = logging.getLogger(__name__)
 

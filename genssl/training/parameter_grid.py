@@ -18,9 +18,8 @@ from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import decode
 from genssl.errors import RequestRefusedError, UserError
-from genssl.generators.base import Parameters
 from genssl.generators.configs import ADAPTIVE, ADAPTS
-from genssl.generators.variation import ADAPTIVE_NAME, MAX, merge
+from genssl.generators.parameters import ADAPTIVE_NAME, MAX, Parameters, merge
 from genssl.training.samples import sources_and_views, variant_indices
 from genssl.variants.engine import Row, Settings, VariantEngine
 from genssl.variants.plan import ViewPlan

@@ -18,8 +18,8 @@ from genssl.config.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset
+from genssl.data.load import dataset_digest
 from genssl.errors import UserError
-from genssl.training.provenance import dataset_digest
 from genssl.training.run_directory import AS_BEGUN, RECIPE, holds_run
 
 SHOWN = 5

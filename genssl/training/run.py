@@ -13,13 +13,14 @@ import torch
 
 from genssl.base.batch_norm import synchronise_batch_norm
 from genssl.base.devices import pick_device, seeded_initialisation, set_threads
-from genssl.base.files import save_encoder, write_json
-from genssl.base.ranks import Ranks, ranks_now, require_divisible
+from genssl.base.files import write_json
+from genssl.base.ranks import Ranks, ranks_now
 from genssl.config.recipe import Recipe
 from genssl.data.load import left_out_note
-from genssl.errors import ServerUnavailableError, UserError
+from genssl.errors import ConfigError, ServerUnavailableError, UserError
 from genssl.evaluators.run import divided, evaluate
 from genssl.evaluators.splits import load_splits
+from genssl.generators.conditioner import save_encoder
 from genssl.registry import BACKBONES, METHODS
 from genssl.training.checkpoint import LATEST, Checkpoints, Position, restore, restore_ledger
 from genssl.training.loader import SourceLoader
@@ -259,7 +260,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
         # things with them ----
         if directory is not None:
             directory.begin(recipe)  # a run whose steps were all done before
-            save_encoder(out / "encoder.safetensors", backbone, recipe)
+            save_encoder(out / "encoder.safetensors", backbone, recipe.backbone, recipe=recipe.name)
         metrics: dict[str, float] = {}
         protocols: dict[str, dict[str, Any]] = {}
         together, alone = divided(splits.evaluators, ranks)
@@ -307,3 +308,19 @@ def is_due(recipe: Recipe, step: int, steps_per_epoch: int, total_steps: int) ->
         return True
     every = recipe.train.checkpoint_every_steps
     return every is not None and step % every == 0
+
+
+def require_divisible(recipe: Recipe, ranks: Ranks) -> None:
+    """Raises ConfigError if the global batch does not divide into equal parts."""
+    parts = ranks.size * recipe.train.accumulate
+    size = recipe.train.batch_size
+    if size % parts or size // parts < 2:
+        among = f"{ranks.size} ranks"
+        if recipe.train.accumulate > 1:
+            among += f" with {recipe.train.accumulate} micro-batches each (train.accumulate)"
+        raise ConfigError(
+            [
+                f"train.batch_size: {size} is the global batch and does not divide among {among} into equal parts of "
+                f"at least 2; set it to a multiple of {parts}, or start another number of ranks"
+            ]
+        )

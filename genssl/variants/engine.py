@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 
 from genssl.data.base import UInt8Array
-from genssl.generators.base import Alive, Cancelled, Generator, Parameters
+from genssl.generators.base import Alive, Cancelled, Generator
 from genssl.generators.embedding_cache import DiskEmbeddings, rounded
 from genssl.generators.finite import check_made
+from genssl.generators.parameters import Parameters
 from genssl.generators.variation import Variation, complete, redraw_seed
 from genssl.variants.key import VariantKey, parameters_digest
 

@@ -11,11 +11,11 @@ from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import resize_and_crop
 from genssl.generators.open import open_generator
-from genssl.training.supply.stores import known_fingerprints
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
 from genssl.variants.source import VariantRequest
+from genssl.variants.store.facts import known_fingerprints
 
 
 def load_engine(recipe: Recipe, device: torch.device, known: Sequence[str] = ()) -> VariantEngine:

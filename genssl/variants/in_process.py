@@ -8,7 +8,7 @@ import numpy as np
 
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import decode
-from genssl.generators.base import Parameters
+from genssl.generators.parameters import Parameters
 from genssl.variants.engine import EmbeddingCache, VariantEngine
 from genssl.variants.ledger import Ledger
 from genssl.variants.source import Delivery, VariantRequest

@@ -18,9 +18,10 @@ import torch
 
 from genssl.base.devices import stream
 from genssl.config.views import Policy
+from genssl.data.base import ImageDataset
 from genssl.variants.planned_usage import PlannedUsage
+from genssl.variants.source import REAL, VariantRequest
 
-REAL = -1
 VIEWS = 2  # of a pair
 
 
@@ -161,3 +162,13 @@ class ViewPlan:
             )
             self._epoch = (epoch, order, indices)
         return self._epoch[1], self._epoch[2]
+
+
+def requests_of(plan: StepPlan, dataset: ImageDataset) -> list[VariantRequest]:
+    """Returns the variants that a step wants, row by row, first column before second."""
+    return [
+        VariantRequest(row=int(row), source_id=dataset.source_id(int(row)), index=int(index))
+        for row, indices in zip(plan.rows, plan.indices, strict=True)
+        for index in indices
+        if index != REAL
+    ]

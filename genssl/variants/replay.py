@@ -20,8 +20,8 @@ import numpy.typing as npt
 from genssl.base.wording import counted
 from genssl.errors import UserError
 from genssl.variants.ledger import Origin
-from genssl.variants.plan import REAL, StepPlan, ViewPlan
-from genssl.variants.source import Delivery
+from genssl.variants.plan import StepPlan, ViewPlan
+from genssl.variants.source import REAL, Delivery
 
 FORMAT = "genssl-assignments/1"
 LETTERS: dict[Origin, str] = {"generated": "g", "store": "s", "reused": "u", "real": "r"}

@@ -9,6 +9,8 @@ from typing import Protocol
 from genssl.data.base import UInt8Array
 from genssl.variants.ledger import Origin
 
+REAL = -1  # the index of a slot that shows the image itself
+
 
 @dataclass(frozen=True)
 class VariantRequest:
@@ -26,7 +28,7 @@ class Delivery:
     Attributes:
         images: uint8 [M, 3, h, w], in the order of the requests, of those whose origin is not "real": M <= N.
         origins: N of them, where each image came from.
-        indices: N of them, the index of the variant delivered, or `plan.REAL` where the origin is "real".
+        indices: N of them, the index of the variant delivered, or `REAL` where the origin is "real".
     """
 
     images: UInt8Array

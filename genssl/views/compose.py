@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from genssl.data.base import ImageDataset
 from genssl.methods.base import Views
-from genssl.variants.plan import REAL, StepPlan, view_columns
-from genssl.variants.source import Delivery, VariantRequest
+from genssl.variants.plan import StepPlan, view_columns
+from genssl.variants.source import REAL, Delivery
 from genssl.views.augmentations import Augmentations
 
 
@@ -24,16 +23,6 @@ class Crops:
     """
 
     images: tuple[torch.Tensor, ...]
-
-
-def requests_of(plan: StepPlan, dataset: ImageDataset) -> list[VariantRequest]:
-    """Returns the variants that a step wants, row by row, first column before second."""
-    return [
-        VariantRequest(row=int(row), source_id=dataset.source_id(int(row)), index=int(index))
-        for row, indices in zip(plan.rows, plan.indices, strict=True)
-        for index in indices
-        if index != REAL
-    ]
 
 
 def compose_views(

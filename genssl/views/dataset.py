@@ -22,8 +22,9 @@ from genssl.data.base import UInt8Array
 from genssl.errors import ServerUnavailableError, UserError
 from genssl.generators.suitability import foreign_data, small_variants, trained_on
 from genssl.variants.ledger import Ledger, Origin
-from genssl.variants.plan import REAL, draw_indices, view_columns
+from genssl.variants.plan import draw_indices, view_columns
 from genssl.variants.prefetch.loop import FORK_ADVICE, was_forked_from_live
+from genssl.variants.source import REAL
 from genssl.views.counts import SharedCounts
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from genssl.base.devices import usable_cores
+from genssl.base.cores import usable_cores
 from genssl.data.base import ImageDataset, UInt8Array, pixels_of
 from genssl.data.crops import CropDraws
 from genssl.data.workers import read_images

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from genssl.base.ranks import ALONE, Ranks, require_divisible
+from genssl.base.ranks import ALONE, Ranks
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import ConfigError, UserError
+from genssl.training.run import require_divisible
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "simclr_sd.yaml"

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from genssl.generators.base import Alive, GeneratorSpec, Parameters
+from genssl.generators.base import Alive, GeneratorSpec
+from genssl.generators.parameters import Parameters
 from genssl.server.batching.batcher import Batcher
 from genssl.server.batching.jobs import Made
 from genssl.variants.engine import Row, VariantEngine

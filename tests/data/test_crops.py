@@ -17,8 +17,8 @@ from genssl.data.crops import cut
 from genssl.data.folder import ImageFolder
 from genssl.data.load import hold_out, load_dataset
 from genssl.training.loader import SourceLoader
-from genssl.variants.plan import REAL, StepPlan
-from genssl.variants.source import Delivery
+from genssl.variants.plan import StepPlan
+from genssl.variants.source import REAL, Delivery
 from genssl.views.augment import draw_crops
 from genssl.views.augmentations import Augmentations
 from genssl.views.compose import Crops, compose_views

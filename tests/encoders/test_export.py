@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 def encoder(folder: Path, config: ComponentConfig, size: int) -> LoadedEncoder:
     network: Any = build_vit(config) if isinstance(config, ViTTinyConfig) else build_resnet(config)  # type: ignore[arg-type]
     folder.mkdir(exist_ok=True)
-    save_encoder(folder / "encoder.safetensors", lived_in(network), config, size)
+    save_encoder(folder / "encoder.safetensors", lived_in(network), config, image_size=str(size))
     return load_encoder(str(folder), CPU)
 
 

@@ -27,12 +27,12 @@ from genssl.backbones.configs import (
 )
 from genssl.backbones.resnet import build_resnet
 from genssl.backbones.vit import build_vit
-from genssl.base.files import save_encoder
 from genssl.config.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.encoders.load import EncoderError, LoadedEncoder, load_encoder
 from genssl.errors import ConfigError, GeneratorError
+from genssl.generators.conditioner import save_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -73,7 +73,7 @@ def run_folder(tmp_path: Path) -> tuple[Path, nn.Module]:
     network = lived_in(build_resnet(ResNet18Config(stem="small", width=4)))
     folder = tmp_path / "run"
     folder.mkdir()
-    save_encoder(folder / "encoder.safetensors", network, recipe)
+    save_encoder(folder / "encoder.safetensors", network, recipe.backbone, recipe=recipe.name)
     (folder / "recipe.yaml").write_text(to_yaml(recipe))
     return folder, network
 

@@ -11,14 +11,8 @@ from genssl.errors import RequestRefusedError
 from genssl.generators.configs import FlowConfig, ICGANConfig, StableUnCLIPConfig
 from genssl.generators.diffusion.foreground import foreground_ratio
 from genssl.generators.open import open_generator
-from genssl.generators.variation import (
-    Variation,
-    adaptive_noise_level,
-    complete,
-    merge,
-    redraw_seed,
-    varying_parameters,
-)
+from genssl.generators.parameters import merge
+from genssl.generators.variation import Variation, adaptive_noise_level, complete, redraw_seed, varying_parameters
 from genssl.variants.key import parameters_digest
 
 MODEL = "builtin:digits-unclip"

@@ -20,7 +20,8 @@ from genssl.config.server import ServerFile
 from genssl.data.base import UInt8Array, raw_image
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
-from genssl.generators.base import Alive, GeneratorSpec, Parameters
+from genssl.generators.base import Alive, GeneratorSpec
+from genssl.generators.parameters import Parameters
 from genssl.server.admission import Admission
 from genssl.server.auth import TokenInterceptor, Tokens
 from genssl.server.batching.batcher import Batcher

@@ -25,12 +25,12 @@ from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.server.auth import TokenInterceptor, Tokens, current_token
 from genssl.server.certificates import ServerCertificate
+from genssl.server.guard import GuardInterceptor, refuse
 from genssl.server.logs import set_up_logging
 from genssl.server.metrics import MetricsServer
 from genssl.server.reread import keep_rereading
 from genssl.server.statistics import Statistics
 from genssl.wire.channel import SERVICE
-from genssl.wire.refusals import GuardInterceptor, refuse
 
 SECRET = "a detail of /the/server that no client may see"
 

@@ -18,7 +18,8 @@ from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.data.base import StoredImage, UInt8Array, raw_image
 from genssl.generator_training.stage_progress import StageProgress
-from genssl.generators.base import GeneratorSpec, Parameters
+from genssl.generators.base import GeneratorSpec
+from genssl.generators.parameters import Parameters
 from genssl.quality import card as quality_card
 from genssl.quality.card import Asked, evaluate_generator
 from genssl.quality.measures import EFFORTS, FEWEST, Sweep, label_judge, measure

@@ -8,7 +8,7 @@ from PIL import Image
 
 from genssl.cli.varied import varied_parameters
 from genssl.errors import UserError
-from genssl.generators.variation import ADAPTIVE_NAME
+from genssl.generators.parameters import ADAPTIVE_NAME
 from genssl.training import parameter_grid
 from genssl.training.parameter_grid import parse_vary
 from genssl.training.preview import preview

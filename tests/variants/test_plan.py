@@ -7,7 +7,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from genssl.variants.plan import REAL, ViewPlan, variant_columns, view_columns
+from genssl.variants.plan import ViewPlan, variant_columns, view_columns
+from genssl.variants.source import REAL
 
 SOURCES, BATCH = 103, 10
 

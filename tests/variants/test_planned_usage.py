@@ -17,7 +17,8 @@ from torch import nn
 from genssl.errors import UserError
 from genssl.training.checkpoint import Checkpoints, Position, restore_ledger
 from genssl.variants.ledger import Ledger
-from genssl.variants.plan import REAL, ViewPlan
+from genssl.variants.plan import ViewPlan
+from genssl.variants.source import REAL
 from genssl.variants.usage import VariantUsage
 
 IMAGENET = 1_281_167

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from genssl.errors import UserError
-from genssl.variants.plan import REAL, ViewPlan
+from genssl.variants.plan import ViewPlan
 from genssl.variants.replay import AssignmentLog, Replay
-from genssl.variants.source import Delivery
+from genssl.variants.source import REAL, Delivery
 
 HEADER = {"dataset": "digits", "seed": 3, "parameters": {"noise_level": 300.0}}
 

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 
 from genssl.base.devices import stream
 from genssl.config.views import ViewsConfig
-from genssl.variants.plan import REAL, StepPlan, ViewPlan
-from genssl.variants.source import Delivery
+from genssl.variants.plan import StepPlan, ViewPlan, requests_of
+from genssl.variants.source import REAL, Delivery
 from genssl.views.augment import Augment
 from genssl.views.augmentations import Augmentations
-from genssl.views.compose import compose_views, requests_of
+from genssl.views.compose import compose_views
 
 STILL = Augmentations(ViewsConfig(augmentation="none"), 8)
 PLAN = StepPlan(epoch=0, step=0, rows=np.array([4, 2, 7]), indices=np.array([[REAL, 5], [REAL, REAL], [6, 8]]))

@@ -21,8 +21,8 @@ from genssl.errors import ServerUnavailableError, UserError
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
-from genssl.variants.plan import REAL, ViewPlan
-from genssl.variants.source import VariantRequest
+from genssl.variants.plan import ViewPlan
+from genssl.variants.source import REAL, VariantRequest
 from genssl.views.counts import SharedCounts
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,7 +16,7 @@ from genssl.training.progress import Progress
 from genssl.training.run import run
 from genssl.training.samples import variant_indices
 from genssl.training.supply.planning import view_plan
-from genssl.variants.plan import REAL
+from genssl.variants.source import REAL
 
 IMAGES = 1437
 COMMON = ["train.batch_size=256", "variants.source=in_process"]

@@ -87,7 +87,7 @@ def plan(
             raise UserError(f"plan: {option} is {value:g}; a number above 0 is expected")
     assert generator_rate is not None
     assert trainer_rate is not None
-    views = cost_plan.views_per_pair(loaded)
+    views = loaded.views_per_pair()
     if views == 0:
         raise UserError(
             "plan: no view of this recipe can be a variant, so there is nothing to plan; set views.policy: second or "

@@ -18,13 +18,13 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
 
 from genssl.errors import GeneratorError, RequestRefusedError
-from genssl.generators.base import Parameters
 from genssl.generators.diffusion.configs import Flux2KleinConfig
 from genssl.generators.diffusion.guided import GuidedDiffusion
 from genssl.generators.diffusion.loading import licence_of, load_network, load_part, pipeline_files
 from genssl.generators.diffusion.scheduler_config import FLOW_FIELDS, build_scheduler, read_scheduler
 from genssl.generators.fingerprint import fingerprint_model
 from genssl.generators.models import DIFFUSERS, find_model, read_json
+from genssl.generators.parameters import Parameters
 from genssl.generators.preprocessing import Preprocessing
 
 SAMPLER_VERSION = "flux2_klein/1"

@@ -12,7 +12,7 @@ import torch
 
 from genssl.data.base import UInt8Array
 from genssl.errors import GeneratorError, RequestRefusedError
-from genssl.generators.base import Alive, GeneratorSpec, Parameters
+from genssl.generators.base import Alive, GeneratorSpec
 from genssl.generators.cost import count_tflops_of
 from genssl.generators.diffusion.configs import DiffusersConfig
 from genssl.generators.diffusion.ddim import DDIM, ddim_scheduler
@@ -26,6 +26,7 @@ from genssl.generators.diffusion.sampling import (
     spread,
 )
 from genssl.generators.fingerprint import Fingerprint
+from genssl.generators.parameters import Parameters
 from genssl.generators.preprocessing import Preprocessing
 
 

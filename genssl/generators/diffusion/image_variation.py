@@ -13,7 +13,6 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from genssl.data.base import UInt8Array
-from genssl.generators.base import Parameters
 from genssl.generators.diffusion.configs import ImageVariationConfig
 from genssl.generators.diffusion.guided import Deterministic, GuidedDiffusion
 from genssl.generators.diffusion.loading import (
@@ -26,6 +25,7 @@ from genssl.generators.diffusion.loading import (
 )
 from genssl.generators.fingerprint import fingerprint_model
 from genssl.generators.models import find_model
+from genssl.generators.parameters import Parameters
 from genssl.generators.preprocessing import VERSIONS, Rule
 
 SAMPLER_VERSION = "image_variation/1"

@@ -15,7 +15,6 @@ from diffusers import UNet2DConditionModel
 from transformers import CLIPVisionModelWithProjection
 
 from genssl.errors import GeneratorError, RequestRefusedError
-from genssl.generators.base import Parameters
 from genssl.generators.diffusion.configs import IPAdapterConfig
 from genssl.generators.diffusion.few_step import LCM, TCD
 from genssl.generators.diffusion.guided import Deterministic, GuidedDiffusion, Sampler
@@ -32,6 +31,7 @@ from genssl.generators.diffusion.text import embed_prompt_and_empty
 from genssl.generators.fingerprint import Fact, fingerprint_file, fingerprint_model, network_files
 from genssl.generators.finite import check_weights
 from genssl.generators.models import DIFFUSERS, find_file, find_model, find_part, read_json
+from genssl.generators.parameters import Parameters
 from genssl.generators.preprocessing import Preprocessing
 
 SAMPLER_VERSION = "ip_adapter/1"

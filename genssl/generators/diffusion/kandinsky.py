@@ -13,12 +13,12 @@ import torch
 from diffusers import UNet2DConditionModel, VQModel
 
 from genssl.errors import GeneratorError
-from genssl.generators.base import Parameters
 from genssl.generators.diffusion.configs import KandinskyConfig
 from genssl.generators.diffusion.guided import Deterministic, GuidedDiffusion
 from genssl.generators.diffusion.loading import image_encoder, licence_of, load_network, pipeline_files
 from genssl.generators.fingerprint import fingerprint_model, network_files
 from genssl.generators.models import find_model
+from genssl.generators.parameters import Parameters
 
 SAMPLER_VERSION = "kandinsky/1"
 PIPELINE = "KandinskyV22Pipeline"

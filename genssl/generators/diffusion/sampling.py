@@ -8,8 +8,9 @@ from typing import TypeVar
 import torch
 
 from genssl.errors import RequestRefusedError
-from genssl.generators.base import Alive, Parameters, keep_living
+from genssl.generators.base import Alive, keep_living
 from genssl.generators.finite import check_made
+from genssl.generators.parameters import Parameters
 
 DECODED_PIXELS = 2**22  # of a batch, decoded at once
 

@@ -19,7 +19,7 @@ from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import 
 
 from genssl.data.base import UInt8Array
 from genssl.errors import GeneratorError, RequestRefusedError
-from genssl.generators.base import Alive, GeneratorSpec, Parameters
+from genssl.generators.base import Alive, GeneratorSpec
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.generators.cost import count_tflops
 from genssl.generators.diffusion.ddim import DDIM, DDIMStep, trailing_scheduler
@@ -43,6 +43,7 @@ from genssl.generators.diffusion.scheduler_config import NOISING_FIELDS, build_s
 from genssl.generators.diffusion.unclip_encoder import CLIPEncoder, open_image_encoder
 from genssl.generators.fingerprint import fingerprint_model
 from genssl.generators.models import find_model
+from genssl.generators.parameters import Parameters
 
 SAMPLER_VERSION = "stable_unclip/1"
 PIPELINE = "StableUnCLIPImg2ImgPipeline"

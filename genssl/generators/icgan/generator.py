@@ -21,7 +21,7 @@ from torch import nn
 from genssl.base.safetensors_file import read_tensors
 from genssl.data.base import UInt8Array
 from genssl.errors import GeneratorError, RequestRefusedError
-from genssl.generators.base import Alive, GeneratorSpec, Parameters
+from genssl.generators.base import Alive, GeneratorSpec
 from genssl.generators.conditioner import FILE, Conditioner
 from genssl.generators.configs import ICGANConfig
 from genssl.generators.cost import count_tflops
@@ -31,6 +31,7 @@ from genssl.generators.icgan.features import FILE as FEATURES
 from genssl.generators.icgan.features import ResNetFeatures
 from genssl.generators.icgan.networks import Architecture, GeneratorNetwork
 from genssl.generators.models import OWN, find_trained, read_json
+from genssl.generators.parameters import Parameters
 
 SAMPLER_VERSION = "icgan/1"
 CLASS = "GensslICGAN"

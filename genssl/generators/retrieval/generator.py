@@ -20,11 +20,12 @@ from genssl.config.base import ComponentConfig
 from genssl.data.base import UInt8Array
 from genssl.data.decode import decode, resize_and_crop
 from genssl.errors import GeneratorError, RequestRefusedError
-from genssl.generators.base import Alive, GeneratorSpec, Parameters
+from genssl.generators.base import Alive, GeneratorSpec
 from genssl.generators.conditioner import FILE, Conditioner, has_own_encoder, load_encoder
 from genssl.generators.configs import RetrievalConfig
 from genssl.generators.finite import check_weights
 from genssl.generators.models import BUILTIN, DIFFUSERS
+from genssl.generators.parameters import Parameters
 from genssl.generators.preprocessing import Preprocessing
 from genssl.generators.retrieval.bank import open_bank
 from genssl.registry import BACKBONES

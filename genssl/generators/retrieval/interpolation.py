@@ -14,7 +14,8 @@ import torch.nn.functional as F
 
 from genssl.data.base import UInt8Array
 from genssl.errors import GeneratorError, RequestRefusedError
-from genssl.generators.base import Alive, Generator, Parameters
+from genssl.generators.base import Alive, Generator
+from genssl.generators.parameters import Parameters
 from genssl.generators.retrieval.bank import open_bank
 from genssl.generators.retrieval.configs import InterpolationConfig
 

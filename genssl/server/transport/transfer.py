@@ -13,11 +13,11 @@ import grpc
 from genssl.config.limits import LimitsConfig
 from genssl.server.admission import Admission
 from genssl.server.auth import current_token, holder_of
+from genssl.server.guard import refuse
 from genssl.server.statistics import Reason, Statistics
 from genssl.server.transport.dropping import drop_after, drop_timer
 from genssl.server.transport.reception import Reception
 from genssl.wire.channel import SERVICE
-from genssl.wire.refusals import refuse
 
 LARGE = f"/{SERVICE}/GenerateVariants"  # the one method whose messages carry images
 SMALL_BYTES, SMALL_SECONDS = 2**16, 2.0  # of all other methods' messages

@@ -12,15 +12,14 @@ from genssl.base.ranks import ALONE, Ranks
 from genssl.base.wording import counted
 from genssl.config.recipe import Recipe, VariantsConfig
 from genssl.data.base import ImageDataset
+from genssl.data.load import dataset_digest
 from genssl.errors import UserError
 from genssl.training.progress import Progress
-from genssl.training.provenance import dataset_digest
 from genssl.training.supply.open import OpenSource
 from genssl.variants.ledger import Ledger, Origin
-from genssl.variants.plan import REAL, StepPlan, ViewPlan
+from genssl.variants.plan import StepPlan, ViewPlan, requests_of
 from genssl.variants.replay import AssignmentLog, Replay
-from genssl.variants.source import Delivery, VariantSource
-from genssl.views.compose import requests_of
+from genssl.variants.source import REAL, Delivery, VariantSource
 
 ONLINE_FRACTION = 0.5  # of fresh variants, below which a run is not simply called online
 

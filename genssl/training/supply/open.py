@@ -18,12 +18,11 @@ from genssl.config.server import generator_id
 from genssl.data.base import ImageDataset
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.generators.base import Parameters
 from genssl.generators.configs import GeneratorConfig
 from genssl.generators.models import shown
+from genssl.generators.parameters import Parameters
 from genssl.generators.suitability import small_variants
 from genssl.generators.variation import varying_parameters
-from genssl.offline.cost_plan import views_per_pair
 from genssl.server.process import EmbeddedServer
 from genssl.training.supply.stores import (
     lay_under,
@@ -294,7 +293,7 @@ def _budget(recipe: Recipe, dataset: ImageDataset) -> Budget | None:
         return None
     batch = recipe.train.batch_size
     visits = recipe.train.epochs * (len(dataset) // batch * batch) / len(dataset)  # an epoch drops its last rows
-    return Budget(recipe.variants.budget, visits * views_per_pair(recipe), len(dataset))
+    return Budget(recipe.variants.budget, visits * recipe.views_per_pair(), len(dataset))
 
 
 def _check_same_model(recipe: Recipe, info: pb.GeneratorInfo) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from genssl.base.devices import usable_cores
+from genssl.base.cores import usable_cores
 from genssl.base.ranks import Ranks
 from genssl.config.limits import MESSAGE_ROOM, LimitsConfig
 from genssl.config.recipe import Recipe
@@ -16,7 +16,7 @@ from genssl.config.server import ServerFile
 from genssl.data.decode import MAX_BYTES, MAX_PIXELS
 from genssl.errors import ServerUnavailableError
 from genssl.server.process import EmbeddedServer
-from genssl.training.supply.stores import known_fingerprints
+from genssl.variants.store.facts import known_fingerprints
 
 # What an embedded server may hold for its one run: enough for pictures as large as the reader takes.
 EMBEDDED_BYTES = 4 * 2**30

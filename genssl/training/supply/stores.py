@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +11,10 @@ import numpy.typing as npt
 
 from genssl.config.recipe import Recipe, VariantsConfig
 from genssl.data.base import ImageDataset
-from genssl.training.provenance import dataset_digest
-from genssl.variants.plan import REAL, ViewPlan
+from genssl.data.load import dataset_digest
+from genssl.variants.plan import ViewPlan
 from genssl.variants.replay import Replay
-from genssl.variants.source import VariantSource
+from genssl.variants.source import REAL, VariantSource
 from genssl.variants.store.facts import GeneratorFacts, StoredNames, describe_contents, find_generator
 from genssl.variants.store.manifest import MANIFEST, StoreError, foreign_to, read_manifest
 from genssl.variants.store.source import StoredSource
@@ -114,25 +111,6 @@ def open_stored(recipe: Recipe, dataset: ImageDataset, load: Callable[[], Genera
     facts = find_generator(read_manifest(variants.store), generator_block(recipe)) or load()
     store = VariantStore(variants.store, readonly=True, fingerprint=facts.fingerprint)
     return StoredSource(store, facts, dataset, missing="real" if variants.missing == "real" else "fail")
-
-
-def known_fingerprints(recipe: Recipe, store: Path | None = None) -> list[str]:
-    """Returns the fingerprints, in hexadecimal, of the variants that a recipe's generator is used beside.
-
-    Args:
-        recipe: may name a store, and a log to be replayed.
-        store: another store than the recipe's.
-    """
-    found: list[str] = []
-    folder = store or recipe.variants.store
-    if recipe.variants.replay is not None:  # it goes by one name, whatever others the store may know
-        with suppress(OSError, ValueError, KeyError, TypeError), recipe.variants.replay.open() as log:
-            found.append(str(json.loads(log.readline())["fingerprint"]))
-    if not found and folder is not None and folder.exists():
-        with suppress(StoreError):  # who opens it says what is wrong
-            manifest = read_manifest(folder)
-            found += [*manifest.generators, manifest.pinned or ""]
-    return [name for name in found if re.fullmatch(r"[0-9a-f]{32}", name)]
 
 
 def store_provenance(source: StoredSource) -> dict[str, Any]:

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from genssl.client.source import RemoteSource
+from collections.abc import Sequence
+from typing import Protocol
+
 from genssl.data.base import ImageDataset
-from genssl.variants.plan import ViewPlan
+from genssl.variants.plan import ViewPlan, requests_of
 from genssl.variants.source import VariantRequest
-from genssl.views.compose import requests_of
 
 SCANNED_STEPS = 4  # at most, in search of variants that the pool does not have
+
+
+class Refreshable(Protocol):
+    """A source that can be asked for variants which no step has announced."""
+
+    @property
+    def wants_refresh(self) -> bool:
+        """Whether nothing that was asked for waits to be sent."""
+        ...
+
+    @property
+    def announced(self) -> int:
+        """The latest step that was announced."""
+        ...
+
+    def refresh(self, requests: Sequence[VariantRequest]) -> Sequence[object]:
+        """Asks for those that are neither in the pool nor under way; returns them."""
+        ...
 
 
 class Refresher:
@@ -22,7 +41,7 @@ class Refresher:
         budget: variants a step.
     """
 
-    def __init__(self, plan: ViewPlan, epochs: int, dataset: ImageDataset, source: RemoteSource, budget: int) -> None:
+    def __init__(self, plan: ViewPlan, epochs: int, dataset: ImageDataset, source: Refreshable, budget: int) -> None:
         self._plan, self._steps = plan, epochs * plan.steps_per_epoch
         self._dataset, self._source, self._budget = dataset, source, budget
         self._position = 0  # the step of the run whose variants come next

@@ -7,7 +7,10 @@ dataset_blocks     the recipes' `dataset` blocks: where path and label of a sour
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from genssl.base.home import expand_home
+from genssl.config.recipe import Recipe
 from genssl.variants.key import VariantKey, parameters_digest
-from genssl.variants.store.manifest import StoreManifest, update_manifest
+from genssl.variants.store.manifest import StoreError, StoreManifest, read_manifest, update_manifest
 from genssl.variants.store.store import VariantStore
 
 BLOCKS, DATASETS, DATASET_BLOCKS = "generator_blocks", "datasets", "dataset_blocks"
@@ -230,3 +234,22 @@ def _list(manifest: StoreManifest, name: str) -> list[Any]:
 def _mapping(manifest: StoreManifest, name: str) -> dict[str, Any]:
     value = (manifest.model_extra or {}).get(name, {})
     return dict(value) if isinstance(value, dict) else {}
+
+
+def known_fingerprints(recipe: Recipe, store: Path | None = None) -> list[str]:
+    """Returns the fingerprints, in hexadecimal, of the variants that a recipe's generator is used beside.
+
+    Args:
+        recipe: may name a store, and a log to be replayed.
+        store: another store than the recipe's.
+    """
+    found: list[str] = []
+    folder = store or recipe.variants.store
+    if recipe.variants.replay is not None:  # it goes by one name, whatever others the store may know
+        with suppress(OSError, ValueError, KeyError, TypeError), recipe.variants.replay.open() as log:
+            found.append(str(json.loads(log.readline())["fingerprint"]))
+    if not found and folder is not None and folder.exists():
+        with suppress(StoreError):  # who opens it says what is wrong
+            manifest = read_manifest(folder)
+            found += [*manifest.generators, manifest.pinned or ""]
+    return [name for name in found if re.fullmatch(r"[0-9a-f]{32}", name)]

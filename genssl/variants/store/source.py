@@ -10,8 +10,7 @@ import numpy as np
 
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.variants.ledger import Origin
-from genssl.variants.plan import REAL
-from genssl.variants.source import Delivery, VariantRequest, VariantSource
+from genssl.variants.source import REAL, Delivery, VariantRequest, VariantSource
 from genssl.variants.store.facts import GeneratorFacts
 from genssl.variants.store.manifest import StoreError
 from genssl.variants.store.store import VariantStore

@@ -19,7 +19,6 @@ from genssl.offline.cost_plan import (
     measured_rates,
     plan_costs,
     variant_size,
-    views_per_pair,
 )
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -101,7 +100,7 @@ def test_the_size_comes_from_the_user_the_recipe_or_the_model():
 )
 def test_views_of_a_pair(policy, probability, expected):
     recipe = load(Recipe, RECIPE, [f"views.policy={policy}", f"views.probability={probability}"])
-    assert views_per_pair(recipe) == expected
+    assert recipe.views_per_pair() == expected
 
 
 def write_run(folder: Path, **changes: float) -> None:

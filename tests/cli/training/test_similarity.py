@@ -14,11 +14,11 @@ from typer.testing import CliRunner, Result
 
 from genssl.backbones.configs import ResNet18Config
 from genssl.backbones.resnet import build_resnet
-from genssl.base.files import save_encoder
 from genssl.cli.training.similarity import similarity
 from genssl.config.dump import to_yaml
 from genssl.encoders.load import load_encoder
 from genssl.errors import UserError
+from genssl.generators.conditioner import save_encoder
 
 app = typer.Typer(rich_markup_mode=None)
 app.command("similarity")(similarity)

@@ -18,8 +18,9 @@ import torch
 
 from genssl.data.base import UInt8Array
 from genssl.errors import GeneratorError, RequestRefusedError
-from genssl.generators.base import Alive, GeneratorSpec, Parameters, keep_living
+from genssl.generators.base import Alive, GeneratorSpec, keep_living
 from genssl.generators.finite import NotFiniteError
+from genssl.generators.parameters import Parameters
 from genssl.server.batching.batcher import Batcher
 from genssl.server.batching.jobs import BatchReport, DeadlinePassedError, GenerationFailedError, Made
 from genssl.server.batching.schedule import Priority

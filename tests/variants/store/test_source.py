@@ -10,8 +10,7 @@ import pytest
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
-from genssl.variants.plan import REAL
-from genssl.variants.source import Delivery, VariantRequest
+from genssl.variants.source import REAL, Delivery, VariantRequest
 from genssl.variants.store.facts import GeneratorFacts, StoredNames, describe_contents, find_generator
 from genssl.variants.store.manifest import StoreError, read_manifest
 from genssl.variants.store.source import StoredSource
