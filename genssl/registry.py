@@ -337,29 +337,42 @@ METHODS = Registry(
 EVALUATORS = Registry(
     "evaluators",
     [
-        _builtin("evaluators", "knn", "knn:KNN", "KNNConfig", "cosine k-nearest-neighbour vote on frozen features"),
+        _builtin(
+            "evaluators", "knn", "probes.knn:KNN", "KNNConfig", "cosine k-nearest-neighbour vote on frozen features"
+        ),
         _builtin(
             "evaluators",
             "linear_probe",
-            "linear_probe:LinearProbe",
+            "probes.linear_probe:LinearProbe",
             "LinearProbeConfig",
             "logistic regression on frozen features",
         ),
         _builtin(
             "evaluators",
             "few_shot",
-            "few_shot:FewShot",
+            "probes.few_shot:FewShot",
             "FewShotConfig",
             "logistic regression on a few labels a class, over many draws",
         ),
         *(
-            _builtin("evaluators", name, f"{name}:{attribute}", f"{attribute}Config", summary)
-            for name, attribute, summary in [
-                ("finetune", "Finetune", "a copy of the encoder and a head trained on all or some labels"),
-                ("robustness", "Robustness", "linear probe under the 15 corruptions of ImageNet-C's kinds"),
-                ("rankme", "RankMe", "effective rank of the features; needs no labels"),
+            _builtin("evaluators", name, f"{place}:{attribute}", f"{attribute}Config", summary)
+            for name, place, attribute, summary in [
+                (
+                    "finetune",
+                    "probes.finetune",
+                    "Finetune",
+                    "a copy of the encoder and a head trained on all or some labels",
+                ),
+                (
+                    "robustness",
+                    "probes.robustness",
+                    "Robustness",
+                    "linear probe under the 15 corruptions of ImageNet-C's kinds",
+                ),
+                ("rankme", "representation.rankme", "RankMe", "effective rank of the features; needs no labels"),
                 (
                     "alignment_uniformity",
+                    "representation.alignment_uniformity",
                     "AlignmentUniformity",
                     "on the unit sphere, of real and generated views; needs no labels",
                 ),
@@ -368,17 +381,28 @@ EVALUATORS = Registry(
         *(
             Entry(
                 name=name,
-                target=f"genssl.evaluators.{name}:{attribute}",
+                target=f"genssl.evaluators.variants.{place}:{attribute}",
                 config=f"genssl.evaluators.metric_configs:{attribute}Config",
                 summary=summary,
             )
-            for name, attribute, summary in [
-                ("frechet", "Frechet", "Frechet distance of variants to real images, beside that of real ones"),
-                ("prdc", "PRDC", "precision, recall, density and coverage of variants among real images"),
-                ("vendi", "Vendi", "effective number of different variants, of all and of each source"),
-                ("lpips_diversity", "LPIPSDiversity", "perceptual distance between variants, by the extra `metrics`"),
+            for name, place, attribute, summary in [
+                (
+                    "frechet",
+                    "frechet",
+                    "Frechet",
+                    "Frechet distance of variants to real images, beside that of real ones",
+                ),
+                ("prdc", "prdc", "PRDC", "precision, recall, density and coverage of variants among real images"),
+                ("vendi", "vendi", "Vendi", "effective number of different variants, of all and of each source"),
+                (
+                    "lpips_diversity",
+                    "lpips_diversity",
+                    "LPIPSDiversity",
+                    "perceptual distance between variants, by the extra `metrics`",
+                ),
                 (
                     "semantic_consistency",
+                    "consistency",
                     "SemanticConsistency",
                     "cosine, retrieval and label agreement of variants and their source",
                 ),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from server_fixtures import running_server
 
 ROOT = Path(__file__).resolve().parents[1]
 ADDRESS = "127.0.0.1:50051"
@@ -24,10 +25,7 @@ def program(marker: str) -> str:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    spec = importlib.util.spec_from_file_location("serving_fixtures", ROOT / "tests" / "serving" / "conftest.py")
-    fixtures = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fixtures)
-    with fixtures.running_server(tmp_path_factory.mktemp("server")) as running:
+    with running_server(tmp_path_factory.mktemp("server")) as running:
         yield running
 
 

@@ -8,24 +8,18 @@ the same for any server. Wants a machine with two free cores: one for the server
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import statistics
-from pathlib import Path
 
 import pytest
+from server_fixtures import running_server
 
 from genssl.bench.server import Load, bench
-
-FIXTURES = Path(__file__).resolve().parents[1] / "serving" / "conftest.py"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    spec = importlib.util.spec_from_file_location("serving_fixtures", FIXTURES)
-    fixtures = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fixtures)
     folder = tmp_path_factory.mktemp("server")
-    with fixtures.running_server(folder, "buckets=[1, 4, 16, 64, 256]", address=f"unix:{folder}/socket") as running:
+    with running_server(folder, "buckets=[1, 4, 16, 64, 256]", address=f"unix:{folder}/socket") as running:
         running.wait_until_serving()
         yield running
 

@@ -26,7 +26,7 @@ from genssl.errors import DataError, RequestRefusedError, ServerUnavailableError
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
-from genssl.variants.prefetch.queue import loop as background
+from genssl.variants.prefetch import loop as background
 from genssl.variants.source import VariantRequest
 
 

@@ -13,7 +13,7 @@ from genssl.client.balancer import Tally, TargetPool
 from genssl.client.server_state import Target
 from genssl.config.limits import LimitsConfig
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.variants.prefetch.queue import loop as background
+from genssl.variants.prefetch import loop as background
 from genssl.wire.channel import OTHER_CALLS
 
 CALLS = 200

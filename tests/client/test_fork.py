@@ -13,7 +13,7 @@ import multiprocessing, sys
 import numpy as np
 from genssl import VariantClient
 from genssl.errors import UserError
-from genssl.variants.prefetch.queue import loop as background
+from genssl.variants.prefetch import loop as background
 
 IMAGES = [np.full((1, 8, 8), level, np.uint8) for level in range(3)]
 

@@ -16,7 +16,7 @@ from genssl.client import blocking as sync_client
 from genssl.client.server_state import FIRST_AVOIDANCE, RECIPE_ADVICE, SILENT_SECONDS, Target, state_of
 from genssl.data.base import raw_image
 from genssl.errors import RequestRefusedError, ServerUnavailableError
-from genssl.variants.prefetch.queue import loop as background
+from genssl.variants.prefetch import loop as background
 from genssl.variants.source import VariantRequest
 
 

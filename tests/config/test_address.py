@@ -13,7 +13,7 @@ from genssl.config.address import check_address, check_target_address
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import ConfigError, UserError
-from genssl.variants.prefetch.queue import loop as background
+from genssl.variants.prefetch import loop as background
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "simclr_sd.yaml"
 FORM = "an address is host:port (such as 127.0.0.1:50051) or unix:/path"

@@ -105,7 +105,7 @@ def test_weights_too_large_for_float16_say_so(models, tmp_path):
 
 
 def test_an_adapter_and_a_lora_are_checked(tmp_path):
-    from test_ip_adapter import make, write_models
+    from tiny_ip_adapter import make, write_models
 
     root = write_models(tmp_path)
     tensors = load_file(root / "sd.safetensors")

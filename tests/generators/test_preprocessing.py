@@ -108,7 +108,7 @@ def test_embeddings_and_images_of_photos_are_the_stock_pipelines(clip, width, he
 
 def test_an_ip_adapters_encoder_sees_what_the_stock_pipeline_shows_it(tmp_path):
     """The stock pipeline makes a CLIPImageProcessor of the encoder's size, since no repository holds a config."""
-    from test_ip_adapter import make, write_models
+    from tiny_ip_adapter import make, write_models
 
     generator = make(write_models(tmp_path))
     assert isinstance(generator, IPAdapter)

@@ -259,7 +259,7 @@ import sys
 from torch.utils.data import DataLoader
 from PIL import Image
 from genssl import GenerativeViews, VariantClient
-from genssl.variants.prefetch.queue import loop as background
+from genssl.variants.prefetch import loop as background
 images = [Image.new("L", (8, 8), row) for row in range(4)]
 background.background_loop()  # live, but without a channel that gRPC might trip over
 settings = dict(num_workers=1, multiprocessing_context="fork", timeout=60)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.serving.conftest import running_server
+from server_fixtures import running_server
 from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision import transforms as T

@@ -9,11 +9,11 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from server_fixtures import running_server
 from torchvision import datasets
 from torchvision import transforms as T
 
 from genssl import GenerativeViews
-from tests.serving.conftest import running_server
 
 TRAINED = "builtin:digits-unclip was trained on the data set digits alone"
 AUGMENT = T.Compose([T.RandomResizedCrop(16), T.ToTensor()])

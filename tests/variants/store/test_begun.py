@@ -11,10 +11,10 @@ import lmdb
 import pytest
 
 from genssl.training.supply.stores import refuse_foreign
+from genssl.variants.store import meta as store_meta
 from genssl.variants.store.manifest import StoreError
 from genssl.variants.store.meta import DATA, PAGE_BYTES, has_only_begun, is_cut_short, look_at_metas
 from genssl.variants.store.store import VariantStore
-from genssl.variants.store.store import meta as store_meta
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -390,7 +390,7 @@ FULL_DISK = """
 import logging, resource, sys
 from pathlib import Path
 import numpy as np
-from genssl.variants.store.store import store as module
+from genssl.variants.store import store as module
 from genssl.variants.key import VariantKey
 
 logging.basicConfig(stream=sys.stdout, format="%(levelname)s")

@@ -22,6 +22,7 @@ from PIL import Image
 from genssl.data.base import StoredImage, raw_image
 from genssl.errors import DataError
 from genssl.variants.key import VariantKey, parameters_digest
+from genssl.variants.store import import_folder as store_import
 from genssl.variants.store.environment import Entry, Environment
 from genssl.variants.store.export import export
 from genssl.variants.store.import_folder import foreign_fingerprint, import_folder
@@ -31,7 +32,6 @@ from genssl.variants.store.record import encode
 from genssl.variants.store.scan import links, open_writers, records
 from genssl.variants.store.stats import statistics
 from genssl.variants.store.store import VariantStore
-from genssl.variants.store.store import import_folder as store_import
 from genssl.variants.store.verify import verify
 
 ROOT = Path(__file__).resolve().parents[3]
