@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import typer.main
 from docutils import nodes
 from docutils.statemachine import StringList
@@ -130,18 +129,19 @@ def settings(model: type[BaseModel], *, without: frozenset[str] = frozenset({"na
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
     """Returns the model of a field that is a section with settings of its own."""
-    for part in (annotation, *typing.get_args(annotation)):
-        if isinstance(part, type) and issubclass(part, BaseModel) and part is not ComponentConfig:
-            return part
-        if typing.get_args(part) and (found := section_of(part)) is not None:
-            return found
-    return None
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return None if annotation is ComponentConfig else annotation
+    return next(filter(None, map(section_of, typing.get_args(annotation))), None)
 
 
-def document_settings(model: type[BaseModel], level: int, path: str = "") -> Iterator[str]:
+def document_settings(
+    model: type[BaseModel], level: int, path: str = "", without: frozenset[str] = frozenset()
+) -> Iterator[str]:
     """Yields the settings of a document, then those of its sections, each under a heading of its own."""
-    yield from settings(model, without=frozenset())
+    yield from settings(model, without=without)
     for name, field in model.model_fields.items():
+        if name in without:
+            continue
         inner = section_of(field.annotation)
         if inner is not None:
             here = f"{path}.{name}" if path else name
@@ -234,11 +234,12 @@ class ComponentSettings(Written):
 
 
 class DocumentSettings(Written):
-    """All settings of a kind of file."""
+    """All settings of a kind of file; with a second model, only those that this one lacks."""
 
     def lines(self) -> Iterable[str]:
         """Returns tables under headings."""
-        return document_settings(resolve(self.arguments[0]), 3)
+        known = resolve(self.arguments[1]).model_fields if len(self.arguments) > 1 else ()
+        return document_settings(resolve(self.arguments[0]), 3, without=frozenset(known))
 
 
 class Component(Written):
@@ -295,28 +296,27 @@ class Commands(Written):
     def lines(self) -> Iterable[str]:
         """Returns a section a command."""
         group = typer.main.get_command(command_line)
-        assert isinstance(group, click.Group)
-        yield from self._group(group, "genssl", click.Context(group, info_name="genssl"))
+        yield from self._group(group, group.make_context("genssl", [], resilient_parsing=True))
 
-    def _group(self, group: click.Group, path: str, context: click.Context) -> Iterator[str]:
+    def _group(self, group: Any, context: Any) -> Iterator[str]:
         for name, command in group.commands.items():
             if command.hidden:
                 continue
-            called, inner = f"{path} {name}", click.Context(command, info_name=name, parent=context)
-            yield from [f"## `{called}`", ""]
+            inner = command.make_context(name, [], parent=context, resilient_parsing=True)
+            yield from [f"## `{inner.command_path}`", ""]
             yield from self._help(command.help or "")
-            if isinstance(command, click.Group):
-                yield from self._group(command, called, inner)
+            if hasattr(command, "commands"):
+                yield from self._group(command, inner)
                 continue
             rows = []
             for parameter in command.get_params(inner):
-                if isinstance(parameter, click.Option):
+                meaning = getattr(parameter, "help", None) or ""
+                if parameter.param_type_name == "option":
                     flags = ", ".join(f"`{flag}`" for flag in [*parameter.opts, *parameter.secondary_opts])
-                    shown = parameter.default if not parameter.is_flag else None
-                    default = "" if shown in (None, (), []) or callable(shown) else f"`{shown}`"
-                    rows.append((flags, parameter.help or "", default))
+                    default = None if parameter.is_flag or callable(parameter.default) else parameter.default
+                    rows.append((flags, meaning, "" if default in (None, (), []) else f"`{default}`"))
                 else:
-                    rows.append((f"`{parameter.make_metavar(inner)}`", getattr(parameter, "help", "") or "", ""))
+                    rows.append((f"`{parameter.metavar or parameter.human_readable_name}`", meaning, ""))
             yield from table(["argument or option", "meaning", "default"], rows)
 
     @staticmethod
@@ -391,6 +391,14 @@ class Surface(Written):
             yield from ["```{eval-rst}", f".. {directive}:: {home}", *options, "```", ""]
 
 
+def show_examples_as_code(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Makes the example of a docstring a block of code."""
+    lines[:] = ["Example::" if line.strip() == "Example:" else line for line in lines]
+    for place, line in enumerate(lines):
+        if line == "Example::" and lines[place + 1 : place + 2] != [""]:
+            lines.insert(place + 1, "")
+
+
 # ---- Drawings ----
 
 
@@ -426,5 +434,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     add: Callable[..., None] = app.add_directive
     for name, directive in directives.items():
         add(name, directive)
+    app.connect("autodoc-process-docstring", show_examples_as_code, priority=400)  # before napoleon
     app.add_post_transform(InlineSvg)
     return {"version": "1", "parallel_read_safe": True}
