@@ -1,4 +1,4 @@
-"""The recipes that are part of the installed package."""
+"""The recipes and server files that are part of the installed package."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from genssl.config.document import read_document
 from genssl.errors import UserError, suggest
 
 IN_PACKAGE = "recipes_data"  # where the wheel has them; in a source tree they stand beside the package
+SERVERS = "servers"
+SERVERS_IN_PACKAGE = "servers_data"
 
 
 def recipes_folder() -> Path:
@@ -33,11 +35,20 @@ def shipped_recipes() -> dict[str, Path]:
     return {name: names[name] for name in sorted(names, key=lambda name: (name.count("/"), name))}
 
 
+def shipped_servers() -> dict[str, Path]:
+    """Returns the server files by name, such as servers/digits_unclip; none where the package is without its data."""
+    package = Path(genssl.__file__).resolve().parent
+    folders = (package / SERVERS_IN_PACKAGE, package.parent / SERVERS)
+    folder = next(filter(Path.is_dir, folders), folders[0])
+    return {f"{SERVERS}/{path.stem}": path for path in sorted(folder.glob("*.yaml"))}
+
+
 def shipped_or_own(path: Path) -> Path:
     """Returns a file of one's own, or, where there is none, the shipped one that `path` is the name of."""
     if path.is_file() or path.is_absolute():
         return path
-    return shipped_recipes().get(path.as_posix().removesuffix(".yaml"), path)
+    name = path.as_posix().removesuffix(".yaml")
+    return shipped_servers().get(name) or shipped_recipes().get(name, path)
 
 
 def completions(incomplete: str) -> list[str]:

@@ -81,7 +81,10 @@ def test_mistakes(name, destination, message, tmp_path):
 def test_the_wheel_has_the_recipes_where_the_installed_package_looks(tmp_path, monkeypatch):
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     included = settings["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    assert included == {"recipes": f"genssl/{shipped.IN_PACKAGE}"}
+    assert included == {
+        "recipes": f"genssl/{shipped.IN_PACKAGE}",
+        "servers": f"genssl/{shipped.SERVERS_IN_PACKAGE}",
+    }
     package = tmp_path / "site-packages" / "genssl"
     (package / shipped.IN_PACKAGE / "imagenet").mkdir(parents=True)
     (package / shipped.IN_PACKAGE / "imagenet" / "mine.yaml").write_text("# Mine. And more.\nname: x\n")
