@@ -15,7 +15,7 @@ from genssl.generators.conditioner import save_encoder
 
 def test_random_weights_are_named_whatever_the_width(tmp_path):
     config = ResNet18Config(stem="small", width=4)
-    save_encoder(tmp_path / "encoder.safetensors", build_resnet(config), config, 8)
+    save_encoder(tmp_path / "encoder.safetensors", build_resnet(config), config, image_size="8")
     said = io.StringIO()
     names = (str(tmp_path), "torchvision/squeezenet1_1")
     loaded = load_encoders(names, torch.device("cpu"), Console(file=said, width=40))

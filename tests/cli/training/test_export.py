@@ -19,7 +19,7 @@ from genssl.generators.conditioner import save_encoder
 def folder(tmp_path: Path) -> Path:
     config = ResNet18Config()
     (tmp_path / "run").mkdir()
-    save_encoder(tmp_path / "run" / "encoder.safetensors", build_resnet(config), config, 32)
+    save_encoder(tmp_path / "run" / "encoder.safetensors", build_resnet(config), config, image_size="32")
     return tmp_path / "run"
 
 

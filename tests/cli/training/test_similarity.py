@@ -33,7 +33,7 @@ def encoders(tmp_path, quick_recipe) -> tuple[str, str]:
         torch.manual_seed(seed)
         recipe = quick_recipe(f"backbone.width={width}")
         path = tmp_path / f"{seed}.safetensors"
-        save_encoder(path, build_resnet(ResNet18Config(stem="small", width=width)), recipe)
+        save_encoder(path, build_resnet(ResNet18Config(stem="small", width=width)), recipe.backbone, recipe=recipe.name)
         paths.append(str(path))
     return paths[0], paths[1]
 

@@ -12,7 +12,7 @@ import tiny_parts
 import torch
 from diffusers import LCMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, TCDScheduler
 from safetensors.torch import save_file
-from tiny_ip_adapter import make
+from tiny_ip_adapter import make, write_models
 from torch.utils.flop_counter import FlopCounterMode
 
 from genssl.errors import GeneratorError, RequestRefusedError
