@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import site
 import subprocess
 import sys
 import zipfile
@@ -57,7 +56,7 @@ def test_the_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
     python = environment / "bin" / "python"
     # Its libraries are those of this environment, but genssl is the wheel's: a .pth file comes after what is installed.
     (packages,) = (environment / "lib").glob("python*/site-packages")
-    (packages / "zz_libraries.pth").write_text("\n".join([*site.getsitepackages(), ""]))
+    (packages / "zz_libraries.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
     run(python, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", wheel, cwd=empty)
     where = run(python, "-c", "import genssl; print(genssl.__file__)", cwd=empty)
     assert Path(where.strip()).is_relative_to(environment)
