@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md, taken from the page and run together as plug-ins; what it says of the code's size."""
+"""The examples of CONTRIBUTING.md, taken from the page and run together as plug-ins; its commands that count lines."""
 
 from __future__ import annotations
 

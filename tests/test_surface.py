@@ -42,7 +42,9 @@ def test_a_client_needs_no_torch(name):
     assert not imported_by(f"from genssl import {name}") & set(CLIENT_HEAVY)
 
 
-@pytest.mark.parametrize("names", ["METHODS, BACKBONES, GENERATORS, EVALUATORS, DATASETS", "ComponentConfig, UserError"])
+@pytest.mark.parametrize(
+    "names", ["METHODS, BACKBONES, GENERATORS, EVALUATORS", "DATASETS, ComponentConfig, UserError"]
+)
 def test_registries_and_what_plug_ins_derive_from_are_light(names):
     assert imported_by(f"from genssl import {names}") == set()
 

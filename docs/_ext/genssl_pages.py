@@ -19,6 +19,7 @@ from typing import Any
 import typer.main
 from docutils import nodes
 from docutils.statemachine import StringList
+from docutils.utils.math import latex2mathml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from sphinx.application import Sphinx
@@ -40,7 +41,7 @@ ROOT = Path(genssl.__file__).resolve().parent.parent
 
 def cell(text: object) -> str:
     """Returns text as the content of a cell of a Markdown table."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+    return re.sub(r"[ \n]+", " ", str(text)).strip().replace("|", "\\|").replace("<", "&lt;")
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
@@ -89,7 +90,7 @@ def limits(metadata: Iterable[Any]) -> str:
     """Returns a field's bounds."""
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     found = [
-        f"{sign} {getattr(item, name):,}"
+        f"{sign}\u00a0{getattr(item, name):,}"
         for item in metadata
         for name, sign in signs.items()
         if getattr(item, name, None) is not None
@@ -188,9 +189,19 @@ class Written(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Parses what `lines` returns, in the place of the directive."""
-        text = StringList(list(self.lines()), source=f"<{self.name}>")
+        lines = list(self.lines())
+        first = next((place for place, line in enumerate(lines) if line.startswith("#")), len(lines))
+        before = self._parsed(lines[:first])
+        if first == len(lines):
+            return before
+        # MyST puts sections into the page itself, at once: what stands before them must be there already.
+        self.state._renderer.current_node.extend(before)
+        return self._parsed(lines[first:])
+
+    def _parsed(self, lines: list[str]) -> list[nodes.Node]:
         container = nodes.container()
         container.document = self.state.document
+        text = StringList(lines, source=f"<{self.name}>")
         self.state.nested_parse(text, self.content_offset, container, match_titles=True)
         return container.children
 
@@ -373,14 +384,17 @@ class Surface(Written):
 
     def lines(self) -> Iterable[str]:
         """Returns a section a name, by its docstring."""
-        for name in genssl.__all__:
+        for name in sorted(genssl.__all__, key=lambda name: (name.isupper(), name)):
             thing = getattr(genssl, name)
             if isinstance(thing, str):
                 continue
             yield from [f"### `genssl.{name}`", ""]
             if name.isupper():
                 kind = thing.kind
-                yield from [f"The registry of the {kind}, with {len(thing.names())} names; see [Registry](#registry).", ""]
+                yield from [
+                    f"The registry of the {kind}, with {len(thing.names())} names; see [Registry](#registry).",
+                    "",
+                ]
                 continue
             home = f"{thing.__module__}.{thing.__qualname__}"
             directive = "autofunction" if inspect.isfunction(thing) else "autoclass"
@@ -397,6 +411,25 @@ def show_examples_as_code(app: Sphinx, what: str, name: str, thing: Any, options
     for place, line in enumerate(lines):
         if line == "Example::" and lines[place + 1 : place + 2] != [""]:
             lines.insert(place + 1, "")
+
+
+def let_code_break(app: Sphinx, page: str, template: str, context: dict[str, Any], document: Any) -> None:
+    """Lets long names and paths break where their parts end, so that tables fit a narrow screen."""
+
+    def broken(found: re.Match[str]) -> str:
+        return '<span class="pre">' + re.sub(r"([/_.=])(?=[^/_.=])", r"\1<wbr>", found[1]) + "</span>"
+
+    if "body" in context:
+        context["body"] = re.sub(r'<span class="pre">([^<]{9,})</span>', broken, context["body"])
+
+
+# ---- Formulas ----
+
+
+def write_math(translator: Any, node: nodes.Element) -> None:
+    """Writes a formula as MathML, which browsers draw without any script or network."""
+    translator.body.append(latex2mathml.tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    raise nodes.SkipNode
 
 
 # ---- Drawings ----
@@ -435,5 +468,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     for name, directive in directives.items():
         add(name, directive)
     app.connect("autodoc-process-docstring", show_examples_as_code, priority=400)  # before napoleon
+    app.connect("html-page-context", let_code_break)
+    app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
     app.add_post_transform(InlineSvg)
     return {"version": "1", "parallel_read_safe": True}
