@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +54,14 @@ def test_registries_and_what_plug_ins_derive_from_are_light(names):
 def test_a_recipe_is_read_without_anything_heavy():
     code = "import genssl; genssl.load(genssl.Recipe, 'simclr_sd', ['seed=1'])"
     assert imported_by(code) == set()
+
+
+@pytest.mark.slow
+def test_the_program_of_the_page_runs(tmp_path):
+    page = (Path(__file__).resolve().parent.parent / "docs/api.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'knn/top1'" in done.stdout
