@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from browser import Browser, missing_browser
 
 import genssl
 from genssl.config.recipe import Recipe, VariantsConfig
@@ -65,9 +66,25 @@ def test_the_surface_is_documented_name_by_name(built):
         assert f"genssl.{name}" in page
 
 
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if (reason := missing_browser()) is not None:
+        pytest.skip(reason)
+    opened = Browser(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
+
+
 @pytest.mark.slow
-def test_pages_need_no_network(built):
-    for page in built.rglob("*.html"):
-        text = page.read_text()
-        for mark in ('<script src="http', '<link href="http', '<link rel="stylesheet" href="http', '<img src="http'):
-            assert mark not in text, f"{page.name} loads something from elsewhere"
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_pages_fit_the_screen_can_be_read_and_need_no_network(built, browser, width, dark):
+    pages = sorted(path for path in built.rglob("*.html") if path.name not in ("search.html", "genindex.html"))
+    assert len(pages) > 30
+    for page in pages:
+        seen = browser.look(page, width=width, height=900, dark=dark)
+        assert seen.facts["dark"] == dark
+        assert seen.facts["scroll_width"] <= width, page
+        assert all(address.startswith(("file:", "data:")) for address in seen.requests), page
+        faint = [text["text"] for text in seen.facts["texts"] if text["contrast"] < 3]
+        assert not faint, page
