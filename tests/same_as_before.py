@@ -16,6 +16,7 @@ import argparse
 import difflib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -142,6 +143,7 @@ def main() -> int:
     if given.keep is not None and given.keep.exists():
         parser.error(f"--keep: {given.keep} exists; give a new folder")
     labels = (given.revision, given.other or "the working tree")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # worktrees and scratch are removed on the way out
     with (
         tempfile.TemporaryDirectory() as scratch,
         checked_out(given.revision) as first,
