@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from genssl.data.base import ImageDataset
 from genssl.errors import DataError
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
-from genssl.evaluators.metric_configs import SemanticConsistencyConfig
+from genssl.evaluators.configs import SemanticConsistencyConfig
 from genssl.evaluators.probes.knn import knn_predict
 from genssl.evaluators.variants.compared import draw, encoded_variants, facts, require, split_of
 

@@ -10,7 +10,7 @@ import torch
 
 from genssl.errors import DataError
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
-from genssl.evaluators.metric_configs import FrechetConfig
+from genssl.evaluators.configs import FrechetConfig
 from genssl.evaluators.representation.similarity import Matrix, narrowed
 from genssl.evaluators.variants.compared import compared, facts, require
 

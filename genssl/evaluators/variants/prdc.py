@@ -11,7 +11,7 @@ import torch
 
 from genssl.errors import DataError
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
-from genssl.evaluators.metric_configs import PRDCConfig
+from genssl.evaluators.configs import PRDCConfig
 from genssl.evaluators.representation.similarity import Matrix
 from genssl.evaluators.variants.compared import compared, facts, require
 

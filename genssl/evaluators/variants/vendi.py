@@ -10,7 +10,7 @@ import torch
 
 from genssl.errors import DataError
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
-from genssl.evaluators.metric_configs import VendiConfig
+from genssl.evaluators.configs import VendiConfig
 from genssl.evaluators.representation.similarity import Matrix
 from genssl.evaluators.variants.compared import draw, encoded_variants, facts, require, split_of
 
