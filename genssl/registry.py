@@ -1,7 +1,7 @@
 """What a recipe can name: methods, backbones, generators, evaluators, data sets.
 
-Built-ins stand in the list `ENTRIES` of their package, such as `genssl.methods`, as strings ("module:attribute"), so that
-listing and validating import neither torch nor diffusers.
+Built-ins stand in the list `ENTRIES` of their package, such as `genssl.methods`, as strings ("module:attribute"), so
+that listing and validating import neither torch nor diffusers.
 A plug-in is either registered by a decorator in code that is already imported,
 
     @METHODS.register("my_method", config=MyConfig)

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from genssl.evaluators.base import EvaluationData, FrozenEncoder
+from genssl.evaluators.base import EvaluationData, EvaluatorBase, FrozenEncoder
 from genssl.evaluators.configs import FewShotConfig
 from genssl.evaluators.probes.linear_probe import linear_classifier
 
 
-class FewShot:
+class FewShot(EvaluatorBase[FewShotConfig]):
     """Draws n labelled train images a class, fits a linear classifier, tests it; repeated over many draws."""
 
     Config = FewShotConfig
-
-    def __init__(self, config: FewShotConfig) -> None:
-        self._config = config
-        self.protocol: dict[str, Any] = {}
 
     def check(self, data: EvaluationData) -> None:
         """Raises DataError if a class has too few images to draw from."""

@@ -7,7 +7,6 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torchvision.models import AlexNet_Weights
 
 from genssl.data.base import UInt8Array
 from genssl.errors import UserError
-from genssl.evaluators.base import EvaluationData, FrozenEncoder, as_float
+from genssl.evaluators.base import EvaluationData, EvaluatorBase, FrozenEncoder, as_float
 from genssl.evaluators.configs import LPIPSDiversityConfig
 from genssl.evaluators.variants.compared import draw, facts, made, require, split_of
 
@@ -137,14 +136,10 @@ def _read(path: Path, setting: str) -> dict[str, torch.Tensor]:
 SOURCES = 16  # whose activations are in memory at a time
 
 
-class LPIPSDiversity:
+class LPIPSDiversity(EvaluatorBase[LPIPSDiversityConfig]):
     """Judges the generator alone: the encoder plays no part."""
 
     Config = LPIPSDiversityConfig
-
-    def __init__(self, config: LPIPSDiversityConfig) -> None:
-        self._config = config
-        self.protocol: dict[str, Any] = {}
 
     def check(self, data: EvaluationData) -> None:
         """Raises DataError without variants or a second image, and UserError if LPIPS cannot be had."""
