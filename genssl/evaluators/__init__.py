@@ -50,7 +50,7 @@ ENTRIES = [
     builtin(
         __name__,
         "lpips_diversity",
-        "variants.lpips_diversity:LPIPSDiversity",
+        "variants.lpips:LPIPSDiversity",
         "perceptual distance between variants, by the extra `metrics`",
     ),
     builtin(
