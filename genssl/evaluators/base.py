@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 
 from genssl.base.cores import usable_cores
 from genssl.base.wording import counted
+from genssl.config.base import ComponentConfig
 from genssl.data.base import ImageDataset, UInt8Array, pixels_of
 from genssl.errors import DataError, NoLabelsError, UserError
 
@@ -252,3 +253,14 @@ class Evaluator(Protocol):
     def run(self, encoder: FrozenEncoder, data: EvaluationData) -> Iterable[tuple[str, float]]:
         """Yields (name, value), accuracies in 0..1."""
         ...
+
+
+ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
+
+
+class EvaluatorBase(Generic[ConfigT]):
+    """What the evaluators here share: their settings, and an empty protocol that `run` fills."""
+
+    def __init__(self, config: ConfigT) -> None:
+        self._config = config
+        self.protocol: dict[str, Any] = {}

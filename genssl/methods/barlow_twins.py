@@ -13,34 +13,30 @@ import torch
 from torch import nn
 
 from genssl.base.gather import gather, gather_weights
-from genssl.methods.base import StepOutput, Views
+from genssl.methods.base import MethodBase, StepOutput, Views, forward_views, pair_and_generated, whole_views
 from genssl.methods.configs import BarlowTwinsConfig
-from genssl.methods.heads import mlp
 from genssl.methods.losses import barlow_twins
-from genssl.methods.pairs import forward_views, pair_and_generated, whole_views
+from genssl.methods.parts import mlp
 
 
-class BarlowTwins(nn.Module):
+class BarlowTwins(MethodBase[BarlowTwinsConfig]):
     """A backbone and a three-layer projector; the two views' dimensions correlate one to one.
 
     Args:
         config: projector sizes, and the loss's weights.
-        backbone: maps float [B, 3, S, S] to float [B, feature_dim] and has the attribute `feature_dim`.
+        backbone: see `MethodBase`.
     """
 
     Config = BarlowTwinsConfig
 
     def __init__(self, config: BarlowTwinsConfig, backbone: nn.Module) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = backbone
-        self.feature_dim = int(backbone.feature_dim)  # type: ignore[arg-type]
+        super().__init__(config, backbone)
         hidden = config.projector_hidden_dim
         self.projector = mlp(self.feature_dim, hidden, hidden, config.projector_output_dim, last_bias=False)
 
     def step(self, views: Views) -> StepOutput:
         """Returns the redundancy-reduction loss of the pair, and of the generated views."""
-        outputs = forward_views(self._project, whole_views(views, "barlow_twins"), self.config.batch_statistics)
+        outputs = forward_views(self.project, whole_views(views, "barlow_twins"), self.config.batch_statistics)
         z = [gather(output) for output in outputs]
 
         def compare(first: int, second: int, weights: torch.Tensor | None) -> torch.Tensor:
@@ -48,15 +44,3 @@ class BarlowTwins(nn.Module):
             return self.config.loss_scale * loss
 
         return pair_and_generated(compare, views, self.config.generated_weight)
-
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns backbone features float [B, feature_dim]."""
-        features: torch.Tensor = self.backbone(images)
-        return features
-
-    def after_step(self, done: float) -> None:
-        """Barlow Twins keeps no moving average and no queue."""
-
-    def _project(self, images: torch.Tensor) -> torch.Tensor:
-        projections: torch.Tensor = self.projector(self.backbone(images))
-        return projections

@@ -12,29 +12,24 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from genssl.methods.base import StepOutput, Views
+from genssl.methods.base import MethodBase, StepOutput, Views, forward_views, pair_and_generated, whole_views
 from genssl.methods.configs import BYOLConfig
-from genssl.methods.heads import mlp
 from genssl.methods.losses import byol
-from genssl.methods.momentum import cosine_momentum, follow, momentum_copy
-from genssl.methods.pairs import forward_views, pair_and_generated, whole_views
+from genssl.methods.parts import cosine_momentum, follow, mlp, momentum_copy
 
 
-class BYOL(nn.Module):
+class BYOL(MethodBase[BYOLConfig]):
     """An online network predicts the projections of a target network, which follows it by a moving average.
 
     Args:
         config: projector and predictor sizes, and the momentum.
-        backbone: maps float [B, 3, S, S] to float [B, feature_dim] and has the attribute `feature_dim`.
+        backbone: see `MethodBase`.
     """
 
     Config = BYOLConfig
 
     def __init__(self, config: BYOLConfig, backbone: nn.Module) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = backbone
-        self.feature_dim = int(backbone.feature_dim)  # type: ignore[arg-type]
+        super().__init__(config, backbone)
         dim = config.projector_output_dim
         self.projector = mlp(self.feature_dim, config.projector_hidden_dim, dim, last_bias=False)
         self.predictor = mlp(dim, config.predictor_hidden_dim, dim, last_bias=False)
@@ -52,11 +47,6 @@ class BYOL(nn.Module):
             return byol(q[first], z[second], weights) + byol(q[second], z[first], weights)
 
         return pair_and_generated(compare, views, self.config.generated_weight)
-
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns features float [B, feature_dim] of the online backbone."""
-        features: torch.Tensor = self.backbone(images)
-        return features
 
     def after_step(self, done: float) -> None:
         """Moves the target network."""

@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from genssl.base.gather import mean_over_ranks
-from genssl.methods.base import StepOutput, Views
+from genssl.methods.base import MethodBase, StepOutput, Views, forward_views
 from genssl.methods.configs import DINOConfig
 from genssl.methods.losses import dino
-from genssl.methods.momentum import cosine_momentum, follow, momentum_copy
-from genssl.methods.pairs import forward_views
+from genssl.methods.parts import cosine_momentum, follow, momentum_copy
 
 
 class DINOHead(nn.Module):
@@ -55,7 +54,7 @@ class DINOHead(nn.Module):
         return F.linear(F.normalize(self.mlp(features), dim=1), F.normalize(prototypes, dim=1))
 
 
-class DINO(nn.Module):
+class DINO(MethodBase[DINOConfig]):
     """A student matches the distribution that a centred, sharpened momentum teacher gives to another view.
 
     Args:
@@ -69,10 +68,7 @@ class DINO(nn.Module):
     teacher_temperature: torch.Tensor
 
     def __init__(self, config: DINOConfig, backbone: nn.Module) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = backbone
-        self.feature_dim = int(backbone.feature_dim)  # type: ignore[arg-type]
+        super().__init__(config, backbone)
         self.head = DINOHead(self.feature_dim, config)
         self.teacher_backbone = momentum_copy(backbone)
         self.teacher_head = momentum_copy(self.head)
@@ -101,11 +97,6 @@ class DINO(nn.Module):
         extra = torch.stack([cross_entropy(0, student, None) for student in whole[2:]]).mean()
         metrics = {"loss_pair": loss.item(), "loss_generated": extra.item()}
         return StepOutput(loss=loss + self.config.generated_weight * extra, metrics=metrics)
-
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns features float [B, feature_dim] of the student's backbone."""
-        features: torch.Tensor = self.backbone(images)
-        return features
 
     def after_step(self, done: float) -> None:
         """Moves the teacher and the centre (equation 4), and sets what depends on the part of the training."""

@@ -21,30 +21,24 @@ import torch
 from torch import nn
 
 from genssl.base.gather import gather
-from genssl.methods.base import StepOutput, Views
+from genssl.methods.base import MethodBase, StepOutput, Views, forward_views, pair_and_generated, whole_views
 from genssl.methods.configs import MoCoConfig
-from genssl.methods.heads import mlp
 from genssl.methods.losses import info_nce
-from genssl.methods.momentum import cosine_momentum, follow, momentum_copy
-from genssl.methods.pairs import forward_views, pair_and_generated, whole_views
-from genssl.methods.queue import Queue
+from genssl.methods.parts import Queue, cosine_momentum, follow, mlp, momentum_copy
 
 
-class MoCo(nn.Module):
+class MoCo(MethodBase[MoCoConfig]):
     """Queries find their key, made by a momentum encoder, among a queue of the keys of earlier batches.
 
     Args:
         config: projector sizes, temperature, queue size, and the momentum.
-        backbone: maps float [B, 3, S, S] to float [B, feature_dim] and has the attribute `feature_dim`.
+        backbone: see `MethodBase`.
     """
 
     Config = MoCoConfig
 
     def __init__(self, config: MoCoConfig, backbone: nn.Module) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = backbone
-        self.feature_dim = int(backbone.feature_dim)  # type: ignore[arg-type]
+        super().__init__(config, backbone)
         self.projector = mlp(self.feature_dim, config.projector_hidden_dim, config.projector_output_dim, norm=False)
         self.key_backbone = momentum_copy(backbone)
         self.key_projector = momentum_copy(self.projector)
@@ -66,11 +60,6 @@ class MoCo(nn.Module):
             return (there + back) / 2
 
         return pair_and_generated(compare, views, self.config.generated_weight)
-
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns features float [B, feature_dim] of the query backbone."""
-        features: torch.Tensor = self.backbone(images)
-        return features
 
     def after_step(self, done: float) -> None:
         """Moves the key encoder and puts the keys of the step into the queue, first views before second ones."""

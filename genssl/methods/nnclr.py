@@ -13,29 +13,24 @@ import torch.nn.functional as F
 from torch import nn
 
 from genssl.base.gather import gather, gather_weights
-from genssl.methods.base import StepOutput, Views
+from genssl.methods.base import MethodBase, StepOutput, Views, forward_views, pair_and_generated, whole_views
 from genssl.methods.configs import NNCLRConfig
-from genssl.methods.heads import mlp
 from genssl.methods.losses import nnclr
-from genssl.methods.pairs import forward_views, pair_and_generated, whole_views
-from genssl.methods.queue import Queue
+from genssl.methods.parts import Queue, mlp
 
 
-class NNCLR(nn.Module):
+class NNCLR(MethodBase[NNCLRConfig]):
     """The positive of a prediction is the nearest neighbour, in a queue, of the other view's embedding.
 
     Args:
         config: projector and predictor sizes, temperature, queue size.
-        backbone: maps float [B, 3, S, S] to float [B, feature_dim] and has the attribute `feature_dim`.
+        backbone: see `MethodBase`.
     """
 
     Config = NNCLRConfig
 
     def __init__(self, config: NNCLRConfig, backbone: nn.Module) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = backbone
-        self.feature_dim = int(backbone.feature_dim)  # type: ignore[arg-type]
+        super().__init__(config, backbone)
         hidden, dim = config.projector_hidden_dim, config.projector_output_dim
         self.projector = mlp(self.feature_dim, hidden, hidden, dim, last_norm="affine")
         self.predictor = mlp(dim, config.predictor_hidden_dim, dim)
@@ -44,7 +39,7 @@ class NNCLR(nn.Module):
 
     def step(self, views: Views) -> StepOutput:
         """Returns the symmetric loss of the pair (section 3.2), and of the generated views."""
-        z = forward_views(self._project, whole_views(views, "nnclr"), self.config.batch_statistics)
+        z = forward_views(self.project, whole_views(views, "nnclr"), self.config.batch_statistics)
         p = [gather(output) for output in forward_views(self.predictor, z, self.config.batch_statistics)]
         neighbours = [gather(self._nearest(embeddings.detach())) for embeddings in z]
         self._new_embeddings.append(gather(z[0].detach()))
@@ -57,20 +52,11 @@ class NNCLR(nn.Module):
 
         return pair_and_generated(compare, views, self.config.generated_weight)
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns backbone features float [B, feature_dim]."""
-        features: torch.Tensor = self.backbone(images)
-        return features
-
     def after_step(self, done: float) -> None:
         """Puts the embeddings of the first views into the queue."""
         if self._new_embeddings:
             self.queue.push(torch.cat(self._new_embeddings))
             self._new_embeddings.clear()
-
-    def _project(self, images: torch.Tensor) -> torch.Tensor:
-        projections: torch.Tensor = self.projector(self.backbone(images))
-        return projections
 
     def _nearest(self, z: torch.Tensor) -> torch.Tensor:
         keys = self.queue.keys

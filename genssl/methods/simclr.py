@@ -13,33 +13,29 @@ import torch
 from torch import nn
 
 from genssl.base.gather import gather, gather_weights
-from genssl.methods.base import StepOutput, Views
+from genssl.methods.base import MethodBase, StepOutput, Views, forward_views, pair_and_generated, whole_views
 from genssl.methods.configs import SimCLRConfig
-from genssl.methods.heads import mlp
 from genssl.methods.losses import multi_positive_nt_xent, nt_xent
-from genssl.methods.pairs import forward_views, pair_and_generated, whole_views
+from genssl.methods.parts import mlp
 
 
-class SimCLR(nn.Module):
+class SimCLR(MethodBase[SimCLRConfig]):
     """A backbone and a two-layer projector, trained by NT-Xent between the two views of a batch.
 
     Args:
         config: projector sizes and temperature.
-        backbone: maps float [B, 3, S, S] to float [B, feature_dim] and has the attribute `feature_dim`.
+        backbone: see `MethodBase`.
     """
 
     Config = SimCLRConfig
 
     def __init__(self, config: SimCLRConfig, backbone: nn.Module) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = backbone
-        self.feature_dim = int(backbone.feature_dim)  # type: ignore[arg-type]
+        super().__init__(config, backbone)
         self.projector = mlp(self.feature_dim, config.projector_hidden_dim, config.projector_output_dim)
 
     def step(self, views: Views) -> StepOutput:
         """Returns the NT-Xent loss of the pair, and of the generated views if there are any."""
-        outputs = forward_views(self._project, whole_views(views, "simclr"), self.config.batch_statistics)
+        outputs = forward_views(self.project, whole_views(views, "simclr"), self.config.batch_statistics)
         z = [gather(output) for output in outputs]
 
         def compare(first: int, second: int, weights: torch.Tensor | None) -> torch.Tensor:
@@ -51,15 +47,3 @@ class SimCLR(nn.Module):
         weights = gather_weights(views.pair_weights)
         loss = multi_positive_nt_xent(torch.stack(z), self.config.temperature, view_weights, weights)
         return StepOutput(loss=loss)
-
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns backbone features float [B, feature_dim]."""
-        features: torch.Tensor = self.backbone(images)
-        return features
-
-    def after_step(self, done: float) -> None:
-        """SimCLR keeps no moving average and no queue."""
-
-    def _project(self, images: torch.Tensor) -> torch.Tensor:
-        projections: torch.Tensor = self.projector(self.backbone(images))
-        return projections

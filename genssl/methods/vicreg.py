@@ -13,34 +13,30 @@ import torch
 from torch import nn
 
 from genssl.base.gather import gather, gather_weights
-from genssl.methods.base import StepOutput, Views
+from genssl.methods.base import MethodBase, StepOutput, Views, forward_views, pair_and_generated, whole_views
 from genssl.methods.configs import VICRegConfig
-from genssl.methods.heads import mlp
 from genssl.methods.losses import vicreg
-from genssl.methods.pairs import forward_views, pair_and_generated, whole_views
+from genssl.methods.parts import mlp
 
 
-class VICReg(nn.Module):
+class VICReg(MethodBase[VICRegConfig]):
     """A backbone and a three-layer expander; variance and covariance terms keep the embeddings from collapsing.
 
     Args:
         config: projector sizes, and the weights of the three terms.
-        backbone: maps float [B, 3, S, S] to float [B, feature_dim] and has the attribute `feature_dim`.
+        backbone: see `MethodBase`.
     """
 
     Config = VICRegConfig
 
     def __init__(self, config: VICRegConfig, backbone: nn.Module) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = backbone
-        self.feature_dim = int(backbone.feature_dim)  # type: ignore[arg-type]
+        super().__init__(config, backbone)
         hidden = config.projector_hidden_dim
         self.projector = mlp(self.feature_dim, hidden, hidden, config.projector_output_dim, last_bias=False)
 
     def step(self, views: Views) -> StepOutput:
         """Returns the variance-invariance-covariance loss of the pair, and of the generated views."""
-        outputs = forward_views(self._project, whole_views(views, "vicreg"), self.config.batch_statistics)
+        outputs = forward_views(self.project, whole_views(views, "vicreg"), self.config.batch_statistics)
         z = [gather(output) for output in outputs]
         config = self.config
         terms = (config.invariance_weight, config.variance_weight, config.covariance_weight)
@@ -49,15 +45,3 @@ class VICReg(nn.Module):
             return vicreg(z[first], z[second], *terms, gather_weights(weights))
 
         return pair_and_generated(compare, views, config.generated_weight)
-
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns backbone features float [B, feature_dim]."""
-        features: torch.Tensor = self.backbone(images)
-        return features
-
-    def after_step(self, done: float) -> None:
-        """VICReg keeps no moving average and no queue."""
-
-    def _project(self, images: torch.Tensor) -> torch.Tensor:
-        projections: torch.Tensor = self.projector(self.backbone(images))
-        return projections

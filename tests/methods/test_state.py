@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from toys import draw_views, make
 
-from genssl.methods.momentum import cosine_momentum, follow, momentum_copy
-from genssl.methods.queue import Queue
+from genssl.methods.parts import Queue, cosine_momentum, follow, momentum_copy
 
 # ---- Momentum ----
 

@@ -155,7 +155,7 @@ def _write(out: Path, pair: list[LoadedEncoder], found: Similarity, matrix: Any,
     from dataclasses import asdict
 
     from genssl.base.files import write_atomically, write_json
-    from genssl.evaluators.representation.cka_picture import draw_cka_matrix
+    from genssl.evaluators.representation.cka_matrix import draw_cka_matrix
 
     out.mkdir(parents=True, exist_ok=True)
     figure = draw_cka_matrix(matrix, pair[0].name, pair[1].name)

@@ -15,7 +15,7 @@ from torch import nn
 from genssl.base.devices import seeded_initialisation, stream
 from genssl.data.base import ImageDataset
 from genssl.errors import UserError
-from genssl.evaluators.base import EvaluationData, FrozenEncoder, as_float
+from genssl.evaluators.base import EvaluationData, EvaluatorBase, FrozenEncoder, as_float
 from genssl.evaluators.configs import FinetuneConfig
 from genssl.views.augment import Augment
 from genssl.views.read import augmented
@@ -24,7 +24,7 @@ MOMENTUM = 0.9
 EVALUATED = 256  # images at a time
 
 
-class Finetune:
+class Finetune(EvaluatorBase[FinetuneConfig]):
     """Trains a copy of the encoder and a linear head on it; nothing is chosen on the test split, which is used once.
 
     The last epoch is tested. Learning rates fall to 0 by a cosine; biases and normalisations have no weight decay; the
@@ -33,10 +33,6 @@ class Finetune:
     """
 
     Config = FinetuneConfig
-
-    def __init__(self, config: FinetuneConfig) -> None:
-        self._config = config
-        self.protocol: dict[str, Any] = {}
 
     def check(self, data: EvaluationData) -> None:
         """Raises DataError if a class has no image, or if there is one class."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from genssl.evaluators.base import EvaluationData, FrozenEncoder
+from genssl.evaluators.base import EvaluationData, EvaluatorBase, FrozenEncoder
 from genssl.evaluators.configs import KNNConfig
 
 CHUNK = 1024  # queries at a time
 BANK_CHUNK = 65536  # rows of the bank at a time
 
 
-class KNN:
+class KNN(EvaluatorBase[KNNConfig]):
     """Cosine similarity, k neighbours, each votes exp(similarity / temperature) (Wu et al. 2018).
 
     Every rank of a run looks for neighbours in its share of train; memory does not grow with train.
@@ -23,10 +22,6 @@ class KNN:
 
     Config = KNNConfig
     is_shared = True
-
-    def __init__(self, config: KNNConfig) -> None:
-        self._config = config
-        self.protocol: dict[str, Any] = {}
 
     def check(self, data: EvaluationData) -> None:
         """Raises DataError if there are no labels; any labelled data will do."""

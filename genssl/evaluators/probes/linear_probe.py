@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from genssl.base.devices import stream
 from genssl.data.base import ImageDataset
 from genssl.errors import DataError, UserError
-from genssl.evaluators.base import EvaluationData, Features, FrozenEncoder
+from genssl.evaluators.base import EvaluationData, EvaluatorBase, Features, FrozenEncoder
 from genssl.evaluators.configs import LinearProbeConfig
 from genssl.evaluators.probes.linear_heads import LinearHeads, standardisation
 from genssl.views.augment import Augment
@@ -71,14 +71,10 @@ def fit_linear_probe(train: Features, penalties: list[float], held_out: float, s
     return FittedProbe(linear_classifier(chosen).fit(x, y), protocol)
 
 
-class LinearProbe:
+class LinearProbe(EvaluatorBase[LinearProbeConfig]):
     """The settings are chosen on a held-out part of train, then the probe is fitted on all of it; test is used once."""
 
     Config = LinearProbeConfig
-
-    def __init__(self, config: LinearProbeConfig) -> None:
-        self._config = config
-        self.protocol: dict[str, Any] = {}
 
     def check(self, data: EvaluationData) -> None:
         """Raises DataError if a class is too small to be split."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from genssl.base.devices import stream
 from genssl.data.base import UInt8Array
-from genssl.evaluators.base import EvaluationData, FrozenEncoder, as_float
+from genssl.evaluators.base import EvaluationData, EvaluatorBase, FrozenEncoder, as_float
 from genssl.evaluators.configs import AlignmentUniformityConfig
 from genssl.evaluators.representation.rankme import drawn_rows, require_two
 from genssl.views.augment import Augment
@@ -20,7 +19,7 @@ IMAGES = 256  # encoded, and asked of the generator, at a time
 CHUNK = 1024  # rows of the matrix of distances at a time
 
 
-class AlignmentUniformity:
+class AlignmentUniformity(EvaluatorBase[AlignmentUniformityConfig]):
     """How close the views of an image are, and how evenly the images fill the sphere; lower is better for both.
 
     A pair of real views is two standard views of an image. A pair of a real view and a generated one is the first of
@@ -29,10 +28,6 @@ class AlignmentUniformity:
     """
 
     Config = AlignmentUniformityConfig
-
-    def __init__(self, config: AlignmentUniformityConfig) -> None:
-        self._config = config
-        self.protocol: dict[str, Any] = {}
 
     def check(self, data: EvaluationData) -> None:
         """Raises DataError if there is one image only."""

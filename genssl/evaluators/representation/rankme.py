@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
 from genssl.base.devices import stream
 from genssl.data.base import ImageDataset
 from genssl.errors import DataError
-from genssl.evaluators.base import EvaluationData, FrozenEncoder
+from genssl.evaluators.base import EvaluationData, EvaluatorBase, FrozenEncoder
 from genssl.evaluators.configs import RankMeConfig
 
 EPSILON = 1e-7
 
 
-class RankMe:
+class RankMe(EvaluatorBase[RankMeConfig]):
     """The exponential of the entropy of the singular values of the features of train images, labelled or not."""
 
     Config = RankMeConfig
-
-    def __init__(self, config: RankMeConfig) -> None:
-        self._config = config
-        self.protocol: dict[str, Any] = {}
 
     def check(self, data: EvaluationData) -> None:
         """Raises DataError if there is one image only."""

@@ -12,7 +12,7 @@ from genssl.base.devices import stream
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.errors import DataError
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
-from genssl.evaluators.metric_configs import VariantMetricConfig
+from genssl.evaluators.configs import VariantMetricConfig
 
 IMAGES = 256  # asked of the generator at a time
 

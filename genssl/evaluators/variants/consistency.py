@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from genssl.data.base import ImageDataset
 from genssl.errors import DataError
-from genssl.evaluators.base import EvaluationData, FrozenEncoder
-from genssl.evaluators.metric_configs import SemanticConsistencyConfig
+from genssl.evaluators.base import EvaluationData, EvaluatorBase, FrozenEncoder
+from genssl.evaluators.configs import SemanticConsistencyConfig
 from genssl.evaluators.probes.knn import knn_predict
 from genssl.evaluators.variants.compared import draw, encoded_variants, facts, require, split_of
 
 CHUNK = 1024  # queries at a time
 
 
-class SemanticConsistency:
+class SemanticConsistency(EvaluatorBase[SemanticConsistencyConfig]):
     """Cosine of variants and their source, retrieval of the source, and, with labels, agreement of a kNN vote."""
 
     Config = SemanticConsistencyConfig
-
-    def __init__(self, config: SemanticConsistencyConfig) -> None:
-        self._config = config
-        self.protocol: dict[str, Any] = {}
 
     def check(self, data: EvaluationData) -> None:
         """Raises DataError without variants or a second image, or if the sources leave no labelled images to vote."""

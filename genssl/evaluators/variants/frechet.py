@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
 from genssl.errors import DataError
-from genssl.evaluators.base import EvaluationData, FrozenEncoder
-from genssl.evaluators.metric_configs import FrechetConfig
+from genssl.evaluators.base import EvaluationData, EvaluatorBase, FrozenEncoder
+from genssl.evaluators.configs import FrechetConfig
 from genssl.evaluators.representation.similarity import Matrix, narrowed
 from genssl.evaluators.variants.compared import compared, facts, require
 
 log = logging.getLogger(__name__)
 
 
-class Frechet:
+class Frechet(EvaluatorBase[FrechetConfig]):
     """The distance of variants to other real images, beside that of their real sources to the same images."""
 
     Config = FrechetConfig
-
-    def __init__(self, config: FrechetConfig) -> None:
-        self._config = config
-        self.protocol: dict[str, Any] = {}
 
     def check(self, data: EvaluationData) -> None:
         """Raises DataError if there are no variants, or fewer than four images."""

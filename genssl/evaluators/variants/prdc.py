@@ -5,27 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
 from genssl.errors import DataError
-from genssl.evaluators.base import EvaluationData, FrozenEncoder
-from genssl.evaluators.metric_configs import PRDCConfig
+from genssl.evaluators.base import EvaluationData, EvaluatorBase, FrozenEncoder
+from genssl.evaluators.configs import PRDCConfig
 from genssl.evaluators.representation.similarity import Matrix
 from genssl.evaluators.variants.compared import compared, facts, require
 
 ELEMENTS = 4_000_000  # of the matrix of distances, in memory at a time
 
 
-class PRDC:
+class PRDC(EvaluatorBase[PRDCConfig]):
     """Variants against other real images, beside their real sources against the same images."""
 
     Config = PRDCConfig
-
-    def __init__(self, config: PRDCConfig) -> None:
-        self._config = config
-        self.protocol: dict[str, Any] = {}
 
     def check(self, data: EvaluationData) -> None:
         """Raises DataError if there are no variants, or too few images for k neighbours."""

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
 from genssl.errors import DataError
-from genssl.evaluators.base import EvaluationData, FrozenEncoder
-from genssl.evaluators.metric_configs import VendiConfig
+from genssl.evaluators.base import EvaluationData, EvaluatorBase, FrozenEncoder
+from genssl.evaluators.configs import VendiConfig
 from genssl.evaluators.representation.similarity import Matrix
 from genssl.evaluators.variants.compared import draw, encoded_variants, facts, require, split_of
 
 
-class Vendi:
+class Vendi(EvaluatorBase[VendiConfig]):
     """Of all variants, beside that of their sources; and of the variants of one source, on average."""
 
     Config = VendiConfig
-
-    def __init__(self, config: VendiConfig) -> None:
-        self._config = config
-        self.protocol: dict[str, Any] = {}
 
     def check(self, data: EvaluationData) -> None:
         """Raises DataError if there are no variants, or fewer images than variants of a source."""

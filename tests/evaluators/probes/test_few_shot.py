@@ -9,8 +9,7 @@ from scipy.stats import norm
 
 from genssl.evaluators.base import EvaluationData, Features
 from genssl.evaluators.configs import FewShotConfig
-from genssl.evaluators.probes.few_shot import FewShot
-from genssl.evaluators.probes.intervals import crossed_interval
+from genssl.evaluators.probes.few_shot import FewShot, crossed_interval
 from genssl.evaluators.probes.linear_probe import linear_classifier
 
 DIM, SHIFT, SHOTS = 5, 0.55, 5  # two classes, normal of deviation 1 around -SHIFT and +SHIFT in every dimension

@@ -15,8 +15,14 @@ from genssl.backbones.configs import ResNet18Config, ViTTinyConfig
 from genssl.backbones.resnet import build_resnet
 from genssl.backbones.vit import build_vit
 from genssl.errors import DataError
-from genssl.evaluators.representation.cka_matrix import CKAMatrix, MinibatchCKA, cka_matrix, layers, recording
-from genssl.evaluators.representation.cka_picture import draw_cka_matrix
+from genssl.evaluators.representation.cka_matrix import (
+    CKAMatrix,
+    MinibatchCKA,
+    cka_matrix,
+    draw_cka_matrix,
+    layers,
+    recording,
+)
 
 
 class Encoder(nn.Module):

@@ -13,7 +13,7 @@ from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.encoders.judge import GeneratedVariants
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
-from genssl.evaluators.metric_configs import (
+from genssl.evaluators.configs import (
     FrechetConfig,
     PRDCConfig,
     SemanticConsistencyConfig,

@@ -11,7 +11,7 @@ from variants_of_digits import Pixels, noisy
 from genssl.data.load import Subset
 from genssl.errors import DataError
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
-from genssl.evaluators.metric_configs import SemanticConsistencyConfig
+from genssl.evaluators.configs import SemanticConsistencyConfig
 from genssl.evaluators.variants import consistency as module
 from genssl.evaluators.variants.consistency import SemanticConsistency, retrieved
 

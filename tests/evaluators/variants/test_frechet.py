@@ -13,7 +13,7 @@ from variants_of_digits import Pixels, noisy
 from genssl.data.load import Subset
 from genssl.errors import DataError
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
-from genssl.evaluators.metric_configs import FrechetConfig
+from genssl.evaluators.configs import FrechetConfig
 from genssl.evaluators.variants.frechet import Frechet, frechet_distance, too_few
 
 

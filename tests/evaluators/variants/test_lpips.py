@@ -14,10 +14,9 @@ from variants_of_digits import Pixels, noisy
 
 from genssl.errors import DataError, UserError
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
-from genssl.evaluators.metric_configs import LPIPSDiversityConfig
+from genssl.evaluators.configs import LPIPSDiversityConfig
 from genssl.evaluators.variants import lpips as module
-from genssl.evaluators.variants.lpips import LPIPS, load_lpips
-from genssl.evaluators.variants.lpips_diversity import LPIPSDiversity, distances
+from genssl.evaluators.variants.lpips import LPIPS, LPIPSDiversity, distances, load_lpips
 
 ENDS = (2, 5, 8, 10, 12)  # layers of AlexNet after each convolution and its ReLU
 
@@ -135,7 +134,7 @@ def test_means_are_over_pairs_and_sources(count):
 
 def test_variants_of_digits(files, monkeypatch, digits_train, digits_test):
     monkeypatch.setattr(module, "find_heads", lambda: files[1])
-    monkeypatch.setattr("genssl.evaluators.variants.lpips_diversity.find_heads", lambda: files[1])
+    monkeypatch.setattr("genssl.evaluators.variants.lpips.find_heads", lambda: files[1])
     encoder = FrozenEncoder(Pixels(), torch.device("cpu"))
     results = []
     for strength in (0, 20, 100):

@@ -11,7 +11,7 @@ from variants_of_digits import Pixels, noisy
 
 from genssl.errors import DataError
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
-from genssl.evaluators.metric_configs import PRDCConfig
+from genssl.evaluators.configs import PRDCConfig
 from genssl.evaluators.variants import prdc as module
 from genssl.evaluators.variants.prdc import PRDC, expected_coverage, prdc
 

@@ -14,7 +14,7 @@ from variants_of_digits import Pixels, noisy
 from genssl.data.load import Subset
 from genssl.errors import DataError
 from genssl.evaluators.base import EvaluationData, FrozenEncoder
-from genssl.evaluators.metric_configs import VendiConfig
+from genssl.evaluators.configs import VendiConfig
 from genssl.evaluators.variants.vendi import Vendi, vendi_score
 
 SHAPES = [(5, 3), (40, 7), (30, 60), (2, 300)]
