@@ -24,7 +24,7 @@ from genssl.studies.model import Summary
 from genssl.studies.paper import look_up
 from genssl.studies.report import write_report
 from genssl.studies.stores import StudyStores
-from genssl.studies.summarise import Finished, run_cost, summarise
+from genssl.studies.summarise import StudyRun, run_cost, summarise
 from genssl.studies.takeover import (
     ENCODER,
     RUNS,
@@ -37,7 +37,7 @@ from genssl.studies.takeover import (
     run_folder,
     set_aside,
 )
-from genssl.training.progress import Progress
+from genssl.training.progress import RunProgress
 from genssl.training.run import run
 from genssl.training.run_directory import read_results
 
@@ -51,7 +51,7 @@ class Watcher(Protocol):
         """Takes a line for the user."""
         ...
 
-    def running(self, arm: str, seed: int) -> AbstractContextManager[Progress]:
+    def running(self, arm: str, seed: int) -> AbstractContextManager[RunProgress]:
         """Hears that a run begins; returns what shows how far it is."""
         ...
 
@@ -59,7 +59,7 @@ class Watcher(Protocol):
         """Hears that a run cannot be."""
         ...
 
-    def finished(self, run: Finished, *, anew: bool) -> None:
+    def finished(self, run: StudyRun, *, anew: bool) -> None:
         """Hears of a finished run; `anew` is false if it was there already."""
         ...
 
@@ -88,7 +88,7 @@ def compare(loaded: LoadedStudy, out: Path, watcher: Watcher) -> Summary:
         write_atomically(out / STUDY, lambda partial: partial.write_text(text))
         # Arms whose length follows from others come after them.
         ordered = sorted(loaded.arms, key=lambda item: (item.arm.wall_clock_of is not None, item.arm.control_of or ""))
-        finished: dict[tuple[str, int], Finished] = {}
+        finished: dict[tuple[str, int], StudyRun] = {}
         for seed in loaded.seeds:
             for item in ordered:
                 done = _once(item, seed, loaded, finished, stores, out, watcher)
@@ -126,11 +126,11 @@ def _once(
     item: LoadedArm,
     seed: int,
     loaded: LoadedStudy,
-    finished: dict[tuple[str, int], Finished],
+    finished: dict[tuple[str, int], StudyRun],
     stores: StudyStores,
     out: Path,
     watcher: Watcher,
-) -> Finished | None:
+) -> StudyRun | None:
     """Returns the run of an arm at a seed; runs it if that has not been done.
 
     None: the time that it is given is too short.
@@ -161,7 +161,7 @@ def _once(
         except UserError as error:
             raise UserError(f"arm {arm.name}, seed {seed}: {error}") from None
     share = stores.share(recipe, item.stored_variants) if item.stored_variants and not arm.control_of else None
-    done = Finished(arm.name, seed, folder.relative_to(out), recipe, results, run_cost(results, share), _digest(folder))
+    done = StudyRun(arm.name, seed, folder.relative_to(out), recipe, results, run_cost(results, share), _digest(folder))
     watcher.finished(done, anew=anew)
     return done
 
@@ -183,7 +183,7 @@ def _recipe(
     item: LoadedArm,
     seed: int,
     loaded: LoadedStudy,
-    finished: dict[tuple[str, int], Finished],
+    finished: dict[tuple[str, int], StudyRun],
     stores: StudyStores,
 ) -> Recipe | None:
     """Returns the recipe of an arm at a seed: its store, its threads and its length filled in.
@@ -221,7 +221,7 @@ def _asked(loaded: LoadedStudy, stores: StudyStores) -> Iterator[Asked]:
             yield Asked(item.arm.name, seed, _at(item, seed, stores), unknown)
 
 
-def _epochs_that_fit(item: LoadedArm, seed: int, loaded: LoadedStudy, finished: dict[tuple[str, int], Finished]) -> int:
+def _epochs_that_fit(item: LoadedArm, seed: int, loaded: LoadedStudy, finished: dict[tuple[str, int], StudyRun]) -> int:
     """Returns how many epochs of an arm take as long as another arm's run took, made-ahead variants included."""
     arm = item.arm
     assert arm.wall_clock_of is not None

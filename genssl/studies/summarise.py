@@ -21,7 +21,7 @@ SAME_CALLS = 0.1  # part by which numbers of generator calls that count as equal
 
 
 @dataclass(frozen=True)
-class Finished:
+class StudyRun:
     """One finished run.
 
     Attributes:
@@ -70,7 +70,7 @@ def run_cost(results: dict[str, Any], share: StoreShare | None) -> Cost:
 
 def summarise(
     loaded: LoadedStudy,
-    finished: dict[tuple[str, int], Finished],
+    finished: dict[tuple[str, int], StudyRun],
     stores: StudyStores,
     replaced: Sequence[str] = (),
 ) -> Summary:
@@ -129,11 +129,11 @@ def _left_out(loaded: LoadedStudy, compared: Sequence[LoadedArm]) -> list[str]:
     ]
 
 
-def _metrics(primary: str, run: Finished) -> list[str]:
+def _metrics(primary: str, run: StudyRun) -> list[str]:
     return [primary, *(name for name in run.metrics if name != primary)]
 
 
-def _arm(item: LoadedArm, by_arm: dict[str, list[Finished]], metrics: Sequence[str], loaded: LoadedStudy) -> ArmSummary:
+def _arm(item: LoadedArm, by_arm: dict[str, list[StudyRun]], metrics: Sequence[str], loaded: LoadedStudy) -> ArmSummary:
     arm, runs = item.arm, by_arm[item.arm.name]
     against = [name for name in loaded.against(arm) if name in by_arm]  # one may have been left out
     differences: dict[str, dict[str, Estimate]] = {}
@@ -158,11 +158,11 @@ def _arm(item: LoadedArm, by_arm: dict[str, list[Finished]], metrics: Sequence[s
     )
 
 
-def _by_seed(runs: Sequence[Finished], metric: str) -> dict[int, float]:
+def _by_seed(runs: Sequence[StudyRun], metric: str) -> dict[int, float]:
     return {run.seed: run.metrics[metric] for run in runs}
 
 
-def _run(run: Finished) -> RunSummary:
+def _run(run: StudyRun) -> RunSummary:
     epochs = run.recipe.train.epochs
     images = run.results["provenance"]["dataset"]["images"]
     return RunSummary(
@@ -192,7 +192,7 @@ def _equal_calls(arms: Sequence[ArmSummary]) -> list[list[str]]:
     return [[arm.name for arm in group] for group in groups if len(group) > 1]
 
 
-def _controls(loaded: LoadedStudy, by_arm: dict[str, list[Finished]]) -> dict[str, Control]:
+def _controls(loaded: LoadedStudy, by_arm: dict[str, list[StudyRun]]) -> dict[str, Control]:
     controls = {}
     for item in loaded.arms:
         if item.arm.control_of is None:
@@ -215,7 +215,7 @@ def _controls(loaded: LoadedStudy, by_arm: dict[str, list[Finished]]) -> dict[st
     return controls
 
 
-def _variants(by_arm: dict[str, list[Finished]]) -> dict[str, Any]:
+def _variants(by_arm: dict[str, list[StudyRun]]) -> dict[str, Any]:
     """Returns, by arm, where its variants came from; the contents of a store's manifest would fill pages."""
     found = {}
     for name, runs in by_arm.items():

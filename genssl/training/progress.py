@@ -8,8 +8,15 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from genssl.config.recipe import Recipe
@@ -28,7 +35,7 @@ class TimeLeft(TimeRemainingColumn):
         return Text("left ").append_text(super().render(task))
 
 
-class TwoLines(RichProgress):
+class TwoLines(Progress):
     """A bar with times, and below it a line of facts; both fit into 80 columns."""
 
     def __init__(self, console: Console, *, transient: bool = False) -> None:
@@ -50,7 +57,7 @@ class TwoLines(RichProgress):
             yield Text(f"  {self.facts}", no_wrap=True, overflow="ellipsis")
 
 
-class Progress:
+class RunProgress:
     """Shows what a run is, epoch, loss, images/s, the fresh fraction, what replaced the rest, and the stall share.
 
     Args:
@@ -70,7 +77,7 @@ class Progress:
         self._said = self._began = clock()
         self._first = 0  # step of this process
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> RunProgress:
         if self._console.is_terminal:
             self._bar.start()
         return self

@@ -27,7 +27,7 @@ from genssl.training.loader import SourceLoader
 from genssl.training.loggers import MetricsLog, check_loggers, open_loggers
 from genssl.training.monitors import KNN, Monitor, warning_of
 from genssl.training.optim import build_optimizer, lr_factor, peak_lr
-from genssl.training.progress import Progress
+from genssl.training.progress import RunProgress
 from genssl.training.provenance import provenance
 from genssl.training.report import write_report
 from genssl.training.resume import as_begun, changed_length, entry, identity, recipe_of, require_same_step
@@ -51,7 +51,7 @@ LOADER_THREADS = 2
 SOURCES_AHEAD = 4
 
 
-def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
+def run(recipe: Recipe, out: Path, progress: RunProgress, *, resume: bool = False) -> dict[str, Any]:
     """Trains and evaluates, and writes the run directory.
 
     Args:

@@ -16,7 +16,7 @@ from genssl.data.load import hold_out
 from genssl.errors import ConfigError, UserError
 from genssl.training.loggers import MetricsLog, as_csv, check_loggers, open_loggers
 from genssl.training.monitors import KNN, RANK, SPREAD, Monitor, collapse_of, spread_and_rank, warning_of
-from genssl.training.progress import Progress
+from genssl.training.progress import RunProgress
 from genssl.training.run import run
 
 CPU = torch.device("cpu")
@@ -83,7 +83,7 @@ def test_an_absurd_learning_rate_is_reported(quick_recipe, tmp_path, monkeypatch
         "optimizer={name: sgd, lr: 50.0}",
         "schedule.name=constant",
     )
-    with (tmp_path / "text").open("w") as file, Progress(Console(file=file, width=400)) as progress:
+    with (tmp_path / "text").open("w") as file, RunProgress(Console(file=file, width=400)) as progress:
         results = run(recipe, tmp_path / "out", progress)
     words = "the representation has collapsed since epoch 1: all images have nearly the same representation"
     assert (tmp_path / "text").read_text().count(words) == 1

@@ -22,7 +22,7 @@ from genssl.config.recipe import Recipe
 from genssl.encoders.judge import transfer
 from genssl.encoders.load import load_encoder
 from genssl.errors import DataError
-from genssl.training.progress import Progress
+from genssl.training.progress import RunProgress
 from genssl.training.run import run
 
 ROOT = Path(__file__).parents[2]
@@ -132,7 +132,7 @@ def photo_run(root: Path, out: Path, *overrides: str) -> tuple[dict[str, float],
     quick = ["train.epochs=1", "schedule.warmup_epochs=0", "backbone.width=4", "train.threads=1", "train.batch_size=8"]
     own = [f"dataset.root={root}", "dataset.image_size=8", "generator=null", "variants.source=none"]
     said = io.StringIO()
-    with Progress(Console(file=said, width=300)) as progress:
+    with RunProgress(Console(file=said, width=300)) as progress:
         results = run(load(Recipe, ROOT / PHOTOS, [*quick, *own, *overrides]), out, progress)
     return results["metrics"], said.getvalue()
 

@@ -16,7 +16,7 @@ from genssl.config.document import read_document
 from genssl.config.kinds import model_of
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
-from genssl.training.progress import Progress
+from genssl.training.progress import RunProgress
 from genssl.training.run import run
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -54,7 +54,7 @@ def small(recipe: Recipe) -> list[str]:
 def two_steps(path: Path, out: Path, *overrides: str) -> list[dict[str, Any]]:
     """Runs a recipe for an epoch of two steps and returns the rows of its log."""
     recipe = load(Recipe, path, [*QUICK, *small(load(Recipe, path)), *overrides])
-    with (out.parent / "output.txt").open("w") as text, Progress(Console(file=text)) as progress:
+    with (out.parent / "output.txt").open("w") as text, RunProgress(Console(file=text)) as progress:
         run(recipe, out, progress)
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 

@@ -23,7 +23,7 @@ from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
 from genssl.registry import METHODS
-from genssl.training.progress import Progress
+from genssl.training.progress import RunProgress
 from genssl.training.resume import changed_length, of_length, recipe_of
 from genssl.training.run import run
 from genssl.training.run_states import unfinished_runs
@@ -41,7 +41,7 @@ def quick(*overrides: str) -> Recipe:
 def said(recipe: Recipe, out: Path, *, resume: bool = False) -> tuple[dict, str]:
     """Runs, and returns the results and what the user reads."""
     path = out.parent / f"{out.name}.txt"
-    with path.open("a") as text, Progress(Console(file=text, width=400)) as progress:
+    with path.open("a") as text, RunProgress(Console(file=text, width=400)) as progress:
         return run(recipe, out, progress, resume=resume), path.read_text()
 
 
@@ -113,7 +113,7 @@ from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.training import checkpoint, run as module
 from genssl.training.loggers import MetricsLog
-from genssl.training.progress import Progress
+from genssl.training.progress import RunProgress
 from genssl.training.update import Update
 
 folder, recipe_file, *overrides = sys.argv[1:]
@@ -179,7 +179,7 @@ for name, prepare in MOMENTS.items():
     child = os.fork()
     if child == 0:
         prepare()
-        with (Path(folder) / f"{name}.txt").open("w") as text, Progress(Console(file=text)) as progress:
+        with (Path(folder) / f"{name}.txt").open("w") as text, RunProgress(Console(file=text)) as progress:
             module.run(recipe, Path(folder) / name, progress)
         os._exit(0)
     _, status = os.waitpid(child, 0)

@@ -24,7 +24,7 @@ from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import ConfigError, RequestRefusedError, ServerUnavailableError, UserError
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.training.progress import Progress
+from genssl.training.progress import RunProgress
 from genssl.training.run import run
 from genssl.training.supply.open import _check_same_model
 
@@ -34,7 +34,7 @@ QUICK = ["train.epochs=1", "schedule.warmup_epochs=0", "backbone.width=4", "trai
 
 
 def quietly(recipe: Recipe, out: Path) -> dict:
-    with (out.parent / f"{out.name}.txt").open("w") as text, Progress(Console(file=text)) as progress:
+    with (out.parent / f"{out.name}.txt").open("w") as text, RunProgress(Console(file=text)) as progress:
         return run(recipe, out, progress)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from genssl.base.lock import claim
 from genssl.errors import UserError
-from genssl.training.progress import Progress
+from genssl.training.progress import RunProgress
 from genssl.training.run import run
 from genssl.training.run_directory import hold, holds_run
 
@@ -28,7 +28,7 @@ def no_pictures(monkeypatch):
 
 
 def start(recipe, out: Path, **more: bool) -> dict:
-    with Progress(Console(quiet=True)) as progress:
+    with RunProgress(Console(quiet=True)) as progress:
         return run(recipe, out, progress, **more)
 
 

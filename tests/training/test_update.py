@@ -14,7 +14,7 @@ from genssl.evaluators.splits import load_splits
 from genssl.methods.base import StepOutput, Views
 from genssl.registry import BACKBONES, METHODS
 from genssl.training.optim import build_optimizer, lr_factor
-from genssl.training.progress import Progress
+from genssl.training.progress import RunProgress
 from genssl.training.run import run
 from genssl.training.supply.planning import view_plan
 from genssl.training.update import Update, chunks
@@ -29,7 +29,7 @@ def test_by_default_a_run_is_the_plain_loop_to_the_bit(quick_recipe, tmp_path, m
     monkeypatch.setattr("genssl.training.run.draw_run_samples", lambda path, *rest: path.touch())
     monkeypatch.setattr("genssl.training.run.write_report", lambda *rest: None)
     recipe = quick_recipe("variants.source=none", "evaluate=[]", "monitor.knn_every_epochs=1", "train.batch_size=287")
-    with (tmp_path / "text").open("w") as text, Progress(Console(file=text)) as progress:
+    with (tmp_path / "text").open("w") as text, RunProgress(Console(file=text)) as progress:
         run(recipe, tmp_path / "out", progress)
     trained = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["method"]
     expected = plain_loop(recipe)
@@ -159,7 +159,7 @@ def test_a_compiled_backbone_trains_alike(quick_recipe, tmp_path, monkeypatch):
             "backbone.width=8",
             f"train.compile={compiled}",
         )
-        with (tmp_path / "text").open("w") as text, Progress(Console(file=text)) as progress:
+        with (tmp_path / "text").open("w") as text, RunProgress(Console(file=text)) as progress:
             run(recipe, tmp_path / compiled, progress)
         losses.append(torch.load(tmp_path / compiled / "checkpoint.pt", weights_only=True)["method"])
     assert losses[0].keys() == losses[1].keys()
