@@ -26,7 +26,7 @@ class Estimate(Section):
     n: int
 
 
-class Cost(Section):
+class RunCost(Section):
     """What one run cost, or the mean over an arm's runs.
 
     A row that reads stored variants is charged with making those that it may draw (indices 0..K-1 of every image), as
@@ -69,7 +69,7 @@ class RunSummary(Section):
     epochs: int
     steps: int
     metrics: dict[str, float]
-    cost: Cost
+    cost: RunCost
     ledger: dict[str, float]
     seconds: float = Field(description="of the whole run, start-up and evaluation included")
 
@@ -107,7 +107,7 @@ class ArmSummary(Section):
     runs: list[RunSummary]
     metrics: dict[str, Estimate]
     differences: dict[str, dict[str, Estimate]] = Field(default_factory=dict)
-    cost: Cost
+    cost: RunCost
     paper: PaperCell | None = None
 
 

@@ -75,7 +75,7 @@ class StudyStores:
                 "train": recipe.train.model_copy(update={"threads": "auto"}),
             }
         )
-        report = _Report(self._note)
+        report = _FillingReport(self._note)
         try:
             done = pregenerate(alone, folder, variants=self._wanted[name], report=report)
             cost[FILLED_TO], cost["total"] = self._wanted[name], done.total
@@ -135,7 +135,7 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
-class _Report:
+class _FillingReport:
     """Keeps what was done, and says now and then how far it is."""
 
     def __init__(self, note: Callable[[str], None]) -> None:

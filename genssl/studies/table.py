@@ -8,7 +8,7 @@ from pathlib import Path
 
 from genssl.base.files import write_atomically
 from genssl.evaluators.units import unit_of
-from genssl.studies.model import ArmSummary, Cost, Estimate, Summary
+from genssl.studies.model import ArmSummary, RunCost, Estimate, Summary
 
 MINUS = "\N{MINUS SIGN}"
 ONE_SEED = "no interval (one seed)"
@@ -86,7 +86,7 @@ def references(summary: Summary, arms: Iterable[ArmSummary]) -> list[str]:
 def write_summary_csv(path: Path, summary: Summary) -> None:
     """Writes one row per arm and metric: mean, interval, paired differences, and the arm's mean costs."""
     compared = references(summary, summary.arms)
-    costs = list(Cost.model_fields)
+    costs = list(RunCost.model_fields)
     header = ["arm", "label", "equal", "matched", "metric", "mean", "low", "high", "n"]
     for name in compared:
         header += [f"minus_{name}", f"minus_{name}_low", f"minus_{name}_high", f"minus_{name}_n"]
@@ -105,7 +105,7 @@ def write_runs_csv(path: Path, summary: Summary) -> None:
     runs = [(arm, run) for arm in summary.arms for run in arm.runs]
     metrics = list(dict.fromkeys(name for _, run in runs for name in run.metrics))
     ledger = list(dict.fromkeys(name for _, run in runs for name in run.ledger))
-    costs = list(Cost.model_fields)
+    costs = list(RunCost.model_fields)
     header = ["arm", "label", "seed", "directory", "epochs", "steps", "seconds", *metrics, *costs]
     rows: list[list[object]] = [
         [

@@ -23,7 +23,7 @@ SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Asked:
+class RequestedRun:
     """A run that a study asks for.
 
     Attributes:
@@ -75,21 +75,21 @@ def _deciding(recipe: Recipe, stores: StudyStores) -> dict[str, Any]:
     return found
 
 
-def require_same_study(out: Path, asked: Iterable[Asked], stores: StudyStores) -> None:
+def require_same_study(out: Path, requested: Iterable[RequestedRun], stores: StudyStores) -> None:
     """Raises UserError if runs are finished and none of them is what the study asks for.
 
     Of arms that have changed the runs are set aside and made anew. If every one has, then the folder is another
     study's, or a setting was mistyped, and nothing is touched.
     """
     found = [
-        (folder, differing(folder, one.recipe, stores, one.unknown))
-        for one in asked
-        if is_finished(folder := run_folder(out, one.arm, one.seed))
+        (folder, differing(folder, run.recipe, stores, run.unknown))
+        for run in requested
+        if is_finished(folder := run_folder(out, run.arm, run.seed))
     ]
     if found and all(why for _, why in found):
         folder, why = found[0]
         raise UserError(
-            f"{folder}: holds a finished run of other settings than the study now gives it: {_said(why)}"
+            f"{folder}: holds a finished run of other settings than the study now gives it: {_first_of(why)}"
             f"{'; so does every other there' if len(found) > 1 else ''}. Give another --out, or remove what is finished"
         )
 
@@ -102,7 +102,7 @@ def set_aside(out: Path, arm: str, seed: int, why: list[str]) -> str:
         number += 1
         kept = kept.with_name(f"seed-{seed}-{number}")
     kept.parent.mkdir(parents=True, exist_ok=True)
-    line = f"{arm}, seed {seed}: is run anew; the finished run had other settings: {_said(why)}"
+    line = f"{arm}, seed {seed}: is run anew; the finished run had other settings: {_first_of(why)}"
     write_json(out / f"{REPLACED}.json", [*replaced(out), f"{line}; it is kept in {kept.relative_to(out)}"])
     folder.rename(kept)
     return f"{line}; it is kept in {kept}"
@@ -115,7 +115,7 @@ def replaced(out: Path) -> list[str]:
     return found
 
 
-def _said(why: list[str]) -> str:
+def _first_of(why: list[str]) -> str:
     return ", ".join(why[:SHOWN]) + (f" and {len(why) - SHOWN} more" if len(why) > SHOWN else "")
 
 

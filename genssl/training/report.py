@@ -1,57 +1,47 @@
-"""report.html: one self-contained page about a run, beside its baseline where there is one."""
+"""report.html: one self-contained page about a run, beside the finished run without variants where there is one."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from genssl.base.files import write_atomically
 from genssl.base.wording import counted
+from genssl.config.comparable import baseline_of
+from genssl.config.load import load
 from genssl.config.recipe import Recipe
+from genssl.errors import UserError
 from genssl.evaluators.units import difference_shown, is_detail, shown, unit_of
-from genssl.training.baseline import Baseline, find_baseline
+from genssl.training.pages import DARK, LIGHT, Theme, embed, ledger_words, new_figure, png_of, write_page
 
-LEDGER_WORDS = {
-    "variants_generated": "views made of a variant that was generated for them",
-    "variants_computed": "variants that the generator made for this run, used or not",
-    "variants_from_store": "variants taken from a store",
-    "variants_reused": "variants used again because the planned one was late",
-    "fallbacks_to_real": "views that fell back to the real image",
-    "distinct_variants": "distinct variants",
-    "fresh_fraction": "planned variants that arrived as planned",
-    "reuse_mean": "how often a variant that was used again stood in for others, on average",
-    "reuse_max": "how often one did at most",
-    "variants_dropped": "planned variants whose step passed before they were asked for",
-    "variants_redrawn": "draws that the drift guard added",
-    "variants_refreshed": "variants generated ahead of the plan",
-    "stall_seconds": "seconds the training waited for variants",
-    "generator_seconds": "seconds of the generator's device",
-    "trainer_seconds": "seconds of training, waiting left out",
-    "bytes_received": "bytes of variants received",
-    "calls": "calls to the generator",
-    "retries": "calls repeated because the server was away or overloaded",
-    "prefetch_depth": "steps ahead that variants were asked for, at the end",
-    "fetch_seconds_p50": "seconds a request for variants took, median of the latest",
-    "fetch_seconds_p95": "seconds within which 95 % of them were answered",
-}
-# Ink, lines, this run and its baseline, on a light and on a dark page; the page's own colours.
-THEMES = {
-    "light": ("#1d2430", "#dde3ea", "#2563a8", "#b4500f"),
-    "dark": ("#e6eaf0", "#39434f", "#7db4ec", "#f2a071"),
-}
+MOST_LOOKED_AT = 1000  # directories, so that a folder of many runs does not hold up a report
 
 
 @dataclass(frozen=True)
-class Row:
+class BaselineRun:
+    """A run without variants that differs from another one in nothing else.
+
+    Attributes:
+        folder: its directory.
+        name: of that directory as the other run's reader knows it, such as "../none".
+        results: of its results.json.
+        epochs: the rows of its metrics.jsonl.
+    """
+
+    folder: Path
+    name: str
+    results: dict[str, Any]
+    epochs: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class MetricRow:
     """A metric as the page shows it.
 
     Attributes:
@@ -73,21 +63,20 @@ class Row:
 
 def write_report(out: Path, recipe: Recipe, results: dict[str, Any]) -> None:
     """Writes report.html from the run's results, metrics.jsonl and samples.png, and from its baseline's."""
-    epochs = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    epochs = _read_lines(out / "metrics.jsonl")
     baseline = find_baseline(out, recipe, results)
-    environment = Environment(
-        loader=PackageLoader("genssl.training"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     has_variants = results["provenance"]["variants"]["source"] != "none"
     counts = [
-        (_words(name), _number(name, value), value)
+        (ledger_words(name), _number(name, value), value)
         for name, value in results["ledger"].items()
         if has_variants or name != "prefetch_depth"  # which is never 0, and nothing is asked for
     ]
-    page = environment.get_template("report.html.j2").render(
+    dataset = results["provenance"].get("dataset", {})
+    images = f", {counted(dataset['images'], 'training image')}" if "images" in dataset else ""
+    write_page(
+        out / "report.html",
+        "genssl.training",
+        {},
         results=results,
         seed=recipe.seed,
         rows=_rows(results["metrics"], baseline.results["metrics"] if baseline else {}),
@@ -96,20 +85,69 @@ def write_report(out: Path, recipe: Recipe, results: dict[str, Any]) -> None:
         ledger=[(words, text) for words, text, value in counts if value],
         nothing=[words for words, _, value in counts if not value],
         has_variants=has_variants,
-        samples=_embed((out / "samples.png").read_bytes()),
-        curves={theme: _embed(_loss_curve(epochs, baseline, theme)) for theme in THEMES},
+        samples=embed((out / "samples.png").read_bytes()),
+        light=embed(png_of(draw_loss(epochs, baseline, LIGHT))),
+        dark=embed(png_of(draw_loss(epochs, baseline, DARK))),
         length=counted(len(epochs), "epoch"),
-        images=_images(results["provenance"].get("dataset", {})),
+        images=dataset.get("name", "") + images,
         last=epochs[-1],
         provenance=json.dumps(results["provenance"], indent=2),
         recipe=json.dumps(recipe.model_dump(mode="json"), indent=2),
     )
-    write_atomically(out / "report.html", lambda partial: partial.write_text(page, encoding="utf-8"))
 
 
-def _rows(metrics: dict[str, float], theirs: dict[str, float]) -> list[Row]:
+# ---- The baseline ----
+def find_baseline(out: Path, recipe: Recipe, results: dict[str, Any]) -> BaselineRun | None:
+    """Returns the baseline of a run, the latest if there are several; None if there is none, or it is one itself.
+
+    Args:
+        out: the directory of the run; looked at are those beside it, and in a study the runs of other arms at its seed.
+        recipe: of the run.
+        results: of the run; a baseline has the same data.
+    """
+    if not recipe.uses_variants():
+        return None
+    wanted, out = baseline_of(recipe), out.resolve()
+    found = [run for folder in _finished_beside(out) if (run := _read_baseline(folder, out, wanted, results))]
+    return max(found, key=lambda run: (run.folder / "results.json").stat().st_mtime_ns, default=None)
+
+
+def _finished_beside(out: Path) -> Iterator[Path]:
+    runs = out.parent.parent
+    in_study = runs.name == "runs" and (runs.parent / "study.yaml").is_file()
+    folders = (arm / out.name for arm in runs.iterdir()) if in_study else out.parent.iterdir()
+    for folder in islice(folders, MOST_LOOKED_AT):
+        if folder != out and (folder / "results.json").is_file():
+            yield folder
+
+
+def _read_baseline(folder: Path, out: Path, wanted: dict[str, Any], ours: dict[str, Any]) -> BaselineRun | None:
+    """Returns the run in a directory if it is the baseline that is wanted; None, too, if it cannot be read."""
+    try:
+        results = json.loads((folder / "results.json").read_text())
+        provenance = results["provenance"]
+        # Cheaper to know than the recipe, which has to be validated.
+        if provenance["variants"]["source"] != "none":
+            return None
+        if provenance["dataset"]["digest"] != ours["provenance"]["dataset"]["digest"]:
+            return None
+        recipe = load(Recipe, folder / "recipe.yaml")
+        if recipe.uses_variants() or baseline_of(recipe) != wanted:
+            return None
+        name = f"../{folder.name}" if folder.parent == out.parent else f"../../{folder.parent.name}/{folder.name}"
+        return BaselineRun(folder, name, results, _read_lines(folder / "metrics.jsonl"))
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return None
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ---- Numbers in words ----
+def _rows(metrics: dict[str, float], theirs: dict[str, float]) -> list[MetricRow]:
     return [
-        Row(
+        MetricRow(
             name,
             shown(name, value),
             _spread(name, metrics),
@@ -123,25 +161,14 @@ def _rows(metrics: dict[str, float], theirs: dict[str, float]) -> list[Row]:
 
 
 def _spread(name: str, metrics: dict[str, float]) -> str:
-    """Returns what belongs to a metric: "66.63 to 73.66 %, std 2.73 %"."""
-    said = []
+    """Returns the interval and the deviation of a metric: "66.63 to 73.66 %, std 2.73 %"."""
+    parts = []
     low, high, std = (metrics.get(f"{name}_{end}") for end in ("low", "high", "std"))
     if low is not None and high is not None:
-        said.append(f"{unit_of(name).number(low)} to {shown(name, high)}")
+        parts.append(f"{unit_of(name).number(low)} to {shown(name, high)}")
     if std is not None:
-        said.append(f"std {shown(name, std)}")
-    return ", ".join(said)
-
-
-def _images(dataset: dict[str, Any]) -> str:
-    name = str(dataset.get("name", ""))
-    return f"{name}, {counted(dataset['images'], 'training image')}" if "images" in dataset else name
-
-
-def _words(name: str) -> str:
-    if name not in LEDGER_WORDS and name.startswith("retries_"):
-        return f"of these, because the server was {name.removeprefix('retries_')}"
-    return LEDGER_WORDS[name]
+        parts.append(f"std {shown(name, std)}")
+    return ", ".join(parts)
 
 
 def _number(name: str, value: float | int) -> str:
@@ -166,21 +193,14 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _embed(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def _loss_curve(epochs: list[dict[str, Any]], baseline: Baseline | None, theme: str) -> bytes:
-    ink, line, *colours = THEMES[theme]
-    figure = Figure(figsize=(4.8, 2.4), dpi=220, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.patch.set_alpha(0)
-    axis = figure.add_subplot(facecolor="none")
+def draw_loss(epochs: list[dict[str, Any]], baseline: BaselineRun | None, theme: Theme) -> Figure:
+    """Returns the curve of the loss, and that of the baseline."""
+    figure, axes = new_figure(theme, 4.8, 2.4, font_size=10)
     curves = [("this run", epochs, "-", "o")]
     if baseline is not None:
         curves.append(("without variants", baseline.epochs, "--", "s"))
-    for (label, rows, style, marker), colour in zip(curves, colours, strict=False):
-        axis.plot(
+    for (label, rows, style, marker), colour in zip(curves, theme.colours, strict=False):
+        axes.plot(
             [row["epoch"] for row in rows],
             [row["loss"] for row in rows],
             linestyle=style,
@@ -189,15 +209,9 @@ def _loss_curve(epochs: list[dict[str, Any]], baseline: Baseline | None, theme: 
             markersize=4,
             label=label,
         )
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axis.set_xlabel("epoch", color=ink)
-    axis.set_ylabel("loss (last step)", color=ink)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(ink)
-    axis.tick_params(colors=ink)
-    axis.grid(color=line, linewidth=0.7)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlabel("epoch", color=theme.ink)
+    axes.set_ylabel("loss (last step)", color=theme.ink)
     if baseline is not None:
-        axis.legend(frameon=False, labelcolor=ink)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+        axes.legend(frameon=False, labelcolor=theme.ink)
+    return figure

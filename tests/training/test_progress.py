@@ -43,8 +43,7 @@ def test_a_long_run_fits_into_80_columns_and_evaluation_has_a_bar_of_its_own(qui
     recipe = quick_recipe("train.epochs=1000", "evaluate=[knn, linear_probe, semantic_consistency]")
     console, text = shown(terminal=True)
     with RunProgress(console) as progress:
-        progress.start(recipe, steps_per_epoch=10_000)
-        progress._steps = 9_999_998
+        progress.start(recipe, steps_per_epoch=10_000, done=9_999_998)
         progress.step(999, 12.345, images=10**9, seconds=10_000, ledger=ledger_of(recipe))
         progress._bar.refresh()
         training = screens(text.getvalue())[-1]
