@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from genssl.studies.model import Estimate
-from genssl.training.pages import Theme, new_figure
+from genssl.training.report import Theme, new_figure
 
 WIDTH, LINE = 3.8, 0.185  # inches: a figure, so that its text is as large as the page's on a phone; a line of text
 SMALL = 9.0  # points

@@ -15,7 +15,7 @@ from genssl.studies.canvas import LINE, SMALL, Drawing, Key, colour, figure_with
 from genssl.studies.model import ArmSummary, Summary
 from genssl.studies.scatter import scatter
 from genssl.studies.table import bytes_text, count_text, references, seconds_text
-from genssl.training.pages import Theme
+from genssl.training.report import Theme
 
 Amount = Callable[[ArmSummary], float]
 BAR, STEP = 0.14, 0.16  # inches: a bar, an interval

@@ -21,7 +21,7 @@ from genssl.studies.canvas import Drawing
 from genssl.studies.figures import drawings
 from genssl.studies.model import ArmSummary, Control, RunCost, Summary
 from genssl.studies.verdict import apart
-from genssl.training.pages import DARK, LIGHT, embed, ledger_words, png_of, write_page
+from genssl.training.report import DARK, LIGHT, embed, ledger_words, png_of, write_page
 
 COST_WORDS = {
     "generator_calls": "variants that the generator made",

@@ -17,7 +17,7 @@ from genssl.evaluators.units import is_accuracy, scale
 from genssl.studies.canvas import SMALL, Drawing, Key, colour, figure_with_key, halo, marker
 from genssl.studies.model import ArmSummary, Estimate, Summary
 from genssl.studies.table import seconds_text, value_text
-from genssl.training.pages import Theme
+from genssl.training.report import Theme
 
 
 def scatter(

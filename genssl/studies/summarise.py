@@ -11,7 +11,7 @@ from typing import Any
 from genssl.config.recipe import Recipe
 from genssl.config.study import LoadedArm, LoadedStudy
 from genssl.evaluators.units import is_detail
-from genssl.studies.model import ArmSummary, Control, RunCost, Estimate, RunSummary, Summary
+from genssl.studies.model import ArmSummary, Control, Estimate, RunCost, RunSummary, Summary
 from genssl.studies.paper import paper_cell, paper_says
 from genssl.studies.runs import estimate, paired_difference
 from genssl.studies.stores import StoreShare, StudyStores

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from genssl.base.files import write_atomically
 from genssl.evaluators.units import unit_of
-from genssl.studies.model import ArmSummary, RunCost, Estimate, Summary
+from genssl.studies.model import ArmSummary, Estimate, RunCost, Summary
 
 MINUS = "\N{MINUS SIGN}"
 ONE_SEED = "no interval (one seed)"

@@ -1,13 +1,15 @@
 """Checkpoints: everything that a run needs to go on where it was, to the bit.
 
 What a checkpoint does not hold, because it follows from the recipe and the position alone: the learning rate, the view
-plan with its variants and their seeds, and every random stream (`runtime.stream` names each by run seed, epoch and
+plan with its variants and their seeds, and every random stream (`devices.stream` names each by run seed, epoch and
 step; torch's default generators, which dropout draws from, are seeded anew in every step).
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from genssl.base.ranks import Ranks
 from genssl.base.saved_state import DamagedError, read_state, write_state
+from genssl.config.recipe import Recipe
+from genssl.data.base import ImageDataset
+from genssl.data.load import dataset_digest
 from genssl.errors import UserError
 from genssl.variants.ledger import Ledger
 
@@ -33,7 +39,7 @@ class Position:
         step: optimiser steps done, over all epochs.
         seconds: that the training loop has taken, before this process included.
         best: the best online kNN so far, or None.
-        resumed: one entry for every time that the run was resumed; see `resume.entry`.
+        resumed: what results.json says of every time that the run was resumed; see `resumption`.
     """
 
     step: int = 0
@@ -42,7 +48,7 @@ class Position:
     resumed: list[dict[str, Any]] = field(default_factory=list)
 
 
-class Checkpoints:
+class RunCheckpoints:
     """The checkpoints of a run directory: the newest, the ones before it that are to be kept, and the best.
 
     Args:
@@ -69,15 +75,7 @@ class Checkpoints:
     ) -> None:
         """Writes the state after `position.step` steps; `torch.load(weights_only=True)` reads it.
 
-        Args:
-            position: how far the run is.
-            epoch: whole epochs done.
-            method: with its moving averages and queues.
-            optimizer: with its moments.
-            scaler: of fp16, if there is one.
-            ledger: with the usage of every variant.
-            is_best: the state is the best so far; a copy of it stays.
-            due: otherwise only that copy is written.
+        Of the best state so far a copy stays; if no checkpoint is `due`, only that copy is written.
         """
         counts = ledger.state()
         usage = counts.pop("usage")
@@ -175,7 +173,7 @@ def restore(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None,
 ) -> Position:
-    """Puts a state back into what `Checkpoints.save` was given, the ledger left out; returns the position.
+    """Puts a state back into what `RunCheckpoints.save` was given, the ledger left out; returns the position.
 
     Raises:
         UserError: if it is the state of another model.
@@ -204,6 +202,60 @@ def restore_ledger(state: dict[str, Any], ledger: Ledger) -> None:
     ledger.restore(state["ledger"] | {"usage": usage})
 
 
+# ---- What a run that goes on must have in common with the one before ----
+def identity(recipe: bytes, dataset: ImageDataset) -> dict[str, str]:
+    """Returns what a checkpoint and the run that goes on from it must agree on, the generator left out.
+
+    The recipe is as it was written when the run was begun, so that settings which have come up since change nothing.
+    """
+    digest = hashlib.blake2b(recipe, digest_size=16).hexdigest()
+    return {"recipe": digest, "dataset": dataset_digest(dataset)}
+
+
+def require_same_step(ranks: Ranks, folder: Path, step: int) -> None:
+    """Raises UserError on every rank if their checkpoints are of different steps: machines without a shared folder.
+
+    `step` is of the checkpoint that this rank goes on from; 0 if it found none.
+    """
+    found = ranks.gather((step, socket.gethostname()))
+    first, here = found[0]
+    for other, there in found:
+        if other != first:
+            raise UserError(
+                f"--resume {folder}: rank 0 on {here} goes on from step {first}, but a rank on {there} "
+                f"{f'from step {other}' if other else 'found no checkpoint'}; put the run directory where every "
+                f"machine sees it, or copy it from {here} to the same path on the others"
+            )
+
+
+def resumption(recipe: Recipe, device: torch.device, step: int) -> dict[str, Any]:
+    """Returns what results.json says of one resumption: at which step, and whether it is exact."""
+    reason = _why_inexact(recipe, device)
+    if reason is None:
+        return {"step": step, "exact": True}
+    return {"step": step, "exact": False, "because": reason}
+
+
+def _why_inexact(recipe: Recipe, device: torch.device) -> str | None:
+    """Returns why a resumed run may end with other weights than an uninterrupted one; None if it may not."""
+    variants = recipe.variants
+    makes = recipe.uses_variants() and (variants.source != "stored" or variants.missing == "generate")
+    if makes and variants.source == "online" and variants.late != "block" and variants.replay is None:
+        return f"variants.late is {variants.late}: which variants come late depends on time" + (
+            ", and the pool of those received begins empty" if variants.late == "reuse" else ""
+        )
+    if makes and variants.source == "online" and variants.server != "embedded":
+        return "the server of variants.server may batch them differently, which can change a pixel by one grey level"
+    if makes and variants.batching != "deterministic":
+        return "variants.batching is dynamic: in another batch a pixel of a variant can differ by one grey level"
+    if device.type != "cpu":
+        return f"on {device.type} kernels do not add in the same order each time"
+    if recipe.train.threads == "auto":
+        return "train.threads is auto: sums depend on how many threads share them"
+    return None
+
+
+# ---- Files ----
 def _as_tensors(usage: Any) -> Any:
     if isinstance(usage, dict):
         return {name: torch.tensor(value) if isinstance(value, np.ndarray) else value for name, value in usage.items()}
@@ -225,5 +277,5 @@ def _write(path: Path, state: dict[str, Any]) -> None:
 def _read(path: Path) -> dict[str, Any]:
     state = read_state(path)
     if not isinstance(state, dict) or state.get("format") not in (FORMAT, *OLDER_FORMATS):
-        raise DamagedError("it is no checkpoint of this version of genssl")
+        raise DamagedError("it is not a checkpoint of this version of genssl")
     return state

@@ -15,7 +15,6 @@ from typing import Any, Protocol, TextIO
 from genssl.base.files import write_atomically
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
-from genssl.training.resume import cut_back
 
 Row = dict[str, Any]
 
@@ -77,6 +76,22 @@ class MetricsLog:
         write_atomically(self._csv, lambda partial: partial.write_text(as_csv(self.rows)))
         for logger in self._loggers:
             logger.log({name: value for name, value in row.items() if name != "step"}, row["step"])
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Removes from a log of JSON lines what was written after `step` optimiser steps; half a line goes as well."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if row["step"] > step:
+            break
+        kept.append(line + "\n")
+    write_atomically(path, lambda partial: partial.write_text("".join(kept)))
 
 
 def as_csv(rows: list[Row]) -> str:

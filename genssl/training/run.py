@@ -22,23 +22,39 @@ from genssl.evaluators.run import divided, evaluate
 from genssl.evaluators.splits import load_splits
 from genssl.generators.conditioner import save_encoder
 from genssl.registry import BACKBONES, METHODS
-from genssl.training.checkpoint import LATEST, Checkpoints, Position, restore, restore_ledger
+from genssl.training.checkpoint import (
+    LATEST,
+    Position,
+    RunCheckpoints,
+    identity,
+    require_same_step,
+    restore,
+    restore_ledger,
+    resumption,
+)
 from genssl.training.loader import SourceLoader
 from genssl.training.loggers import MetricsLog, check_loggers, open_loggers
 from genssl.training.monitors import KNN, Monitor, warning_of
-from genssl.training.optim import build_optimizer, lr_factor, peak_lr
 from genssl.training.progress import RunProgress
 from genssl.training.provenance import provenance
 from genssl.training.report import write_report
-from genssl.training.resume import as_begun, changed_length, entry, identity, recipe_of, require_same_step
-from genssl.training.run_directory import hold, is_finished, read_results, recipe_begun, refuse_used
+from genssl.training.run_directory import (
+    as_begun,
+    changed_length,
+    hold,
+    is_finished,
+    read_results,
+    recipe_begun,
+    recipe_of,
+    refuse_used,
+)
 from genssl.training.samples import draw_run_samples
 from genssl.training.stopping import Stopped, StopSignals
 from genssl.training.supply.deliveries import announced, enter, follow_log, how_online, take
 from genssl.training.supply.open import open_source, open_stored_first, require_stored
 from genssl.training.supply.planning import build_refresher, prefetch_depth, view_plan
 from genssl.training.supply.server import server_threads, start_shared_server
-from genssl.training.update import Update
+from genssl.training.update import Update, build_optimizer, lr_factor, peak_lr
 from genssl.variants.ledger import Ledger
 from genssl.variants.planned_usage import PlannedUsage
 from genssl.variants.replay import Replay
@@ -98,7 +114,9 @@ def run(recipe: Recipe, out: Path, progress: RunProgress, *, resume: bool = Fals
 
         # ---- Run directory, and the checkpoint to go on from ----
         directory = stack.enter_context(hold(out, resume=resume)) if ranks.first else None
-        checkpoints = Checkpoints(out, recipe.train.keep_checkpoints, identity(recipe_begun(out, begun), splits.train))
+        checkpoints = RunCheckpoints(
+            out, recipe.train.keep_checkpoints, identity(recipe_begun(out, begun), splits.train)
+        )
         state, notes = checkpoints.latest() if resume else (None, [])
         length = changed_length(recipe, out, state["step"] / plan.steps_per_epoch) if state is not None else {}
         require_same_step(ranks, out, 0 if state is None else state["step"])
@@ -134,7 +152,7 @@ def run(recipe: Recipe, out: Path, progress: RunProgress, *, resume: bool = Fals
         if state is not None:
             position = restore(state, out / LATEST, **saved)
             restore_ledger(state, ledger)
-            position.resumed.append(entry(recipe, device, position.step) | length)
+            position.resumed.append(resumption(recipe, device, position.step) | length)
             progress.note(f"resumed after step {position.step} of {total_steps}")
         save = partial(checkpoints.save, position, ledger=ledger, **saved)
 

@@ -1,16 +1,21 @@
-"""The directory of a run: who has it, whether it holds a run, and that a run which never began leaves it as it was."""
+"""The directory of a run: who has it, whether it holds a run, and what of a run that goes on may change.
+
+A run that never began leaves its directory as it was. Imports no torch, since commands that only look need none.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from genssl.base.files import write_atomically
-from genssl.base.lock import provisional
+from genssl.base.lock import is_claimed, provisional
+from genssl.config.comparable import differences
 from genssl.config.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
@@ -18,6 +23,7 @@ from genssl.errors import UserError
 
 RECIPE, AS_BEGUN = "recipe.yaml", "recipe-begun.yaml"  # the latter only if the run was lengthened since
 RESULTS, REPORT, SAMPLES, ENCODER = "results.json", "report.html", "samples.png", "encoder.safetensors"
+SHOWN = 5  # settings that an error names
 # What a run may write before its first step is done.
 EARLY = (RECIPE, "server*.log", "metrics.jsonl", "metrics.csv", "assignments.jsonl", "tensorboard", "wandb", ".*.part")
 
@@ -114,3 +120,151 @@ def read_results(out: Path) -> dict[str, Any]:
     """Returns the content of a finished run's results.json."""
     results: dict[str, Any] = json.loads((out / RESULTS).read_text())
     return results
+
+
+# ---- Going on with a run ----
+def recipe_of(folder: Path, settings: Sequence[str] = ()) -> Recipe:
+    """Returns the recipe of a run directory, with `key.path=value` settings upon it.
+
+    Raises:
+        UserError: if it is not a run directory.
+    """
+    if not (folder / RECIPE).exists():
+        raise UserError(
+            f"--resume {folder}: holds no run (no recipe.yaml); give the directory of a run, or the recipe as well to "
+            "begin one there"
+        )
+    return load(Recipe, folder / RECIPE, settings)
+
+
+def as_begun(recipe: Recipe, folder: Path) -> Recipe:
+    """Returns the recipe that a run directory was begun with, which differs from `recipe` in train.epochs at most.
+
+    Raises:
+        UserError: naming what else differs.
+    """
+    if not holds_run(folder) or not (folder / RECIPE).exists():
+        return recipe
+    # As written: a number of the same value may have come as 1 or as 1.0.
+    there = of_length(recipe_of(folder), recipe.train.epochs)
+    if to_yaml(there) != to_yaml(recipe):
+        differing = differences(there.model_dump(mode="json"), recipe.model_dump(mode="json"))
+        more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+        raise UserError(
+            f"--resume {folder}: was begun with another recipe: {', '.join(differing[:SHOWN])}{more}. Of a run that "
+            "goes on only train.epochs can be changed. Leave the recipe and other settings out "
+            f"(genssl run --resume {folder}), or start another run (genssl run {folder / RECIPE} KEY=VALUE --out DIR)"
+        )
+    return load(Recipe, folder / AS_BEGUN) if (folder / AS_BEGUN).exists() else recipe_of(folder)
+
+
+def of_length(recipe: Recipe, epochs: int) -> Recipe:
+    """Returns a recipe with another number of epochs."""
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": epochs})})
+
+
+def changed_length(recipe: Recipe, folder: Path, epochs_done: float) -> dict[str, int]:
+    """Returns what results.json says of it if a run goes on with another number of epochs.
+
+    Args:
+        recipe: of the run from now on.
+        folder: the run directory.
+        epochs_done: by its checkpoint.
+
+    Raises:
+        UserError: if what is done is not what it would be in a run that had this length from the beginning.
+    """
+    if not (folder / RECIPE).exists():  # another machine than the first one, which has it
+        return {}
+    epochs, before = recipe.train.epochs, recipe_of(folder).train.epochs
+    if epochs == before:
+        return {}
+    schedule, method = recipe.schedule, recipe.method
+    if epochs_done > epochs:
+        why = f"{epochs_done:g} are done"
+    elif schedule.name == "cosine" and epochs_done > schedule.warmup_epochs:
+        why = (
+            f"its schedule is a cosine over {before} epochs, and after {epochs_done:g} of them the "
+            f"learning rate has been another than in a run of {epochs} (only schedule.name: constant does not depend "
+            "on the length)"
+        )
+    elif getattr(method, "depends_on_length", True):  # a plug-in may say nothing of it
+        why = f"{method.name} does in each step what depends on the part of the training that is done"
+    elif recipe.variants.budget is not None:
+        why = "variants.budget is spread over all epochs"
+    else:
+        return {"epochs_before": before}
+    raise UserError(
+        f"--resume {folder}: train.epochs cannot be changed from {before} to {epochs}: {why}. Start a run of {epochs} "
+        f"epochs: genssl run {folder / RECIPE} train.epochs={epochs}"
+    )
+
+
+# ---- Runs that have not finished ----
+@dataclass(frozen=True)
+class UnfinishedRun:
+    """A run that is under way, or was interrupted.
+
+    Attributes:
+        folder: its directory.
+        name: of its recipe.
+        seed: of its recipe.
+        epochs_done: that its log has.
+        epochs: of its recipe.
+        running: whether a process has it now.
+        resumable: whether it has a checkpoint to go on from; otherwise it would begin again.
+    """
+
+    folder: Path
+    name: str
+    seed: int
+    epochs_done: int
+    epochs: int
+    running: bool
+    resumable: bool
+
+    @property
+    def state(self) -> str:
+        """Says what to do about it."""
+        if self.running:
+            return "running"
+        if self.resumable:
+            return f"interrupted; continue with: genssl run --resume {self.folder}"
+        return f"interrupted before its first checkpoint; begin again with: genssl run --resume {self.folder}"
+
+
+def unfinished_runs(folder: Path) -> list[UnfinishedRun]:
+    """Reads every run directly below a folder that has no results."""
+    found = []
+    for path in sorted(folder.glob("*/recipe.yaml")):
+        if (path.parent / "results.json").exists():
+            continue
+        try:
+            recipe = load(Recipe, path)
+        except UserError:  # of another version of genssl, or not a run
+            continue
+        found.append(
+            UnfinishedRun(
+                folder=path.parent,
+                name=recipe.name,
+                seed=recipe.seed,
+                epochs_done=_epochs_of(path.parent / "metrics.jsonl"),
+                epochs=recipe.train.epochs,
+                running=is_claimed(path.parent),
+                resumable=any(path.parent.glob("checkpoint*.pt")),
+            )
+        )
+    return found
+
+
+def _epochs_of(path: Path) -> int:
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["epoch"])
+        except (ValueError, KeyError, TypeError):  # the last line of a run that was killed may be half a line
+            continue
+    return 0

@@ -16,9 +16,9 @@ from PIL import Image
 from genssl.studies.model import (
     ArmSummary,
     Control,
-    RunCost,
     Estimate,
     PaperCell,
+    RunCost,
     RunSummary,
     StoreCost,
     Summary,

@@ -14,11 +14,11 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 from genssl.studies.figures import drawings
-from genssl.studies.model import RunCost, Estimate, Summary
+from genssl.studies.model import Estimate, RunCost, Summary
 from genssl.studies.report import write_report
 from genssl.studies.scatter import place_labels
 from genssl.studies.table import MINUS, bytes_text, difference_text, interval_text, seconds_text, verdict_of
-from genssl.training.pages import DARK, LIGHT, png_of
+from genssl.training.report import DARK, LIGHT, png_of
 
 TOP1 = "linear_probe/top1"
 

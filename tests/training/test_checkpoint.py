@@ -13,7 +13,7 @@ from torch import nn
 from genssl.encoders.foreign import read_checkpoint
 from genssl.errors import UserError
 from genssl.generator_training.loop import Checkpoints as StageCheckpoints
-from genssl.training.checkpoint import Checkpoints, Position, restore, restore_ledger
+from genssl.training.checkpoint import Position, RunCheckpoints, restore, restore_ledger
 from genssl.variants.ledger import Ledger
 from genssl.variants.replay import AssignmentLog
 
@@ -28,7 +28,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(self.method.parameters(), lr=0.1)
         self.ledger = Ledger()
         self.position = Position()
-        self.checkpoints = Checkpoints(folder, keep, dict(IDENTITY))
+        self.checkpoints = RunCheckpoints(folder, keep, dict(IDENTITY))
 
     def train_to(self, step: int, *, is_best: bool = False, due: bool = True) -> None:
         while self.position.step < step:

@@ -16,8 +16,7 @@ from genssl.config.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.training import report
-from genssl.training.pages import LIGHT
-from genssl.training.report import draw_loss, find_baseline, write_report
+from genssl.training.report import LIGHT, draw_loss, find_baseline, write_report
 from genssl.variants.ledger import Ledger
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "simclr_sd.yaml"

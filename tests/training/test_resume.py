@@ -24,9 +24,8 @@ from genssl.config.recipe import Recipe
 from genssl.errors import UserError
 from genssl.registry import METHODS
 from genssl.training.progress import RunProgress
-from genssl.training.resume import changed_length, of_length, recipe_of
 from genssl.training.run import run
-from genssl.training.run_states import unfinished_runs
+from genssl.training.run_directory import changed_length, of_length, recipe_of, unfinished_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "simclr_sd.yaml"

@@ -13,11 +13,10 @@ from genssl.errors import UserError
 from genssl.evaluators.splits import load_splits
 from genssl.methods.base import StepOutput, Views
 from genssl.registry import BACKBONES, METHODS
-from genssl.training.optim import build_optimizer, lr_factor
 from genssl.training.progress import RunProgress
 from genssl.training.run import run
 from genssl.training.supply.planning import view_plan
-from genssl.training.update import Update, chunks
+from genssl.training.update import Update, build_optimizer, chunks, lr_factor
 from genssl.views.augmentations import Augmentations
 from genssl.views.compose import compose_views
 

@@ -100,6 +100,6 @@ def _what_and_where(
         raise UserError(f"--resume {resume} goes on in that directory; leave --out {out} out")
     if recipe is not None:
         return load(Recipe, recipe, settings), resume
-    from genssl.training.resume import recipe_of
+    from genssl.training.run_directory import recipe_of
 
     return recipe_of(resume, settings), resume
