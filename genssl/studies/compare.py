@@ -50,19 +50,15 @@ class StudyWatcher(Protocol):
 
     def note(self, text: str) -> None:
         """Takes a line for the user."""
-        ...
 
     def running(self, arm: str, seed: int) -> AbstractContextManager[RunProgress]:
         """Hears that a run begins; returns what shows how far it is."""
-        ...
 
     def skipped(self, arm: str, seed: int, why: str) -> None:
         """Hears that a run cannot be."""
-        ...
 
     def finished(self, run: StudyRun, *, anew: bool) -> None:
         """Hears of a finished run; `anew` is false if it was there already."""
-        ...
 
 
 def compare(loaded: LoadedStudy, out: Path, watcher: StudyWatcher) -> Summary:

@@ -6,7 +6,6 @@ import io
 import re
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from operator import methodcaller
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +16,6 @@ from ruamel.yaml import YAML
 from genssl.base.files import write_atomically
 from genssl.evaluators.units import unit_of
 from genssl.studies import table
-from genssl.studies.canvas import Drawing
 from genssl.studies.figures import drawings
 from genssl.studies.model import ArmSummary, Control, RunCost, Summary
 from genssl.studies.verdict import apart
@@ -39,35 +37,8 @@ COST_WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class EmbeddedFigure:
-    """A figure as the page holds it: data URIs, and its size in pixels."""
-
-    drawing: Drawing
-    light: str
-    dark: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class SampleGrid:
-    """The grid of samples of an arm's first seed."""
-
-    arm: ArmSummary
-    seed: int
-    png: str
-    width: int
-    height: int
-
-
 def write_report(out: Path, summary: Summary) -> None:
-    """Writes report.html, summary.csv, runs.csv and figures/*.png.
-
-    Args:
-        out: the study's folder, below which the runs are; grids are taken from their samples.png.
-        summary: what the study found.
-    """
+    """Writes report.html, summary.csv, runs.csv and figures/*.png into the study's folder."""
     table.write_summary_csv(out / "summary.csv", summary)
     table.write_runs_csv(out / "runs.csv", summary)
     provenance = {name: fact for name, fact in summary.provenance.items() if name != "run_anew"}
@@ -122,17 +93,17 @@ def _dataset(summary: Summary) -> str:
 
 
 # ---- Pictures ----
-def _figures(folder: Path, summary: Summary) -> list[EmbeddedFigure]:
+def _figures(folder: Path, summary: Summary) -> list[dict[str, Any]]:
     folder.mkdir(parents=True, exist_ok=True)
     figures = []
     for drawing in drawings(summary):
         light, dark = (png_of(drawing.draw(theme)) for theme in (LIGHT, DARK))
         write_atomically(folder / f"{drawing.name}.png", methodcaller("write_bytes", light))
-        figures.append(EmbeddedFigure(drawing, embed(light), embed(dark), *_size(light)))
+        figures.append({"drawing": drawing, "light": embed(light), "dark": embed(dark), **_size(light)})
     return figures
 
 
-def _samples(out: Path, summary: Summary) -> list[SampleGrid]:
+def _samples(out: Path, summary: Summary) -> list[dict[str, Any]]:
     samples = []
     for arm in summary.arms:
         run = next(iter(arm.runs), None)
@@ -141,13 +112,13 @@ def _samples(out: Path, summary: Summary) -> list[SampleGrid]:
         path = out / run.directory / "samples.png"
         if path.is_file():
             png = path.read_bytes()
-            samples.append(SampleGrid(arm, run.seed, embed(png), *_size(png)))
+            samples.append({"arm": arm, "seed": run.seed, "png": embed(png), **_size(png)})
     return samples
 
 
-def _size(png: bytes) -> tuple[int, int]:
+def _size(png: bytes) -> dict[str, int]:
     width, height = struct.unpack(">II", png[16:24])  # of the header chunk, which comes first in every PNG
-    return width, height
+    return {"width": width, "height": height}
 
 
 # ---- Tables of what was counted ----

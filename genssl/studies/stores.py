@@ -35,10 +35,7 @@ class StoreShare:
 class StudyStores:
     """Fills stores below the study's folder, and remembers what that took.
 
-    Args:
-        out: the study's folder.
-        arms: all of them; a store gets as many variants of each image as the arm that wants most.
-        note: is given lines for the user.
+    A store gets as many variants of each image as the arm that wants most; `note` is given lines for the user.
     """
 
     def __init__(self, out: Path, arms: Iterable[LoadedArm], note: Callable[[str], None]) -> None:
@@ -98,11 +95,7 @@ class StudyStores:
         )
 
     def costs(self, recipes: Iterable[Recipe]) -> list[StoreCost]:
-        """Returns every filled store once, and what it took.
-
-        Args:
-            recipes: of the arms that read them.
-        """
+        """Returns every filled store of these recipes once, and what it took."""
         found: dict[str, StoreCost] = {}
         for recipe in recipes:
             name = _name(recipe)

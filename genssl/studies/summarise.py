@@ -22,24 +22,15 @@ SAME_CALLS = 0.1  # part by which numbers of generator calls that count as equal
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One finished run.
-
-    Attributes:
-        arm, seed: which.
-        directory: of the run, relative to the study's folder.
-        recipe: as it was run.
-        results: of results.json.
-        cost: with the arm's share of stored variants.
-        encoder: a digest of its trained weights.
-    """
+    """One finished run of a study: an arm at a seed."""
 
     arm: str
     seed: int
-    directory: Path
+    directory: Path  # relative to the study's folder
     recipe: Recipe
-    results: dict[str, Any]
-    cost: RunCost
-    encoder: str
+    results: dict[str, Any]  # of results.json
+    cost: RunCost  # with the arm's share of stored variants
+    encoder: str  # a digest of its trained weights
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -74,14 +65,7 @@ def summarise(
     stores: StudyStores,
     replaced: Sequence[str] = (),
 ) -> Summary:
-    """Returns the summary of a study whose runs are all finished.
-
-    Args:
-        loaded: the study.
-        finished: runs by arm and seed.
-        stores: what was generated ahead.
-        replaced: sentences about earlier runs of other settings.
-    """
+    """Returns the summary of a study from its finished runs by arm and seed; `replaced` says what was set aside."""
     study, seeds = loaded.study, loaded.seeds
     of_arms = {
         item.arm.name: [finished[item.arm.name, seed] for seed in seeds if (item.arm.name, seed) in finished]

@@ -24,13 +24,7 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class RequestedRun:
-    """A run that a study asks for.
-
-    Attributes:
-        arm, seed: which.
-        recipe: of it, its store filled in.
-        unknown: settings of `train` that follow from other runs.
-    """
+    """A run that a study asks for, its store filled in; `unknown` settings of `train` follow from other runs."""
 
     arm: str
     seed: int
@@ -49,13 +43,9 @@ def is_finished(folder: Path) -> bool:
 
 
 def differing(folder: Path, recipe: Recipe, stores: StudyStores, unknown: Iterable[str] = ()) -> list[str]:
-    """Returns in what a finished run differs from what the recipe would give; nothing: the run stands for it.
+    """Returns in what a finished run differs from what the recipe would give now; nothing: the run stands for it.
 
-    Args:
-        folder: of the finished run.
-        recipe: as the study would run it now.
-        stores: of the study, which may have moved since.
-        unknown: settings of `train` that are not known yet.
+    `unknown` settings of `train` are left out. The study, and with it its stores, may have moved since the run.
     """
     there = load(Recipe, folder / "recipe.yaml")
     before, now = _deciding(there, stores), _deciding(recipe, stores)
@@ -111,8 +101,7 @@ def set_aside(out: Path, arm: str, seed: int, why: list[str]) -> str:
 def replaced(out: Path) -> list[str]:
     """Returns, in sentences, which runs were set aside for others, and why."""
     path = out / f"{REPLACED}.json"
-    found: list[str] = json.loads(path.read_text()) if path.is_file() else []
-    return found
+    return json.loads(path.read_text()) if path.is_file() else []
 
 
 def _first_of(why: list[str]) -> str:

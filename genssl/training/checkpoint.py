@@ -54,7 +54,7 @@ class RunCheckpoints:
     Args:
         folder: the run directory.
         keep: how many, the newest included and the best not.
-        identity: what must be equal between the run that wrote a checkpoint and the one that reads it, by its name.
+        identity: what must be equal between the run that wrote a checkpoint and the one that reads it, by name.
     """
 
     def __init__(self, folder: Path, keep: int, identity: dict[str, str]) -> None:
@@ -78,7 +78,7 @@ class RunCheckpoints:
         Of the best state so far a copy stays; if no checkpoint is `due`, only that copy is written.
         """
         counts = ledger.state()
-        usage = counts.pop("usage")
+        usage = _as_tensors(counts.pop("usage"))
         state = {
             "format": FORMAT,
             "identity": self._identity,
@@ -91,7 +91,7 @@ class RunCheckpoints:
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "ledger": counts,
-            "usage": _as_tensors(usage),
+            "usage": usage,
         }
         if due:
             if self._newest is not None and self._keep > 1 and self._newest != position.step:

@@ -139,15 +139,7 @@ class RunProgress(Display):
         self.begin("preparing")
 
     def announce(self, recipe: Recipe, images: int, steps_per_epoch: int, device: str, out: Path) -> None:
-        """Says what begins: device, directory, images, steps.
-
-        Args:
-            recipe: of the run.
-            images: of the train split.
-            steps_per_epoch: of all ranks together.
-            device: in words.
-            out: the run directory.
-        """
+        """Says what begins: device in words, directory, images of the train split, steps of all ranks together."""
         train = recipe.train
         left_out = images - steps_per_epoch * train.batch_size
         sit_out = f", of which {left_out:,} sit out each epoch" if left_out else ""

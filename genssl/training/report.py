@@ -85,40 +85,12 @@ LEDGER_WORDS = {
 
 @dataclass(frozen=True)
 class BaselineRun:
-    """A run without variants that differs from another one in nothing else.
-
-    Attributes:
-        folder: its directory.
-        name: of that directory as the other run's reader knows it, such as "../none".
-        results: of its results.json.
-        epochs: the rows of its metrics.jsonl.
-    """
+    """A run without variants that differs from another one in nothing else."""
 
     folder: Path
-    name: str
+    name: str  # of the directory as the other run's reader knows it, such as "../none"
     results: dict[str, Any]
-    epochs: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class MetricRow:
-    """A metric as the page shows it.
-
-    Attributes:
-        metric: its name.
-        value: with its unit.
-        spread: its interval and standard deviation, if the evaluator gives them.
-        baseline: value of the baseline; empty if there is none.
-        difference: to that, with its unit.
-        lower_is_better: said where it is so.
-    """
-
-    metric: str
-    value: str
-    spread: str
-    baseline: str
-    difference: str
-    lower_is_better: bool
+    epochs: list[dict[str, Any]]  # rows of its metrics.jsonl
 
 
 def write_report(out: Path, recipe: Recipe, results: dict[str, Any]) -> None:
@@ -160,10 +132,7 @@ def write_report(out: Path, recipe: Recipe, results: dict[str, Any]) -> None:
 def find_baseline(out: Path, recipe: Recipe, results: dict[str, Any]) -> BaselineRun | None:
     """Returns the baseline of a run, the latest if there are several; None if there is none, or it is one itself.
 
-    Args:
-        out: the directory of the run; looked at are those beside it, and in a study the runs of other arms at its seed.
-        recipe: of the run.
-        results: of the run; a baseline has the same data.
+    Looked at are the directories beside it, and in a study the runs of other arms at its seed.
     """
     if not recipe.uses_variants():
         return None
@@ -205,19 +174,18 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 # ---- Numbers in words ----
-def _rows(metrics: dict[str, float], theirs: dict[str, float]) -> list[MetricRow]:
-    return [
-        MetricRow(
-            name,
-            shown(name, value),
-            _spread(name, metrics),
-            shown(name, theirs[name]) if name in theirs else "",
-            difference_shown(name, value - theirs[name]).removesuffix(f" in {name}") if name in theirs else "",
-            unit_of(name).better == "lower",
-        )
-        for name, value in metrics.items()
-        if not is_detail(name)
-    ]
+def _rows(metrics: dict[str, float], baseline: dict[str, float]) -> list[dict[str, str | bool]]:
+    """Returns the metrics as the page shows them, with their units; what the baseline lacks is empty."""
+    rows: list[dict[str, str | bool]] = []
+    for name, value in metrics.items():
+        if is_detail(name):
+            continue
+        row = {"metric": name, "value": shown(name, value), "spread": _spread(name, metrics)}
+        if name in baseline:
+            difference = difference_shown(name, value - baseline[name]).removesuffix(f" in {name}")
+            row |= {"baseline": shown(name, baseline[name]), "difference": difference}
+        rows.append({**row, "lower_is_better": unit_of(name).better == "lower"})
+    return rows
 
 
 def _spread(name: str, metrics: dict[str, float]) -> str:
@@ -286,13 +254,9 @@ def ledger_words(name: str) -> str:
 
 
 def write_page(path: Path, package: str, helpers: dict[str, Callable[..., Any]], **content: Any) -> None:
-    """Writes the page of `report.html.j2` in the folder `templates` of a package, which extends `page.html.j2` here.
+    """Writes the page of `templates/report.html.j2` of a package, which extends `page.html.j2` here.
 
-    Args:
-        path: of the page.
-        package: such as "genssl.studies".
-        helpers: functions that the template and its macros call, by name.
-        content: what the page shows.
+    The template and its macros may call the `helpers`; the `content` is what the page shows.
     """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("genssl.training")]),

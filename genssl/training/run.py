@@ -36,7 +36,7 @@ from genssl.training.loader import SourceLoader
 from genssl.training.loggers import MetricsLog, check_loggers, open_loggers
 from genssl.training.monitors import KNN, Monitor, warning_of
 from genssl.training.progress import RunProgress
-from genssl.training.provenance import provenance
+from genssl.training.provenance import device_in_words, provenance
 from genssl.training.report import write_report
 from genssl.training.run_directory import (
     as_begun,
@@ -129,7 +129,7 @@ def run(recipe: Recipe, out: Path, progress: RunProgress, *, resume: bool = Fals
         if device.type == "cpu":
             shared_with = server_threads(recipe) if server else 0
             set_threads(recipe.train.threads, shared_with=shared_with, among=ranks.local_size)
-        progress.announce(recipe, len(splits.train), plan.steps_per_epoch, where(device, ranks), out)
+        progress.announce(recipe, len(splits.train), plan.steps_per_epoch, device_in_words(device, ranks), out)
 
         # ---- Model ----
         with seeded_initialisation("model", recipe.seed):
@@ -311,13 +311,6 @@ def run(recipe: Recipe, out: Path, progress: RunProgress, *, resume: bool = Fals
         write_report(out, recipe, results)
         ranks.end_together("finished")
         return results
-
-
-def where(device: torch.device, ranks: Ranks) -> str:
-    """Returns what a run computes on, in words."""
-    threads = torch.get_num_threads()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
-    return f"{device.type} ({name})" if ranks.size == 1 else f"{ranks.size} x {device.type} ({name} each)"
 
 
 def is_due(recipe: Recipe, step: int, steps_per_epoch: int, total_steps: int) -> bool:

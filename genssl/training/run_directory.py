@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,7 @@ EARLY = (RECIPE, "server*.log", "metrics.jsonl", "metrics.csv", "assignments.jso
 
 
 class RunDirectory:
-    """A run directory that this process has for itself.
-
-    Args:
-        path: of the directory.
-
-    Attributes:
-        begun: whether a step of the run was taken here, so that there is something to keep.
-    """
+    """A run directory that this process has for itself; `begun` once there is something of the run to keep."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -73,11 +66,8 @@ class RunDirectory:
 def hold(out: Path, *, resume: bool) -> Iterator[RunDirectory]:
     """Holds a run directory, which is made if it is absent; a run that has not begun at the end leaves nothing in it.
 
-    What a killed process left without a checkpoint and without a row of its log is taken up.
-
-    Args:
-        out: the directory.
-        resume: whether it may hold a run.
+    What a killed process left without a checkpoint and without a row of its log is taken up. To `resume`, it may hold
+    a run.
 
     Raises:
         UserError: if it cannot be made, another process has it, or it holds a run already.
@@ -164,12 +154,7 @@ def of_length(recipe: Recipe, epochs: int) -> Recipe:
 
 
 def changed_length(recipe: Recipe, folder: Path, epochs_done: float) -> dict[str, int]:
-    """Returns what results.json says of it if a run goes on with another number of epochs.
-
-    Args:
-        recipe: of the run from now on.
-        folder: the run directory.
-        epochs_done: by its checkpoint.
+    """Returns what results.json says of it if a run goes on with another number of epochs; `epochs_done` by now.
 
     Raises:
         UserError: if what is done is not what it would be in a run that had this length from the beginning.
@@ -203,68 +188,42 @@ def changed_length(recipe: Recipe, folder: Path, epochs_done: float) -> dict[str
 # ---- Runs that have not finished ----
 @dataclass(frozen=True)
 class UnfinishedRun:
-    """A run that is under way, or was interrupted.
+    """A run that is under way or was interrupted: name, seed and length of its recipe, the epochs that its log has."""
 
-    Attributes:
-        folder: its directory.
-        name: of its recipe.
-        seed: of its recipe.
-        epochs_done: that its log has.
-        epochs: of its recipe.
-        running: whether a process has it now.
-        resumable: whether it has a checkpoint to go on from; otherwise it would begin again.
-    """
-
-    folder: Path
     name: str
     seed: int
     epochs_done: int
     epochs: int
-    running: bool
-    resumable: bool
-
-    @property
-    def state(self) -> str:
-        """Says what to do about it."""
-        if self.running:
-            return "running"
-        if self.resumable:
-            return f"interrupted; continue with: genssl run --resume {self.folder}"
-        return f"interrupted before its first checkpoint; begin again with: genssl run --resume {self.folder}"
+    state: str  # in words, with what to do about it
 
 
 def unfinished_runs(folder: Path) -> list[UnfinishedRun]:
     """Reads every run directly below a folder that has no results."""
     found = []
     for path in sorted(folder.glob("*/recipe.yaml")):
-        if (path.parent / "results.json").exists():
+        out = path.parent
+        if (out / RESULTS).exists():
             continue
         try:
             recipe = load(Recipe, path)
         except UserError:  # of another version of genssl, or not a run
             continue
-        found.append(
-            UnfinishedRun(
-                folder=path.parent,
-                name=recipe.name,
-                seed=recipe.seed,
-                epochs_done=_epochs_of(path.parent / "metrics.jsonl"),
-                epochs=recipe.train.epochs,
-                running=is_claimed(path.parent),
-                resumable=any(path.parent.glob("checkpoint*.pt")),
-            )
-        )
+        if is_claimed(out):
+            state = "running"
+        elif any(out.glob("checkpoint*.pt")):
+            state = f"interrupted; continue with: genssl run --resume {out}"
+        else:
+            state = f"interrupted before its first checkpoint; begin again with: genssl run --resume {out}"
+        found.append(UnfinishedRun(recipe.name, recipe.seed, _epochs_logged(out), recipe.train.epochs, state))
     return found
 
 
-def _epochs_of(path: Path) -> int:
+def _epochs_logged(out: Path) -> int:
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        lines = (out / "metrics.jsonl").read_text(errors="replace").splitlines()
     except OSError:
         return 0
     for line in reversed(lines):
-        try:
+        with suppress(ValueError, KeyError, TypeError):  # the last line of a run that was killed may be half a line
             return int(json.loads(line)["epoch"])
-        except (ValueError, KeyError, TypeError):  # the last line of a run that was killed may be half a line
-            continue
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -21,14 +22,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Update:
-    """Trains a method by a batch at a time.
-
-    Args:
-        method: has `step(views)`.
-        optimizer: of its parameters.
-        config: precision, micro-batches, clipping and memory order.
-        device: of both.
-        ranks: whose gradients are averaged.
+    """Trains a method, which has `step(views)`, by a batch at a time; among several ranks gradients are averaged.
 
     Attributes:
         scaler: of fp16 gradients, which is part of a checkpoint; None for other precisions.
@@ -48,15 +42,10 @@ class Update:
         self.scaler = torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
 
     def __call__(self, views: Views, lr: float, *names: int) -> tuple[float, dict[str, float]]:
-        """Takes one optimiser step.
+        """Takes one optimiser step by this rank's part of the batch; returns the loss and the method's metrics.
 
-        Args:
-            views: of this rank's part of the batch.
-            lr: learning rate of the step.
-            names: run seed and step; what the method draws at random depends on them and the rank alone.
-
-        Returns:
-            The loss and the method's metrics, means over the micro-batches.
+        Both are means over the micro-batches. What the method draws at random depends on `names` (run seed and step)
+        and the rank alone.
         """
         seed_default_streams("update", *names, self._rank, device=self._device)
         for group in self._optimizer.param_groups:
@@ -129,11 +118,8 @@ def chunks(views: Views, count: int) -> list[Views]:
     if count == 1:
         return [views]
     size = len(views.pair[0]) // count
-
-    def part(start: int) -> Views:
-        return map_views(views, lambda rows: rows[start : start + size])
-
-    return [part(number * size) for number in range(count)]
+    parts = [slice(number * size, (number + 1) * size) for number in range(count)]
+    return [map_views(views, operator.itemgetter(part)) for part in parts]
 
 
 def map_views(views: Views, change: Callable[[torch.Tensor], torch.Tensor]) -> Views:
@@ -218,17 +204,11 @@ def build_optimizer(config: OptimizerConfig, module: nn.Module, batch_size: int)
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, weight_decay=config.weight_decay)
+    rates: dict[str, Any] = {"lr": lr, "momentum": config.momentum, "weight_decay": config.weight_decay}
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
+        return torch.optim.SGD(groups, **rates)
     groups[1]["adapt"] = False
-    return LARS(
-        groups,
-        lr=lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        trust_coefficient=config.trust_coefficient,
-        clip=config.clip,
-    )
+    return LARS(groups, trust_coefficient=config.trust_coefficient, clip=config.clip, **rates)
 
 
 def lr_factor(config: ScheduleConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
