@@ -29,20 +29,12 @@ Key = list[tuple[Artist, str]]
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure that can be drawn for any theme.
+    """A figure that can be drawn for any theme."""
 
-    Attributes:
-        name: of its file.
-        title: its heading.
-        caption: how to read it.
-        alt: what it shows, for those who do not see it.
-        draw: makes it.
-    """
-
-    name: str
+    name: str  # of its file
     title: str
-    caption: str
-    alt: str
+    caption: str  # how to read it
+    alt: str  # what it shows, for those who do not see it
     draw: Callable[[Theme], Figure]
 
 

@@ -64,12 +64,8 @@ class StudyWatcher(Protocol):
 def compare(loaded: LoadedStudy, out: Path, watcher: StudyWatcher) -> Summary:
     """Runs what is missing, and writes summary.json, the tables, the figures and the report.
 
-    All arms run at one seed before the next begins, so that a machine that slows down slows them all.
-
-    Args:
-        loaded: the study.
-        out: its folder; runs that are finished there are not repeated.
-        watcher: is told how far it is.
+    All arms run at one seed before the next begins, so that a machine that slows down slows them all. Runs that are
+    finished in the study's folder are not repeated.
 
     Raises:
         UserError: for everything that the user can put right; finished runs stay.

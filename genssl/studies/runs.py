@@ -19,24 +19,18 @@ from genssl.studies.model import Estimate
 
 @dataclass
 class RunGroup:
-    """Runs of one recipe that differ in nothing but the seed; each seed counts once.
+    """Runs of one recipe that differ in nothing but the seed; each seed counts once, in ascending order.
 
-    Attributes:
-        name: of the recipe.
-        source: of its variants.
-        seeds: in ascending order.
-        by_seed: for each metric, its values by seed, in ascending order.
-        seconds: of each run.
-        baseline: the runs of the same recipe without variants, if there are any and this group has variants.
-        repeats: for each seed with more than one run, the directory that counts, and those that are left out.
+    The `baseline` is the runs of the same recipe without variants, if there are any and this group has variants.
     """
 
     name: str
-    source: str
+    source: str  # of its variants
     seeds: list[int] = field(default_factory=list)
-    by_seed: dict[str, dict[int, float]] = field(default_factory=dict)
+    by_seed: dict[str, dict[int, float]] = field(default_factory=dict)  # by metric
     seconds: list[float] = field(default_factory=list)
     baseline: RunGroup | None = None
+    # For each seed with more than one run, the directory that counts, and those that are left out.
     repeats: dict[int, tuple[Path, list[Path]]] = field(default_factory=dict)
 
     @property

@@ -24,7 +24,7 @@ FILLED_TO = "filled_to"
 
 @dataclass(frozen=True)
 class StoreShare:
-    """What reading K variants of each image costs an arm, as if nobody else read them."""
+    """What reading K variants of each image costs an arm, as if no other arm read them."""
 
     variants: int
     seconds: float

@@ -12,7 +12,7 @@ import os
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,19 +33,20 @@ OLDER_FORMATS = ("genssl-checkpoint/1",)  # of which the usage of variants is 12
 
 @dataclass
 class Position:
-    """How far a run is.
+    """How far a run is."""
 
-    Attributes:
-        step: optimiser steps done, over all epochs.
-        seconds: that the training loop has taken, before this process included.
-        best: the best online kNN so far, or None.
-        resumed: what results.json says of every time that the run was resumed; see `resumption`.
-    """
+    step: int = 0  # optimiser steps done, over all epochs
+    seconds: float = 0.0  # that the training loop has taken, before this process included
+    best: float | None = None  # online kNN so far
+    resumed: list[dict[str, Any]] = field(default_factory=list)  # one `resumption` for every time
 
-    step: int = 0
-    seconds: float = 0.0
-    best: float | None = None
-    resumed: list[dict[str, Any]] = field(default_factory=list)
+
+class Trained(NamedTuple):
+    """What training changes: the method with its averages and queues, the optimiser's moments, the scaler of fp16."""
+
+    method: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
 
 
 class RunCheckpoints:
@@ -64,12 +65,10 @@ class RunCheckpoints:
     def save(
         self,
         position: Position,
+        trained: Trained,
+        ledger: Ledger,
         *,
         epoch: int,
-        method: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler | None,
-        ledger: Ledger,
         is_best: bool = False,
         due: bool = True,
     ) -> None:
@@ -87,9 +86,7 @@ class RunCheckpoints:
             "seconds": position.seconds,
             "best": position.best,
             "resumed": position.resumed,
-            "method": method.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
+            **{name: None if part is None else part.state_dict() for name, part in trained._asdict().items()},
             "ledger": counts,
             "usage": usage,
         }
@@ -106,11 +103,7 @@ class RunCheckpoints:
             _write(self._folder / BEST, state)
 
     def identify(self, state: dict[str, Any] | None, **more: str) -> None:
-        """Adds to the identity what was not known at first, and holds it against a state that was read.
-
-        Raises:
-            UserError: if the state has something else.
-        """
+        """Adds to the identity what was not known at first; raises UserError if a state that was read has another."""
         self._identity |= more
         if state is not None:
             self._check(self._folder / LATEST, state["identity"])
@@ -165,24 +158,16 @@ class RunCheckpoints:
             )
 
 
-def restore(
-    state: dict[str, Any],
-    path: Path,
-    *,
-    method: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None,
-) -> Position:
+def restore(state: dict[str, Any], path: Path, trained: Trained) -> Position:
     """Puts a state back into what `RunCheckpoints.save` was given, the ledger left out; returns the position.
 
     Raises:
         UserError: if it is the state of another model.
     """
     try:
-        method.load_state_dict(state["method"])
-        optimizer.load_state_dict(state["optimizer"])
-        if scaler is not None:
-            scaler.load_state_dict(state["scaler"])
+        for name, part in trained._asdict().items():
+            if part is not None:
+                part.load_state_dict(state[name])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} holds the weights of another model ({str(error).splitlines()[0]}); it was written by another "

@@ -283,7 +283,7 @@ def new_figure(theme: Theme, width: float, height: float, font_size: float) -> t
 
 
 def png_of(figure: Figure) -> bytes:
-    """Returns a figure as a PNG, whose bytes do not depend on when or by which version it was drawn."""
+    """Returns a figure as a PNG, whose bytes do not name the version that drew it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

@@ -26,6 +26,7 @@ from genssl.training.checkpoint import (
     LATEST,
     Position,
     RunCheckpoints,
+    Trained,
     identity,
     require_same_step,
     restore,
@@ -145,16 +146,16 @@ def run(recipe: Recipe, out: Path, progress: RunProgress, *, resume: bool = Fals
         if recipe.train.compile:
             backbone.compile()  # in place, so that the names of its weights stay
         update = Update(method, optimizer, recipe.train, device, ranks)
-        saved: dict[str, Any] = {"method": method, "optimizer": optimizer, "scaler": update.scaler}
+        trained = Trained(method, optimizer, update.scaler)
 
         # ---- Position: the first step, or where the checkpoint was written ----
         position = Position()
         if state is not None:
-            position = restore(state, out / LATEST, **saved)
+            position = restore(state, out / LATEST, trained)
             restore_ledger(state, ledger)
             position.resumed.append(resumption(recipe, device, position.step) | length)
             progress.note(f"resumed after step {position.step} of {total_steps}")
-        save = partial(checkpoints.save, position, ledger=ledger, **saved)
+        save = partial(checkpoints.save, position, trained, ledger)
 
         # ---- Variants and logs ----
         opened = opened or stack.enter_context(

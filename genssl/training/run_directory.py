@@ -80,7 +80,7 @@ def hold(out: Path, *, resume: bool) -> Iterator[RunDirectory]:
 
 
 def refuse_used(out: Path) -> None:
-    """Raises UserError if `out` holds a run already, or is no directory."""
+    """Raises UserError if `out` holds a run already, or is not a directory."""
     if holds_run(out):
         raise UserError(f"{out} holds a run already; give another directory with --out, or remove it")
     if out.exists() and not out.is_dir():

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+from short_runs import RECIPE
 
 from genssl.cli.tables import repeats
 from genssl.config.dump import to_yaml
@@ -15,8 +16,6 @@ from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
 from genssl.studies.runs import estimate, mean_and_interval, paired_difference, summarise_runs
-
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "simclr_sd.yaml"
 
 
 def write_run(folder: Path, value: float, *overrides: str) -> None:

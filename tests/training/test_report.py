@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from short_runs import RECIPE
 
 from genssl.config.dump import to_yaml
 from genssl.config.load import load
@@ -19,7 +20,6 @@ from genssl.training import report
 from genssl.training.report import LIGHT, draw_loss, find_baseline, write_report
 from genssl.variants.ledger import Ledger
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "simclr_sd.yaml"
 METRICS = {
     "few_shot/top1@5": 0.70264,
     "few_shot/top1@5_std": 0.02733,
