@@ -110,9 +110,9 @@ class Display:
         self.done, self._bar.facts = done, facts
         self._bar.update(self._bar.tasks[-1].id, completed=done, description=title)
 
-    def is_line_due(self) -> bool:
-        """Says whether it is time for a line, where there is no terminal; the next one is then due later."""
-        if self.is_live or self._clock() - self._told < self._every:
+    def is_line_due(self, *, anyway: bool = False) -> bool:
+        """Says whether to print a line, where there is no terminal: `every` seconds after the last one, or `anyway`."""
+        if self.is_live or (self._clock() - self._told < self._every and not anyway):
             return False
         self._told = self._clock()
         return True
@@ -166,7 +166,7 @@ class RunProgress(Display):
         title = f"epoch {epoch + 1}/{self._epochs}"
         self.show(title, "  ".join(facts), self.done + 1)
         within = self.done % self._steps_per_epoch
-        if self.is_line_due() or (within == 0 and not self.is_live):
+        if self.is_line_due(anyway=within == 0):
             part = f" step {within}/{self._steps_per_epoch}" if within else ""
             self.note("  ".join([title + part, *facts, *filter(None, [self.left()])]))
 
