@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from short_runs import RECIPE, SHORT
 
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
@@ -61,7 +62,6 @@ def quick_recipe():
     """Returns a function that loads recipes/simclr_sd.yaml cut down to seconds, with overrides on top."""
 
     def make(*overrides: str) -> Recipe:
-        quick = ["train.epochs=1", "schedule.warmup_epochs=0", "backbone.width=4", "train.threads=1", "evaluate=[knn]"]
-        return load(Recipe, ROOT / "recipes" / "simclr_sd.yaml", [*quick, *overrides])
+        return load(Recipe, RECIPE, [*SHORT, "evaluate=[knn]", *overrides])
 
     return make

@@ -1,45 +1,32 @@
-"""The figures of a study's report: what it gained against what it cost.
-
-Arms go by their number in the study, since twenty labels fit in no plot; a key below says which is which. Shape,
-hatching or number always tell apart what colour does.
-"""
+"""The figures of a study's report: what it gained against what it cost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from genssl.evaluators.units import is_accuracy, scale
+from genssl.studies.canvas import LINE, SMALL, Drawing, Key, colour, figure_with_key, halo, marker, named, write
 from genssl.studies.model import ArmSummary, Summary
-from genssl.studies.scatter import scatters
-from genssl.studies.sheet import (
-    LINE,
-    SMALL,
-    Drawing,
-    Entry,
-    Sheet,
-    Theme,
-    colour,
-    draw_marker,
-    fill_style,
-    halo,
-    marker,
-    named,
-    write,
-)
-from genssl.studies.table import bytes_text, references, seconds_text
+from genssl.studies.scatter import scatter
+from genssl.studies.table import bytes_text, count_text, references, seconds_text
+from genssl.training.report import Theme
 
 Amount = Callable[[ArmSummary], float]
-BAR = 0.14  # inches
+BAR, STEP = 0.14, 0.16  # inches: a bar, an interval
 
 
 def drawings(summary: Summary) -> list[Drawing]:
     """Returns the figures that the study has content for."""
     return [
-        *scatters(summary),
+        *scatter(summary, "distinct_variants", "distinct variants", count_text, log=True),
+        *scatter(summary, "wall_clock_seconds", "wall-clock", seconds_text),
+        *scatter(summary, "generator_seconds", "generator-seconds", seconds_text),
         *_bars(
             summary,
             "cost",
@@ -80,19 +67,17 @@ def _bars(
     groups: Sequence[Sequence[tuple[str, int, str, Amount]]],
     text: Callable[[float], str],
 ) -> list[Drawing]:
+    series = [one for group in groups for one in group]
     arms = [
-        (number, arm)
-        for number, arm in enumerate(summary.arms)
-        if any(amount(arm) > 0 for group in groups for *_, amount in group)
+        (number, arm) for number, arm in enumerate(summary.arms) if any(amount(arm) > 0 for _, _, _, amount in series)
     ]
     if not arms:
         return []
     read = "; ".join(
-        f"{arm.label}: " + ", ".join(f"{label} {text(amount(arm))}" for group in groups for label, *_, amount in group)
+        f"{arm.label}: " + ", ".join(f"{label} {text(amount(arm))}" for label, _, _, amount in series)
         for _, arm in arms
     )
-    drawing = partial(_draw_bars, arms, groups, text)
-    return [Drawing(name, title, caption, f"{title}. {read}.", drawing)]
+    return [Drawing(name, title, caption, f"{title}. {read}.", partial(_draw_bars, arms, groups, text))]
 
 
 def _draw_bars(
@@ -100,28 +85,32 @@ def _draw_bars(
     groups: Sequence[Sequence[tuple[str, int, str, Amount]]],
     text: Callable[[float], str],
     theme: Theme,
-) -> Sheet:
-    key = [Entry(label, number, hatch=hatch) for group in groups for label, number, hatch, _ in group]
+) -> Figure:
     totals = [[sum(amount(arm) for *_, amount in group) for group in groups] for _, arm in arms]
     heights = [LINE + BAR * sum(total > 0 for total in row) + 0.12 for row in totals]
-    sheet, axes = _rows(theme, sum(heights), key)
+    fills: dict[str, dict[str, Any]] = {
+        label: {"facecolor": colour(theme, number), "edgecolor": theme.paper, "hatch": hatch, "linewidth": 0}
+        for group in groups
+        for label, number, hatch, _ in group
+    }
+    figure, axes = figure_with_key(theme, sum(heights), [(Patch(**fill), label) for label, fill in fills.items()])
     axes.set_axis_off()
-    most = max(max(row) for row in totals)
-    axes.set_xlim(0, most * 1.24)
+    most = max(map(max, totals))
+    axes.set(xlim=(0, most * 1.24), ylim=(sum(heights), 0))
     for at, (number, arm) in enumerate(arms):
         y = sum(heights[:at]) + LINE
-        write(axes, 0, y - 0.05, named(number, arm.label), color=theme.ink, size=SMALL)
+        write(axes, 0, y - 0.05, named(number, arm.label), color=theme.ink)
         for group, total in zip(groups, totals[at], strict=True):
             if total == 0:
                 continue
             end = 0.0
-            for _, series, hatch, amount in group:
-                axes.barh(y + BAR / 2, amount(arm), BAR * 0.86, left=end, **fill_style(theme, series, hatch))
+            for label, _, _, amount in group:
+                axes.barh(y + BAR / 2, amount(arm), BAR * 0.86, left=end, **fills[label])
                 end += amount(arm)
-            style = {"va": "center_baseline", "color": theme.soft, "size": SMALL - 1}
-            write(axes, end + most * 0.012, y + BAR / 2, text(end), **style)
+            beside = {"va": "center_baseline", "color": theme.soft, "size": SMALL - 1}
+            write(axes, end + most * 0.012, y + BAR / 2, text(end), **beside)
             y += BAR
-    return sheet
+    return figure
 
 
 def _forest(summary: Summary) -> list[Drawing]:
@@ -146,44 +135,30 @@ def _forest(summary: Summary) -> list[Drawing]:
     ]
 
 
-def _draw_forest(summary: Summary, arms: Sequence[tuple[int, ArmSummary, list[str]]], theme: Theme) -> Sheet:
+def _draw_forest(summary: Summary, arms: Sequence[tuple[int, ArmSummary, list[str]]], theme: Theme) -> Figure:
     metric, factor = summary.metric, scale(summary.metric)
     compared = references(summary, [arm for _, arm, _ in arms])
-    key = [Entry(f"against {summary.arm(name).label}", i, marker(i)) for i, name in enumerate(compared)]
-    step = 0.16
-    heights = [LINE + step * len(names) + 0.12 for *_, names in arms]
-    sheet, axes = _rows(theme, sum(heights), key, below=0.45)
+    key: Key = [(marker(theme, i), f"against {summary.arm(name).label}") for i, name in enumerate(compared)]
+    heights = [LINE + STEP * len(names) + 0.12 for *_, names in arms]
+    unit = "points" if is_accuracy(metric) else metric
+    figure, axes = figure_with_key(theme, sum(heights) + 0.4, key, below=f"difference in {unit}")
     axes.spines["left"].set_visible(False)
     axes.yaxis.set_major_locator(NullLocator())
-    axes.grid(visible=False, axis="y")
-    ends = [0.0]
-    style = {"transform": axes.get_yaxis_transform(), "color": theme.ink, "size": SMALL, "path_effects": halo(theme)}
+    axes.set_ylim(sum(heights), 0)
     for at, (number, arm, names) in enumerate(arms):
         top = sum(heights[:at])
         if at:
             axes.axhline(top, color=theme.line, linewidth=0.7, zorder=1)
-        write(axes, 0, top + LINE - 0.03, named(number, arm.label), zorder=3, **style)
+        style = {"transform": axes.get_yaxis_transform(), "color": theme.ink, "path_effects": halo(theme), "zorder": 5}
+        write(axes, 0, top + LINE - 0.03, named(number, arm.label), **style)
         for i, name in enumerate(names):
-            estimate, y = arm.differences[name][metric], top + LINE + step * (i + 0.5)
-            series = compared.index(name)
+            estimate, y, series = arm.differences[name][metric], top + LINE + STEP * (i + 0.5), compared.index(name)
             if estimate.low is not None and estimate.high is not None:
-                interval = [factor * estimate.low, factor * estimate.high]
-                axes.plot(interval, [y, y], color=colour(theme, series), linewidth=1.5, zorder=3)
-                ends += interval
-            ends.append(factor * estimate.mean)
-            draw_marker(axes, theme, factor * estimate.mean, y, series, marker(series), hollow=estimate.n == 1)
-    room = 0.06 * (max(ends) - min(ends)) or 1.0
-    axes.set_xlim(min(ends) - room, max(ends) + room)
+                axes.plot(
+                    [factor * estimate.low, factor * estimate.high], [y, y], color=colour(theme, series), zorder=3
+                )
+            axes.add_line(marker(theme, series, estimate, at=(factor * estimate.mean, y)))
     axes.axvline(0, color=theme.soft, linewidth=1.2, zorder=2)
+    axes.margins(x=0.06)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    unit = "points" if is_accuracy(metric) else metric
-    sheet.below(f"difference in {unit}")
-    return sheet
-
-
-def _rows(theme: Theme, height: float, key: Sequence[Entry], below: float = 0.05) -> tuple[Sheet, Axes]:
-    """Returns a sheet whose vertical axis counts inches downwards from the first row."""
-    sheet = Sheet(theme, height + below + 0.05, key)
-    axes = sheet.axes(0.08, below, 0.08, 0.05)
-    axes.set_ylim(height, 0)
-    return sheet, axes
+    return figure

@@ -12,12 +12,9 @@ Equal = Literal["steps", "wall_clock"]
 
 
 class Estimate(Section):
-    """A mean over seeds with its 95 % t-interval, or a mean of paired differences with theirs.
+    """A mean over `n` seeds with its 95 % t-interval, or a mean of paired differences with theirs.
 
-    Attributes:
-        mean: in the unit of the metric, a fraction for accuracies.
-        low, high: ends of the interval; None for a single seed.
-        n: how many seeds, or pairs.
+    Accuracies are fractions; a single seed has no interval.
     """
 
     mean: float
@@ -26,7 +23,7 @@ class Estimate(Section):
     n: int
 
 
-class Cost(Section):
+class RunCost(Section):
     """What one run cost, or the mean over an arm's runs.
 
     A row that reads stored variants is charged with making those that it may draw (indices 0..K-1 of every image), as
@@ -69,7 +66,7 @@ class RunSummary(Section):
     epochs: int
     steps: int
     metrics: dict[str, float]
-    cost: Cost
+    cost: RunCost
     ledger: dict[str, float]
     seconds: float = Field(description="of the whole run, start-up and evaluation included")
 
@@ -86,14 +83,9 @@ class ArmSummary(Section):
     """One arm over all seeds.
 
     Attributes:
-        name: as the study names it.
-        label: for people.
-        note: one sentence about what it is for; may be empty.
-        equal: what the arm has in common with the others: the optimiser steps, or the wall-clock of another arm.
-        matched: that other arm.
+        equal: what the arm has in common with the others: the optimiser steps, or the wall-clock of `matched`.
         control_of: the arm that this one must equal exactly, for an A/A control.
         against: arms that it is compared with.
-        metrics: by metric.
         differences: by arm, by metric; paired by seed, this arm minus the other.
     """
 
@@ -107,7 +99,7 @@ class ArmSummary(Section):
     runs: list[RunSummary]
     metrics: dict[str, Estimate]
     differences: dict[str, dict[str, Estimate]] = Field(default_factory=dict)
-    cost: Cost
+    cost: RunCost
     paper: PaperCell | None = None
 
 
@@ -127,7 +119,6 @@ class Control(Section):
     """An A/A control: two arms that must not differ, since they see the same bytes.
 
     Attributes:
-        arm, of: the two.
         max_abs_difference: over all metrics and seeds; must be 0.
         metric: that differs most.
         encoders_equal: whether the trained weights are the same bit for bit, at every seed.
@@ -144,21 +135,13 @@ class Summary(Section):
     """A whole study.
 
     Attributes:
-        study: its name.
-        title: one line for people.
         quick: whether it was run in its short form, whose numbers mean little.
-        metric: the primary one, such as "knn/top1".
-        metrics: all that every run has, the primary one first.
-        seeds: of every arm.
+        metric: the primary one, such as "knn/top1"; the first of `metrics`, which every run has.
         reference: the arm without variants.
-        arms: in the order of the study.
         equal_generator_calls: groups of arms whose numbers of generator calls agree within 10 %.
-        stores: what was generated ahead.
         controls: by name; "a_a" if the study has such an arm.
-        verdict: sentences, the most important first, each with its uncertainty.
-        cautions: what limits the verdict.
+        verdict: sentences, the most important first, each with its uncertainty; `cautions` limit it.
         seconds: of all runs, and of making the stored variants.
-        provenance: versions, machine, data set, generators.
         recipe: the base recipe, resolved.
         paper: what the paper's cells are, if arms have any.
     """

@@ -37,7 +37,7 @@ def look_up(cell: str) -> float:
             raise ConfigError([f"paper: {cell!r}: there is no {part!r} in the paper's tables{suggest(part, allowed)}"])
         found = found[part]
     if not isinstance(found, int | float):
-        raise ConfigError([f"paper: {cell!r} is no cell; one is written TABLE.ROW.COLUMN{suggest('', found)}"])
+        raise ConfigError([f"paper: {cell!r} is not a cell; one is written TABLE.ROW.COLUMN{suggest('', found)}"])
     return float(found)
 
 

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 import struct
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable
+from operator import methodcaller
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from ruamel.yaml import YAML
 
 from genssl.base.files import write_atomically
 from genssl.evaluators.units import unit_of
 from genssl.studies import table
 from genssl.studies.figures import drawings
-from genssl.studies.model import ArmSummary, Control, Cost, Summary
-from genssl.studies.sheet import DARK, LIGHT, Drawing
+from genssl.studies.model import ArmSummary, Control, RunCost, Summary
 from genssl.studies.verdict import apart
-from genssl.training.report import LEDGER_WORDS
+from genssl.training.report import DARK, LIGHT, embed, ledger_words, png_of, write_page
 
 COST_WORDS = {
     "generator_calls": "variants that the generator made",
@@ -41,87 +37,28 @@ COST_WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure as the page holds it: data URIs, and its size in pixels."""
-
-    drawing: Drawing
-    light: str
-    dark: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The grid of samples of an arm's first seed."""
-
-    arm: ArmSummary
-    seed: int
-    png: str
-    width: int
-    height: int
-
-
 def write_report(out: Path, summary: Summary) -> None:
-    """Writes report.html, summary.csv, runs.csv and figures/*.png.
-
-    Args:
-        out: the study's folder, below which the runs are; grids are taken from their samples.png.
-        summary: what the study found.
-    """
+    """Writes report.html, summary.csv, runs.csv and figures/*.png into the study's folder."""
     table.write_summary_csv(out / "summary.csv", summary)
     table.write_runs_csv(out / "runs.csv", summary)
-    page = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            s=summary,
-            numbers={arm.name: number + 1 for number, arm in enumerate(summary.arms)},
-            steps_caption=_steps_caption(summary),
-            dataset=_dataset(summary),
-            figures=_figures(out / "figures", summary),
-            samples=_samples(out, summary),
-            costs=_costs(summary),
-            ledger=_ledger(summary),
-            provenance=[
-                (
-                    "Versions, machine, data and generators",
-                    _yaml({name: fact for name, fact in summary.provenance.items() if name != "run_anew"}),
-                ),
-                ("The base recipe, resolved", _yaml(summary.recipe)),
-            ],
-        )
+    provenance = {name: fact for name, fact in summary.provenance.items() if name != "run_anew"}
+    write_page(
+        out / "report.html",
+        "genssl.studies",
+        HELPERS,
+        s=summary,
+        numbers={arm.name: number for number, arm in enumerate(summary.arms, start=1)},
+        steps_caption=_steps_caption(summary),
+        dataset=_dataset(summary),
+        figures=_figures(out / "figures", summary),
+        samples=_samples(out, summary),
+        costs=_costs(summary),
+        ledger=_ledger(summary),
+        provenance=[
+            ("Versions, machine, data and generators", _yaml(provenance)),
+            ("The base recipe, resolved", _yaml(summary.recipe)),
+        ],
     )
-    write_atomically(out / "report.html", partial(_write_bytes, page.lstrip().encode()))
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("genssl.studies"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["average"] = lambda values: fmean(values)
-    environment.globals.update(
-        value=table.value_text,
-        difference=table.difference_text,
-        interval=table.interval_text,
-        verdict_of=table.verdict_of,
-        references=table.references,
-        count=table.count_text,
-        duration=table.seconds_text,
-        size=table.bytes_text,
-        unit=lambda metric: unit_of(metric).symbol,
-        points=lambda metric: unit_of(metric).points,
-        lower=lambda metric: unit_of(metric).better == "lower",
-        heading=lambda metric: "lower is better" if unit_of(metric).better == "lower" else unit_of(metric).symbol,
-        apart=apart,
-        span=_span,
-        passed=_passed,
-    )
-    return environment
 
 
 def _passed(control: Control) -> bool:
@@ -156,21 +93,17 @@ def _dataset(summary: Summary) -> str:
 
 
 # ---- Pictures ----
-def _figures(folder: Path, summary: Summary) -> list[Picture]:
+def _figures(folder: Path, summary: Summary) -> list[dict[str, Any]]:
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = []
+    figures = []
     for drawing in drawings(summary):
-        light, dark = drawing.draw(LIGHT).png(), drawing.draw(DARK).png()
-        write_atomically(folder / f"{drawing.name}.png", partial(_write_bytes, light))
-        pictures.append(Picture(drawing, _embed(light), _embed(dark), *_size(light)))
-    return pictures
+        light, dark = (png_of(drawing.draw(theme)) for theme in (LIGHT, DARK))
+        write_atomically(folder / f"{drawing.name}.png", methodcaller("write_bytes", light))
+        figures.append({"drawing": drawing, "light": embed(light), "dark": embed(dark), **_size(light)})
+    return figures
 
 
-def _write_bytes(content: bytes, path: Path) -> None:
-    path.write_bytes(content)
-
-
-def _samples(out: Path, summary: Summary) -> list[Sample]:
+def _samples(out: Path, summary: Summary) -> list[dict[str, Any]]:
     samples = []
     for arm in summary.arms:
         run = next(iter(arm.runs), None)
@@ -179,17 +112,13 @@ def _samples(out: Path, summary: Summary) -> list[Sample]:
         path = out / run.directory / "samples.png"
         if path.is_file():
             png = path.read_bytes()
-            samples.append(Sample(arm, run.seed, _embed(png), *_size(png)))
+            samples.append({"arm": arm, "seed": run.seed, "png": embed(png), **_size(png)})
     return samples
 
 
-def _embed(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def _size(png: bytes) -> tuple[int, int]:
+def _size(png: bytes) -> dict[str, int]:
     width, height = struct.unpack(">II", png[16:24])  # of the header chunk, which comes first in every PNG
-    return width, height
+    return {"width": width, "height": height}
 
 
 # ---- Tables of what was counted ----
@@ -201,19 +130,13 @@ def _costs(summary: Summary) -> list[tuple[str, list[str]]]:
 
     return [
         (COST_WORDS.get(name, name), [text(name, getattr(arm.cost, name)) for arm in summary.arms])
-        for name in Cost.model_fields
+        for name in RunCost.model_fields
     ]
 
 
 def _ledger(summary: Summary) -> list[tuple[str, list[str]]]:
     names = dict.fromkeys(name for arm in summary.arms for run in arm.runs for name in run.ledger)
-    return [(_words(name), [_mean(arm, name) for arm in summary.arms]) for name in names]
-
-
-def _words(name: str) -> str:
-    if name.startswith("retries_"):
-        return f"of these, because the server was {name.removeprefix('retries_')}"
-    return LEDGER_WORDS.get(name, name.replace("_", " "))
+    return [(ledger_words(name), [_mean(arm, name) for arm in summary.arms]) for name in names]
 
 
 def _mean(arm: ArmSummary, name: str) -> str:
@@ -232,3 +155,24 @@ def _yaml(content: dict[str, Any]) -> str:
     buffer = io.StringIO()
     yaml.dump(content, buffer)
     return re.sub(r"\n\.\.\.\n$", "\n", buffer.getvalue())
+
+
+# What the template calls.
+HELPERS: dict[str, Callable[..., Any]] = {
+    "value": table.value_text,
+    "difference": table.difference_text,
+    "interval": table.interval_text,
+    "verdict_of": table.verdict_of,
+    "references": table.references,
+    "count": table.count_text,
+    "duration": table.seconds_text,
+    "size": table.bytes_text,
+    "unit": lambda metric: unit_of(metric).symbol,
+    "points": lambda metric: unit_of(metric).points,
+    "lower": lambda metric: unit_of(metric).better == "lower",
+    "heading": lambda metric: "lower is better" if unit_of(metric).better == "lower" else unit_of(metric).symbol,
+    "average": fmean,
+    "apart": apart,
+    "span": _span,
+    "passed": _passed,
+}

@@ -1,10 +1,11 @@
-"""Summaries of finished runs, read from their directories; imports no torch."""
+"""Finished runs, read from their directories, and means over their seeds; imports no torch."""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,28 +14,23 @@ from genssl.config.comparable import baseline_of, deciding
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
+from genssl.studies.model import Estimate
 
 
 @dataclass
 class RunGroup:
-    """Runs of one recipe that differ in nothing but the seed; each seed counts once.
+    """Runs of one recipe that differ in nothing but the seed; each seed counts once, in ascending order.
 
-    Attributes:
-        name: of the recipe.
-        source: of its variants.
-        seeds: in ascending order.
-        by_seed: for each metric, its values by seed, in ascending order.
-        seconds: of each run.
-        baseline: the runs of the same recipe without variants, if there are any and this group has variants.
-        repeats: for each seed with more than one run, the directory that counts, and those that are left out.
+    The `baseline` is the runs of the same recipe without variants, if there are any and this group has variants.
     """
 
     name: str
-    source: str
+    source: str  # of its variants
     seeds: list[int] = field(default_factory=list)
-    by_seed: dict[str, dict[int, float]] = field(default_factory=dict)
+    by_seed: dict[str, dict[int, float]] = field(default_factory=dict)  # by metric
     seconds: list[float] = field(default_factory=list)
     baseline: RunGroup | None = None
+    # For each seed with more than one run, the directory that counts, and those that are left out.
     repeats: dict[int, tuple[Path, list[Path]]] = field(default_factory=dict)
 
     @property
@@ -72,27 +68,25 @@ def summarise_runs(folder: Path) -> list[RunGroup]:
         raise UserError(
             f"{folder}: holds no finished run (no */results.json); give the folder that --out directories lie in"
         )
-    by_key: dict[str, dict[int, list[FinishedRun]]] = {}
+    by_recipe: dict[str, dict[int, list[FinishedRun]]] = {}
     for path in found:
         run = FinishedRun(path.parent, load(Recipe, path.with_name("recipe.yaml")), json.loads(path.read_text()))
-        by_key.setdefault(_key(deciding(run.recipe)), {}).setdefault(run.recipe.seed, []).append(run)
-    groups: dict[str, RunGroup] = {}
-    of_baseline: dict[str, RunGroup] = {}
-    for seeds in sorted(by_key.values(), key=_place):
-        group, recipe = _group(seeds), _any(seeds).recipe
-        groups[_key(deciding(recipe))] = group
+        by_recipe.setdefault(_key(deciding(run.recipe)), {}).setdefault(run.recipe.seed, []).append(run)
+    groups = [(next(iter(seeds.values()))[0].recipe, _group(seeds)) for seeds in by_recipe.values()]
+    groups.sort(key=lambda pair: (pair[0].name, pair[0].variants.source, pair[1].seeds[0]))
+    baselines: dict[str, RunGroup] = {}
+    for recipe, group in groups:
         if not recipe.uses_variants():
-            of_baseline.setdefault(_key(baseline_of(recipe)), group)
-    for key, seeds in by_key.items():
-        recipe = _any(seeds).recipe
+            baselines.setdefault(_key(baseline_of(recipe)), group)
+    for recipe, group in groups:
         if recipe.uses_variants():
-            groups[key].baseline = of_baseline.get(_key(baseline_of(recipe)))
-    return list(groups.values())
+            group.baseline = baselines.get(_key(baseline_of(recipe)))
+    return [group for _, group in groups]
 
 
 def _group(seeds: dict[int, list[FinishedRun]]) -> RunGroup:
     """Returns the group of runs of one recipe, by seed, each in the order in which they finished."""
-    recipe = _any(seeds).recipe
+    recipe = next(iter(seeds.values()))[0].recipe
     group = RunGroup(recipe.name, recipe.variants.source if recipe.uses_variants() else "none", sorted(seeds))
     for seed in group.seeds:
         *repeats, run = seeds[seed]
@@ -100,17 +94,8 @@ def _group(seeds: dict[int, list[FinishedRun]]) -> RunGroup:
         for metric, value in run.results["metrics"].items():
             group.by_seed.setdefault(metric, {})[seed] = value
         if repeats:
-            group.repeats[seed] = run.folder, [one.folder for one in repeats]
+            group.repeats[seed] = run.folder, [repeat.folder for repeat in repeats]
     return group
-
-
-def _any(seeds: dict[int, list[FinishedRun]]) -> FinishedRun:
-    return next(iter(seeds.values()))[0]
-
-
-def _place(seeds: dict[int, list[FinishedRun]]) -> tuple[str, str, int]:
-    recipe = _any(seeds).recipe
-    return recipe.name, recipe.variants.source, min(seeds)
 
 
 def _key(settings: dict[str, Any]) -> str:
@@ -118,11 +103,32 @@ def _key(settings: dict[str, Any]) -> str:
     return json.dumps(settings | {"seed": None}, sort_keys=True)
 
 
-def mean_and_interval(values: list[float]) -> tuple[float, float]:
-    """Returns the mean and the half-width of its 95 % t-interval; the latter is nan for a single value."""
+# ---- Means over seeds ----
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the mean and the half-width of its two-sided 95 % t-interval (n - 1 degrees of freedom).
+
+    The half-width is nan for a single value.
+    """
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, math.nan
     from scipy.stats import t
 
     return mean, float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Returns the mean with its 95 % t-interval; no interval for one value."""
+    mean, half = mean_and_interval(values)
+    if math.isnan(half):
+        return Estimate(mean=mean, n=len(values))
+    return Estimate(mean=mean, low=mean - half, high=mean + half, n=len(values))
+
+
+def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate | None:
+    """Returns the mean of ours - theirs over the seeds that both have, with its interval; None if no seed has both.
+
+    Pairing by seed takes out what runs of one seed share: first weights, order of the images, augmentations.
+    """
+    differences = [value - theirs[seed] for seed, value in ours.items() if seed in theirs]
+    return estimate(differences) if differences else None

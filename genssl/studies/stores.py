@@ -24,7 +24,7 @@ FILLED_TO = "filled_to"
 
 @dataclass(frozen=True)
 class StoreShare:
-    """What reading K variants of each image costs an arm, as if nobody else read them."""
+    """What reading K variants of each image costs an arm, as if no other arm read them."""
 
     variants: int
     seconds: float
@@ -35,10 +35,7 @@ class StoreShare:
 class StudyStores:
     """Fills stores below the study's folder, and remembers what that took.
 
-    Args:
-        out: the study's folder.
-        arms: all of them; a store gets as many variants of each image as the arm that wants most.
-        note: is given lines for the user.
+    A store gets as many variants of each image as the arm that wants most; `note` is given lines for the user.
     """
 
     def __init__(self, out: Path, arms: Iterable[LoadedArm], note: Callable[[str], None]) -> None:
@@ -75,7 +72,7 @@ class StudyStores:
                 "train": recipe.train.model_copy(update={"threads": "auto"}),
             }
         )
-        report = _Report(self._note)
+        report = _FillingReport(self._note)
         try:
             done = pregenerate(alone, folder, variants=self._wanted[name], report=report)
             cost[FILLED_TO], cost["total"] = self._wanted[name], done.total
@@ -98,11 +95,7 @@ class StudyStores:
         )
 
     def costs(self, recipes: Iterable[Recipe]) -> list[StoreCost]:
-        """Returns every filled store once, and what it took.
-
-        Args:
-            recipes: of the arms that read them.
-        """
+        """Returns every filled store of these recipes once, and what it took."""
         found: dict[str, StoreCost] = {}
         for recipe in recipes:
             name = _name(recipe)
@@ -135,7 +128,7 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
-class _Report:
+class _FillingReport:
     """Keeps what was done, and says now and then how far it is."""
 
     def __init__(self, note: Callable[[str], None]) -> None:

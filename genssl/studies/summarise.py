@@ -11,9 +11,9 @@ from typing import Any
 from genssl.config.recipe import Recipe
 from genssl.config.study import LoadedArm, LoadedStudy
 from genssl.evaluators.units import is_detail
-from genssl.studies.model import ArmSummary, Control, Cost, Estimate, RunSummary, Summary
+from genssl.studies.model import ArmSummary, Control, Estimate, RunCost, RunSummary, Summary
 from genssl.studies.paper import paper_cell, paper_says
-from genssl.studies.statistics import estimate, paired_difference
+from genssl.studies.runs import estimate, paired_difference
 from genssl.studies.stores import StoreShare, StudyStores
 from genssl.studies.verdict import cautions, verdict
 
@@ -21,25 +21,16 @@ SAME_CALLS = 0.1  # part by which numbers of generator calls that count as equal
 
 
 @dataclass(frozen=True)
-class Finished:
-    """One finished run.
-
-    Attributes:
-        arm, seed: which.
-        directory: of the run, relative to the study's folder.
-        recipe: as it was run.
-        results: of results.json.
-        cost: with the arm's share of stored variants.
-        encoder: a digest of its trained weights.
-    """
+class StudyRun:
+    """One finished run of a study: an arm at a seed."""
 
     arm: str
     seed: int
-    directory: Path
+    directory: Path  # relative to the study's folder
     recipe: Recipe
-    results: dict[str, Any]
-    cost: Cost
-    encoder: str
+    results: dict[str, Any]  # of results.json
+    cost: RunCost  # with the arm's share of stored variants
+    encoder: str  # a digest of its trained weights
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -47,12 +38,12 @@ class Finished:
         return {name: value for name, value in self.results["metrics"].items() if not is_detail(name)}
 
 
-def run_cost(results: dict[str, Any], share: StoreShare | None) -> Cost:
+def run_cost(results: dict[str, Any], share: StoreShare | None) -> RunCost:
     """Returns what a run cost, together with the stored variants that it may draw."""
     ledger = results["ledger"]
     views = ("variants_generated", "variants_from_store", "variants_reused")
     before = share.seconds if share else 0.0
-    return Cost(
+    return RunCost(
         generator_calls=ledger["variants_computed"] + (share.variants if share else 0),
         generator_seconds=ledger["generator_seconds"] + (share.generator_seconds if share else 0.0),
         trainer_seconds=ledger["trainer_seconds"],
@@ -70,29 +61,29 @@ def run_cost(results: dict[str, Any], share: StoreShare | None) -> Cost:
 
 def summarise(
     loaded: LoadedStudy,
-    finished: dict[tuple[str, int], Finished],
+    finished: dict[tuple[str, int], StudyRun],
     stores: StudyStores,
     replaced: Sequence[str] = (),
 ) -> Summary:
-    """Returns the summary of a study whose runs are all finished.
-
-    Args:
-        loaded: the study.
-        finished: runs by arm and seed.
-        stores: what was generated ahead.
-        replaced: sentences about earlier runs of other settings.
-    """
+    """Returns the summary of a study from its finished runs by arm and seed; `replaced` says what was set aside."""
     study, seeds = loaded.study, loaded.seeds
-    by_arm = {
+    of_arms = {
         item.arm.name: [finished[item.arm.name, seed] for seed in seeds if (item.arm.name, seed) in finished]
         for item in loaded.arms
     }
-    compared = [item for item in loaded.arms if len(by_arm[item.arm.name]) == len(seeds)]
-    by_arm = {item.arm.name: by_arm[item.arm.name] for item in compared}
-    metrics = _metrics(study.metric, by_arm[study.reference][0])
+    compared = [item for item in loaded.arms if len(of_arms[item.arm.name]) == len(seeds)]
+    by_arm = {item.arm.name: of_arms[item.arm.name] for item in compared}
+    reference = by_arm[study.reference][0]
+    metrics = [study.metric, *(name for name in reference.metrics if name != study.metric)]
     arms = [_arm(item, by_arm, metrics, loaded) for item in compared]
+    left_out = [
+        f"{item.arm.label or item.arm.name} is left out: the wall-clock of {item.arm.wall_clock_of} was too short for "
+        "it at some seed."
+        for item in loaded.arms
+        if item.arm.name not in by_arm
+    ]
     stored = stores.costs([item.recipe for item in loaded.arms if item.stored_variants])
-    first = by_arm[study.reference][0].results["provenance"]
+    first = reference.results["provenance"]
     draft = Summary(
         study=study.name,
         title=study.title or study.name,
@@ -109,37 +100,22 @@ def summarise(
             sum(run.results["seconds"] for run in finished.values()) + sum(cost.seconds for cost in stored), 1
         ),
         provenance={name: first[name] for name in ("genssl", "packages", "python", "machine", "dataset")}
-        | {"protocol": by_arm[study.reference][0].results["protocol"], "variants": _variants(by_arm)}
+        | {"protocol": reference.results["protocol"], "variants": _variants(by_arm)}
         | ({"run_anew": list(replaced)} if replaced else {}),
         recipe=loaded.base.model_dump(mode="json"),
         paper=paper_says([item.arm.paper for item in loaded.arms if item.arm.paper]),
     )
-    return draft.model_copy(
-        update={"verdict": verdict(draft, study.headline), "cautions": cautions(draft) + _left_out(loaded, compared)}
-    )
+    return draft.model_copy(update={"verdict": verdict(draft, study.headline), "cautions": cautions(draft) + left_out})
 
 
-def _left_out(loaded: LoadedStudy, compared: Sequence[LoadedArm]) -> list[str]:
-    names = {item.arm.name for item in compared}
-    return [
-        f"{item.arm.label or item.arm.name} is left out: the wall-clock of {item.arm.wall_clock_of} was too short for "
-        "it at some seed."
-        for item in loaded.arms
-        if item.arm.name not in names
-    ]
-
-
-def _metrics(primary: str, run: Finished) -> list[str]:
-    return [primary, *(name for name in run.metrics if name != primary)]
-
-
-def _arm(item: LoadedArm, by_arm: dict[str, list[Finished]], metrics: Sequence[str], loaded: LoadedStudy) -> ArmSummary:
+def _arm(item: LoadedArm, by_arm: dict[str, list[StudyRun]], metrics: Sequence[str], loaded: LoadedStudy) -> ArmSummary:
     arm, runs = item.arm, by_arm[item.arm.name]
     against = [name for name in loaded.against(arm) if name in by_arm]  # one may have been left out
     differences: dict[str, dict[str, Estimate]] = {}
     for other in against:
         pairs = {
-            metric: paired_difference(_by_seed(runs, metric), _by_seed(by_arm[other], metric)) for metric in metrics
+            metric: paired_difference(*({run.seed: run.metrics[metric] for run in of} for of in (runs, by_arm[other])))
+            for metric in metrics
         }
         differences[other] = {metric: found for metric, found in pairs.items() if found is not None}
     return ArmSummary(
@@ -153,16 +129,12 @@ def _arm(item: LoadedArm, by_arm: dict[str, list[Finished]], metrics: Sequence[s
         runs=[_run(run) for run in runs],
         metrics={metric: estimate([run.metrics[metric] for run in runs]) for metric in metrics},
         differences=differences,
-        cost=Cost(**{name: fmean(getattr(run.cost, name) for run in runs) for name in Cost.model_fields}),
+        cost=RunCost(**{name: fmean(getattr(run.cost, name) for run in runs) for name in RunCost.model_fields}),
         paper=paper_cell(arm, {name: loaded.arm(name).arm for name in against}),
     )
 
 
-def _by_seed(runs: Sequence[Finished], metric: str) -> dict[int, float]:
-    return {run.seed: run.metrics[metric] for run in runs}
-
-
-def _run(run: Finished) -> RunSummary:
+def _run(run: StudyRun) -> RunSummary:
     epochs = run.recipe.train.epochs
     images = run.results["provenance"]["dataset"]["images"]
     return RunSummary(
@@ -192,34 +164,29 @@ def _equal_calls(arms: Sequence[ArmSummary]) -> list[list[str]]:
     return [[arm.name for arm in group] for group in groups if len(group) > 1]
 
 
-def _controls(loaded: LoadedStudy, by_arm: dict[str, list[Finished]]) -> dict[str, Control]:
+def _controls(loaded: LoadedStudy, by_arm: dict[str, list[StudyRun]]) -> dict[str, Control]:
     controls = {}
     for item in loaded.arms:
         if item.arm.control_of is None:
             continue
         pairs = list(zip(by_arm[item.arm.name], by_arm[item.arm.control_of], strict=True))
-        apart = {
-            name: max(abs(ours.metrics[name] - theirs.metrics[name]) for ours, theirs in pairs)
-            for name in pairs[0][0].metrics
-        }
-        metric = max(apart, key=lambda name: apart[name])
-        largest = apart[metric]
+        largest, metric = 0.0, ""
+        for name in pairs[0][0].metrics:
+            difference = max(abs(ours.metrics[name] - theirs.metrics[name]) for ours, theirs in pairs)
+            if difference > largest:
+                largest, metric = difference, name
         key = "a_a" if "a_a" not in controls else f"a_a_{item.arm.name}"
         controls[key] = Control(
             arm=item.arm.name,
             of=item.arm.control_of,
             max_abs_difference=largest,
-            metric=metric if largest else "",
+            metric=metric,
             encoders_equal=all(ours.encoder == theirs.encoder for ours, theirs in pairs),
         )
     return controls
 
 
-def _variants(by_arm: dict[str, list[Finished]]) -> dict[str, Any]:
+def _variants(by_arm: dict[str, list[StudyRun]]) -> dict[str, Any]:
     """Returns, by arm, where its variants came from; the contents of a store's manifest would fill pages."""
-    found = {}
-    for name, runs in by_arm.items():
-        facts = dict(runs[0].results["provenance"]["variants"])
-        facts.pop("store", None)
-        found[name] = facts
-    return found
+    facts = {name: runs[0].results["provenance"]["variants"] for name, runs in by_arm.items()}
+    return {name: {key: fact for key, fact in one.items() if key != "store"} for name, one in facts.items()}

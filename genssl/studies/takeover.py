@@ -23,14 +23,8 @@ SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A run that a study asks for.
-
-    Attributes:
-        arm, seed: which.
-        recipe: of it, its store filled in.
-        unknown: settings of `train` that follow from other runs.
-    """
+class RequestedRun:
+    """A run that a study asks for, its store filled in; `unknown` settings of `train` follow from other runs."""
 
     arm: str
     seed: int
@@ -49,13 +43,9 @@ def is_finished(folder: Path) -> bool:
 
 
 def differing(folder: Path, recipe: Recipe, stores: StudyStores, unknown: Iterable[str] = ()) -> list[str]:
-    """Returns in what a finished run differs from what the recipe would give; nothing: the run stands for it.
+    """Returns in what a finished run differs from what the recipe would give now; nothing: the run stands for it.
 
-    Args:
-        folder: of the finished run.
-        recipe: as the study would run it now.
-        stores: of the study, which may have moved since.
-        unknown: settings of `train` that are not known yet.
+    `unknown` settings of `train` are left out. The study, and with it its stores, may have moved since the run.
     """
     there = load(Recipe, folder / "recipe.yaml")
     before, now = _deciding(there, stores), _deciding(recipe, stores)
@@ -75,21 +65,21 @@ def _deciding(recipe: Recipe, stores: StudyStores) -> dict[str, Any]:
     return found
 
 
-def require_same_study(out: Path, asked: Iterable[Asked], stores: StudyStores) -> None:
+def require_same_study(out: Path, requested: Iterable[RequestedRun], stores: StudyStores) -> None:
     """Raises UserError if runs are finished and none of them is what the study asks for.
 
     Of arms that have changed the runs are set aside and made anew. If every one has, then the folder is another
     study's, or a setting was mistyped, and nothing is touched.
     """
     found = [
-        (folder, differing(folder, one.recipe, stores, one.unknown))
-        for one in asked
-        if is_finished(folder := run_folder(out, one.arm, one.seed))
+        (folder, differing(folder, run.recipe, stores, run.unknown))
+        for run in requested
+        if is_finished(folder := run_folder(out, run.arm, run.seed))
     ]
     if found and all(why for _, why in found):
         folder, why = found[0]
         raise UserError(
-            f"{folder}: holds a finished run of other settings than the study now gives it: {_said(why)}"
+            f"{folder}: holds a finished run of other settings than the study now gives it: {_first_of(why)}"
             f"{'; so does every other there' if len(found) > 1 else ''}. Give another --out, or remove what is finished"
         )
 
@@ -102,7 +92,7 @@ def set_aside(out: Path, arm: str, seed: int, why: list[str]) -> str:
         number += 1
         kept = kept.with_name(f"seed-{seed}-{number}")
     kept.parent.mkdir(parents=True, exist_ok=True)
-    line = f"{arm}, seed {seed}: is run anew; the finished run had other settings: {_said(why)}"
+    line = f"{arm}, seed {seed}: is run anew; the finished run had other settings: {_first_of(why)}"
     write_json(out / f"{REPLACED}.json", [*replaced(out), f"{line}; it is kept in {kept.relative_to(out)}"])
     folder.rename(kept)
     return f"{line}; it is kept in {kept}"
@@ -111,11 +101,10 @@ def set_aside(out: Path, arm: str, seed: int, why: list[str]) -> str:
 def replaced(out: Path) -> list[str]:
     """Returns, in sentences, which runs were set aside for others, and why."""
     path = out / f"{REPLACED}.json"
-    found: list[str] = json.loads(path.read_text()) if path.is_file() else []
-    return found
+    return json.loads(path.read_text()) if path.is_file() else []
 
 
-def _said(why: list[str]) -> str:
+def _first_of(why: list[str]) -> str:
     return ", ".join(why[:SHOWN]) + (f" and {len(why) - SHOWN} more" if len(why) > SHOWN else "")
 
 

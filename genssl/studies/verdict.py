@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from genssl.evaluators.units import difference_shown, unit_of
-from genssl.studies.model import ArmSummary, Control, Estimate, Summary
+from genssl.studies.model import Control, Estimate, Summary
 
 FEW_SEEDS = 5
 
 
 def verdict(summary: Summary, headline: Sequence[str]) -> list[str]:
-    """Returns sentences about the primary metric, the most important first.
-
-    Args:
-        summary: everything but its verdict.
-        headline: two arms whose difference comes first; may be empty.
-    """
+    """Returns sentences about the primary metric; the difference of the two arms of a `headline` comes first."""
     sentences, metric = [], summary.metric
     reference = summary.arm(summary.reference)
     if headline and {*headline} <= {arm.name for arm in summary.arms}:
@@ -45,10 +40,7 @@ def verdict(summary: Summary, headline: Sequence[str]) -> list[str]:
 def judged(difference: Estimate, metric: str = "top1") -> str:
     """Returns a paired difference in words: what it is, between what it lies, and what follows.
 
-    Args:
-        difference: of a metric.
-        metric: such as "rankme/effective_rank", whose unit it has and which says what is better; by default an
-            accuracy.
+    The metric's unit says what is better; by default it is an accuracy.
     """
     unit, said = unit_of(metric), difference_shown(metric, difference.mean)
     if difference.low is None or difference.high is None:
@@ -119,14 +111,10 @@ def cautions(summary: Summary) -> list[str]:
             "Wall-clock is of this machine; start-up of generators and evaluation are left out on all sides. Arms with "
             "stored variants are charged with making them, as if no other run read them."
         )
-    late = [arm for arm in summary.arms if arm.cost.real_instead > 0]
-    found += [_real(arm) for arm in late]
+    for arm in summary.arms:
+        if late := arm.cost.real_instead:
+            found.append(
+                f"{arm.label}: {late / (arm.cost.views_from_variants + late):.1%} of the views that were to be "
+                "variants were real images, because no variant of the image was there yet."
+            )
     return found
-
-
-def _real(arm: ArmSummary) -> str:
-    wanted = arm.cost.views_from_variants + arm.cost.real_instead
-    return (
-        f"{arm.label}: {arm.cost.real_instead / wanted:.1%} of the views that were to be variants were real images, "
-        "because no variant of the image was there yet."
-    )

@@ -1,22 +1,28 @@
 """Checkpoints: everything that a run needs to go on where it was, to the bit.
 
 What a checkpoint does not hold, because it follows from the recipe and the position alone: the learning rate, the view
-plan with its variants and their seeds, and every random stream (`runtime.stream` names each by run seed, epoch and
+plan with its variants and their seeds, and every random stream (`devices.stream` names each by run seed, epoch and
 step; torch's default generators, which dropout draws from, are seeded anew in every step).
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
+from genssl.base.ranks import Ranks
 from genssl.base.saved_state import DamagedError, read_state, write_state
+from genssl.config.recipe import Recipe
+from genssl.data.base import ImageDataset
+from genssl.data.load import dataset_digest
 from genssl.errors import UserError
 from genssl.variants.ledger import Ledger
 
@@ -27,28 +33,29 @@ OLDER_FORMATS = ("genssl-checkpoint/1",)  # of which the usage of variants is 12
 
 @dataclass
 class Position:
-    """How far a run is.
+    """How far a run is."""
 
-    Attributes:
-        step: optimiser steps done, over all epochs.
-        seconds: that the training loop has taken, before this process included.
-        best: the best online kNN so far, or None.
-        resumed: one entry for every time that the run was resumed; see `resume.entry`.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    best: float | None = None
-    resumed: list[dict[str, Any]] = field(default_factory=list)
+    step: int = 0  # optimiser steps done, over all epochs
+    seconds: float = 0.0  # that the training loop has taken, before this process included
+    best: float | None = None  # online kNN so far
+    resumed: list[dict[str, Any]] = field(default_factory=list)  # one `resumption` for every time
 
 
-class Checkpoints:
+class Trained(NamedTuple):
+    """What training changes: the method with its averages and queues, the optimiser's moments, the scaler of fp16."""
+
+    method: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
+
+
+class RunCheckpoints:
     """The checkpoints of a run directory: the newest, the ones before it that are to be kept, and the best.
 
     Args:
         folder: the run directory.
         keep: how many, the newest included and the best not.
-        identity: what must be equal between the run that wrote a checkpoint and the one that reads it, by its name.
+        identity: what must be equal between the run that wrote a checkpoint and the one that reads it, by name.
     """
 
     def __init__(self, folder: Path, keep: int, identity: dict[str, str]) -> None:
@@ -58,29 +65,19 @@ class Checkpoints:
     def save(
         self,
         position: Position,
+        trained: Trained,
+        ledger: Ledger,
         *,
         epoch: int,
-        method: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler | None,
-        ledger: Ledger,
         is_best: bool = False,
         due: bool = True,
     ) -> None:
         """Writes the state after `position.step` steps; `torch.load(weights_only=True)` reads it.
 
-        Args:
-            position: how far the run is.
-            epoch: whole epochs done.
-            method: with its moving averages and queues.
-            optimizer: with its moments.
-            scaler: of fp16, if there is one.
-            ledger: with the usage of every variant.
-            is_best: the state is the best so far; a copy of it stays.
-            due: otherwise only that copy is written.
+        Of the best state so far a copy stays; if no checkpoint is `due`, only that copy is written.
         """
         counts = ledger.state()
-        usage = counts.pop("usage")
+        usage = _as_tensors(counts.pop("usage"))
         state = {
             "format": FORMAT,
             "identity": self._identity,
@@ -89,11 +86,9 @@ class Checkpoints:
             "seconds": position.seconds,
             "best": position.best,
             "resumed": position.resumed,
-            "method": method.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
+            **{name: None if part is None else part.state_dict() for name, part in trained._asdict().items()},
             "ledger": counts,
-            "usage": _as_tensors(usage),
+            "usage": usage,
         }
         if due:
             if self._newest is not None and self._keep > 1 and self._newest != position.step:
@@ -108,11 +103,7 @@ class Checkpoints:
             _write(self._folder / BEST, state)
 
     def identify(self, state: dict[str, Any] | None, **more: str) -> None:
-        """Adds to the identity what was not known at first, and holds it against a state that was read.
-
-        Raises:
-            UserError: if the state has something else.
-        """
+        """Adds to the identity what was not known at first; raises UserError if a state that was read has another."""
         self._identity |= more
         if state is not None:
             self._check(self._folder / LATEST, state["identity"])
@@ -167,24 +158,16 @@ class Checkpoints:
             )
 
 
-def restore(
-    state: dict[str, Any],
-    path: Path,
-    *,
-    method: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None,
-) -> Position:
-    """Puts a state back into what `Checkpoints.save` was given, the ledger left out; returns the position.
+def restore(state: dict[str, Any], path: Path, trained: Trained) -> Position:
+    """Puts a state back into what `RunCheckpoints.save` was given, the ledger left out; returns the position.
 
     Raises:
         UserError: if it is the state of another model.
     """
     try:
-        method.load_state_dict(state["method"])
-        optimizer.load_state_dict(state["optimizer"])
-        if scaler is not None:
-            scaler.load_state_dict(state["scaler"])
+        for name, part in trained._asdict().items():
+            if part is not None:
+                part.load_state_dict(state[name])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} holds the weights of another model ({str(error).splitlines()[0]}); it was written by another "
@@ -204,6 +187,60 @@ def restore_ledger(state: dict[str, Any], ledger: Ledger) -> None:
     ledger.restore(state["ledger"] | {"usage": usage})
 
 
+# ---- What a run that goes on must have in common with the one before ----
+def identity(recipe: bytes, dataset: ImageDataset) -> dict[str, str]:
+    """Returns what a checkpoint and the run that goes on from it must agree on, the generator left out.
+
+    The recipe is as it was written when the run was begun, so that settings which have come up since change nothing.
+    """
+    digest = hashlib.blake2b(recipe, digest_size=16).hexdigest()
+    return {"recipe": digest, "dataset": dataset_digest(dataset)}
+
+
+def require_same_step(ranks: Ranks, folder: Path, step: int) -> None:
+    """Raises UserError on every rank if their checkpoints are of different steps: machines without a shared folder.
+
+    `step` is of the checkpoint that this rank goes on from; 0 if it found none.
+    """
+    found = ranks.gather((step, socket.gethostname()))
+    first, here = found[0]
+    for other, there in found:
+        if other != first:
+            raise UserError(
+                f"--resume {folder}: rank 0 on {here} goes on from step {first}, but a rank on {there} "
+                f"{f'from step {other}' if other else 'found no checkpoint'}; put the run directory where every "
+                f"machine sees it, or copy it from {here} to the same path on the others"
+            )
+
+
+def resumption(recipe: Recipe, device: torch.device, step: int) -> dict[str, Any]:
+    """Returns what results.json says of one resumption: at which step, and whether it is exact."""
+    reason = _why_inexact(recipe, device)
+    if reason is None:
+        return {"step": step, "exact": True}
+    return {"step": step, "exact": False, "because": reason}
+
+
+def _why_inexact(recipe: Recipe, device: torch.device) -> str | None:
+    """Returns why a resumed run may end with other weights than an uninterrupted one; None if it may not."""
+    variants = recipe.variants
+    makes = recipe.uses_variants() and (variants.source != "stored" or variants.missing == "generate")
+    if makes and variants.source == "online" and variants.late != "block" and variants.replay is None:
+        return f"variants.late is {variants.late}: which variants come late depends on time" + (
+            ", and the pool of those received begins empty" if variants.late == "reuse" else ""
+        )
+    if makes and variants.source == "online" and variants.server != "embedded":
+        return "the server of variants.server may batch them differently, which can change a pixel by one grey level"
+    if makes and variants.batching != "deterministic":
+        return "variants.batching is dynamic: in another batch a pixel of a variant can differ by one grey level"
+    if device.type != "cpu":
+        return f"on {device.type} kernels do not add in the same order each time"
+    if recipe.train.threads == "auto":
+        return "train.threads is auto: sums depend on how many threads share them"
+    return None
+
+
+# ---- Files ----
 def _as_tensors(usage: Any) -> Any:
     if isinstance(usage, dict):
         return {name: torch.tensor(value) if isinstance(value, np.ndarray) else value for name, value in usage.items()}
@@ -225,5 +262,5 @@ def _write(path: Path, state: dict[str, Any]) -> None:
 def _read(path: Path) -> dict[str, Any]:
     state = read_state(path)
     if not isinstance(state, dict) or state.get("format") not in (FORMAT, *OLDER_FORMATS):
-        raise DamagedError("it is no checkpoint of this version of genssl")
+        raise DamagedError("it is not a checkpoint of this version of genssl")
     return state

@@ -19,15 +19,11 @@ ROWS_PER_TASK = 16  # one message to a worker process, one task of a thread: sma
 
 
 class SourceLoader:
-    """Reads whole batches ahead of the training, in plan order.
+    """Reads whole batches in plan order, `ahead` of them before they are needed.
 
-    Args:
-        dataset: has the images.
-        crops: says how the views of a step are cropped from images with sizes of their own; the images of a data set
-            that has one size for all are loaded whole, and cropped on the device.
-        threads: that decode.
-        ahead: batches kept ready.
-        workers: processes that decode and crop in place of the threads; 0: none.
+    `crops` says how the views of a step are cropped from images with sizes of their own; images of a data set that has
+    one size for all are loaded whole, and cropped on the device. Processes decode in place of threads if there are any
+    `workers`.
     """
 
     def __init__(

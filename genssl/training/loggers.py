@@ -7,15 +7,15 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, Protocol, TextIO
 
 from genssl.base.files import write_atomically
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
-from genssl.training.resume import cut_back
 
 Row = dict[str, Any]
 
@@ -25,23 +25,18 @@ class Logger(Protocol):
 
     def log(self, row: Row, step: int) -> None:
         """Takes the numbers after `step` steps; a resumed run may log a step a second time."""
-        ...
 
     def close(self) -> None:
         """Ends in order."""
-        ...
 
 
 class MetricsLog:
-    """Writes metrics.jsonl and metrics.csv, and passes every row on.
+    """Writes metrics.jsonl and metrics.csv, and passes every row on; `rows` are those of the whole run.
 
     Args:
         out: the run directory; None for a rank that does not write.
         loggers: get the rows too.
         done: steps done by a run that goes on; rows of later steps are cut off.
-
-    Attributes:
-        rows: of the whole run, those before it was resumed included.
     """
 
     def __init__(self, out: Path | None, loggers: list[Logger], done: int = 0) -> None:
@@ -59,9 +54,7 @@ class MetricsLog:
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
         for logger in self._loggers:
@@ -79,6 +72,22 @@ class MetricsLog:
             logger.log({name: value for name, value in row.items() if name != "step"}, row["step"])
 
 
+def cut_back(path: Path, step: int) -> None:
+    """Removes from a log of JSON lines what was written after `step` optimiser steps; half a line goes as well."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if row["step"] > step:
+            break
+        kept.append(line + "\n")
+    write_atomically(path, lambda partial: partial.write_text("".join(kept)))
+
+
 def as_csv(rows: list[Row]) -> str:
     """Returns the rows as CSV with every column that one of them has; what a row has not is empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -93,8 +102,7 @@ class TensorBoardLogger:
     """Event files in the run directory's folder `tensorboard`."""
 
     def __init__(self, recipe: Recipe, out: Path, *, resumed: bool) -> None:
-        module = _require("torch.utils.tensorboard", "genssl[tensorboard]")
-        self._writer = module.SummaryWriter(str(out / "tensorboard"))
+        self._writer = _require("tensorboard").SummaryWriter(str(out / "tensorboard"))
 
     def log(self, row: Row, step: int) -> None:
         """Adds a scalar for every number."""
@@ -110,15 +118,11 @@ class TensorBoardLogger:
 class TrackerLogger:
     """Weights & Biases, or trackio, which has the same functions.
 
-    Args:
-        package: "wandb" or "trackio".
-        recipe: its name is the project's; all of it is the configuration.
-        out: the run directory, whose name is the run's.
-        resumed: the run goes on, and so does its record.
+    The recipe's name is the project's, the directory's name the run's; a run that goes on continues its record.
     """
 
     def __init__(self, package: str, recipe: Recipe, out: Path, *, resumed: bool) -> None:
-        self._tracker = _require(package, package)
+        self._tracker = _require(package)
         place: dict[str, Any] = {"resume": "allow"}
         if package == "wandb":
             digest = hashlib.blake2b(str(out.resolve()).encode(), digest_size=8).hexdigest()
@@ -136,18 +140,15 @@ class TrackerLogger:
 
 LOGGERS: dict[str, Callable[..., Logger]] = {
     "tensorboard": TensorBoardLogger,
-    "wandb": lambda recipe, out, *, resumed: TrackerLogger("wandb", recipe, out, resumed=resumed),
-    "trackio": lambda recipe, out, *, resumed: TrackerLogger("trackio", recipe, out, resumed=resumed),
+    "wandb": partial(TrackerLogger, "wandb"),
+    "trackio": partial(TrackerLogger, "trackio"),
 }
 
 
 def check_loggers(recipe: Recipe) -> None:
     """Raises UserError if the package of a logger is not installed; better before the run directory is made."""
     for name in recipe.train.loggers:
-        if name == "tensorboard":
-            _require("torch.utils.tensorboard", "genssl[tensorboard]")
-        else:
-            _require(name, name)
+        _require(name)
 
 
 def open_loggers(recipe: Recipe, out: Path, *, resumed: bool) -> list[Logger]:
@@ -155,11 +156,12 @@ def open_loggers(recipe: Recipe, out: Path, *, resumed: bool) -> list[Logger]:
     return [LOGGERS[name](recipe, out, resumed=resumed) for name in recipe.train.loggers]
 
 
-def _require(module: str, package: str) -> ModuleType:
+def _require(name: str) -> ModuleType:
+    module, package = ("torch.utils.tensorboard", f"genssl[{name}]") if name == "tensorboard" else (name, name)
     try:
         return import_module(module)
     except ImportError as error:
         raise UserError(
-            f"train.loggers: {package.removeprefix('genssl[').rstrip(']')} is not installed ({error}); "
-            f"pip install '{package}', or take it out of the list: metrics.jsonl and metrics.csv are written anyway"
+            f"train.loggers: {name} is not installed ({error}); pip install '{package}', or take it out of the list: "
+            "metrics.jsonl and metrics.csv are written anyway"
         ) from None

@@ -26,11 +26,7 @@ BATCH = 256
 class Monitor:
     """Measures the representation between epochs; changes nothing of the training.
 
-    Args:
-        recipe: has the settings and the seed that the images are drawn by.
-        train: what is trained on.
-        held_out: the part of train that is not, if there is one; then queries are from it.
-        device: of the method.
+    Queries of online kNN are from the part of train that is held out, if there is one.
 
     Raises:
         ConfigError: if online kNN is asked for and cannot be had.
@@ -57,10 +53,8 @@ class Monitor:
     def measure(self, method: Any, epoch: int, ranks: Ranks = ALONE) -> dict[str, float]:
         """Returns spread and effective rank, and kNN accuracy after every so many epochs.
 
-        Args:
-            method: in training mode; it is in training mode again afterwards.
-            epoch: epochs done.
-            ranks: all of them call this; each encodes its part of the bank. What the first one gets is to be used.
+        All ranks call this; each encodes its part of the bank, and what the first one gets is to be used. The method is
+        in training mode before and afterwards.
         """
         measured = spread_and_rank(self._encode(method, self._asked, self._images)) if ranks.first else {}
         if not self._queries or epoch % (self._config.knn_every_epochs or 1):
@@ -155,12 +149,7 @@ def collapse_of(row: dict[str, Any]) -> str | None:
 
 
 def warning_of(rows: Sequence[dict[str, Any]], lr: float) -> str | None:
-    """Returns what to say of a run whose last epochs are collapsed, for the user and results.json; None if not.
-
-    Args:
-        rows: of all epochs so far.
-        lr: the recipe's.
-    """
+    """Returns what to say of a run whose last epochs are collapsed, for the user and results.json; None if not."""
     collapsed = list(takewhile(lambda row: collapse_of(row) is not None, reversed(rows)))
     if len(collapsed) < LASTING:
         return None

@@ -10,7 +10,9 @@ import torch
 
 from genssl import __version__
 from genssl.base.cores import usable_cores
+from genssl.base.ranks import Ranks
 from genssl.base.versions import package_versions
+from genssl.base.wording import counted
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset
 from genssl.data.folder import by_suffix
@@ -43,3 +45,9 @@ def provenance(
         },
         "variants": variants or {"source": "none"},
     }
+
+
+def device_in_words(device: torch.device, ranks: Ranks) -> str:
+    """Returns what a run computes on: "cpu (2 threads)"."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else counted(torch.get_num_threads(), "thread")
+    return f"{device.type} ({name})" if ranks.size == 1 else f"{ranks.size} x {device.type} ({name} each)"

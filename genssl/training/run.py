@@ -22,23 +22,40 @@ from genssl.evaluators.run import divided, evaluate
 from genssl.evaluators.splits import load_splits
 from genssl.generators.conditioner import save_encoder
 from genssl.registry import BACKBONES, METHODS
-from genssl.training.checkpoint import LATEST, Checkpoints, Position, restore, restore_ledger
+from genssl.training.checkpoint import (
+    LATEST,
+    Position,
+    RunCheckpoints,
+    Trained,
+    identity,
+    require_same_step,
+    restore,
+    restore_ledger,
+    resumption,
+)
 from genssl.training.loader import SourceLoader
 from genssl.training.loggers import MetricsLog, check_loggers, open_loggers
 from genssl.training.monitors import KNN, Monitor, warning_of
-from genssl.training.optim import build_optimizer, lr_factor, peak_lr
-from genssl.training.progress import Progress
-from genssl.training.provenance import provenance
+from genssl.training.progress import RunProgress
+from genssl.training.provenance import device_in_words, provenance
 from genssl.training.report import write_report
-from genssl.training.resume import as_begun, changed_length, entry, identity, recipe_of, require_same_step
-from genssl.training.run_directory import hold, is_finished, read_results, recipe_begun, refuse_used
+from genssl.training.run_directory import (
+    as_begun,
+    changed_length,
+    hold,
+    is_finished,
+    read_results,
+    recipe_begun,
+    recipe_of,
+    refuse_used,
+)
 from genssl.training.samples import draw_run_samples
 from genssl.training.stopping import Stopped, StopSignals
 from genssl.training.supply.deliveries import announced, enter, follow_log, how_online, take
 from genssl.training.supply.open import open_source, open_stored_first, require_stored
 from genssl.training.supply.planning import build_refresher, prefetch_depth, view_plan
 from genssl.training.supply.server import server_threads, start_shared_server
-from genssl.training.update import Update
+from genssl.training.update import Update, build_optimizer, lr_factor, peak_lr
 from genssl.variants.ledger import Ledger
 from genssl.variants.planned_usage import PlannedUsage
 from genssl.variants.replay import Replay
@@ -51,7 +68,7 @@ LOADER_THREADS = 2
 SOURCES_AHEAD = 4
 
 
-def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
+def run(recipe: Recipe, out: Path, progress: RunProgress, *, resume: bool = False) -> dict[str, Any]:
     """Trains and evaluates, and writes the run directory.
 
     Args:
@@ -98,7 +115,9 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
 
         # ---- Run directory, and the checkpoint to go on from ----
         directory = stack.enter_context(hold(out, resume=resume)) if ranks.first else None
-        checkpoints = Checkpoints(out, recipe.train.keep_checkpoints, identity(recipe_begun(out, begun), splits.train))
+        checkpoints = RunCheckpoints(
+            out, recipe.train.keep_checkpoints, identity(recipe_begun(out, begun), splits.train)
+        )
         state, notes = checkpoints.latest() if resume else (None, [])
         length = changed_length(recipe, out, state["step"] / plan.steps_per_epoch) if state is not None else {}
         require_same_step(ranks, out, 0 if state is None else state["step"])
@@ -111,7 +130,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
         if device.type == "cpu":
             shared_with = server_threads(recipe) if server else 0
             set_threads(recipe.train.threads, shared_with=shared_with, among=ranks.local_size)
-        progress.announce(recipe, len(splits.train), plan.steps_per_epoch, where(device, ranks), out)
+        progress.announce(recipe, len(splits.train), plan.steps_per_epoch, device_in_words(device, ranks), out)
 
         # ---- Model ----
         with seeded_initialisation("model", recipe.seed):
@@ -127,16 +146,16 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
         if recipe.train.compile:
             backbone.compile()  # in place, so that the names of its weights stay
         update = Update(method, optimizer, recipe.train, device, ranks)
-        saved: dict[str, Any] = {"method": method, "optimizer": optimizer, "scaler": update.scaler}
+        trained = Trained(method, optimizer, update.scaler)
 
         # ---- Position: the first step, or where the checkpoint was written ----
         position = Position()
         if state is not None:
-            position = restore(state, out / LATEST, **saved)
+            position = restore(state, out / LATEST, trained)
             restore_ledger(state, ledger)
-            position.resumed.append(entry(recipe, device, position.step) | length)
+            position.resumed.append(resumption(recipe, device, position.step) | length)
             progress.note(f"resumed after step {position.step} of {total_steps}")
-        save = partial(checkpoints.save, position, ledger=ledger, **saved)
+        save = partial(checkpoints.save, position, trained, ledger)
 
         # ---- Variants and logs ----
         opened = opened or stack.enter_context(
@@ -293,13 +312,6 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
         write_report(out, recipe, results)
         ranks.end_together("finished")
         return results
-
-
-def where(device: torch.device, ranks: Ranks) -> str:
-    """Returns what a run computes on, in words."""
-    threads = torch.get_num_threads()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
-    return f"{device.type} ({name})" if ranks.size == 1 else f"{ranks.size} x {device.type} ({name} each)"
 
 
 def is_due(recipe: Recipe, step: int, steps_per_epoch: int, total_steps: int) -> bool:

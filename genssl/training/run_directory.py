@@ -1,16 +1,21 @@
-"""The directory of a run: who has it, whether it holds a run, and that a run which never began leaves it as it was."""
+"""The directory of a run: who has it, whether it holds a run, and what of a run that goes on may change.
+
+A run that never began leaves its directory as it was. Imports no torch, since commands that only look need none.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from genssl.base.files import write_atomically
-from genssl.base.lock import provisional
+from genssl.base.lock import is_claimed, provisional
+from genssl.config.comparable import differences
 from genssl.config.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
@@ -18,19 +23,13 @@ from genssl.errors import UserError
 
 RECIPE, AS_BEGUN = "recipe.yaml", "recipe-begun.yaml"  # the latter only if the run was lengthened since
 RESULTS, REPORT, SAMPLES, ENCODER = "results.json", "report.html", "samples.png", "encoder.safetensors"
+SHOWN = 5  # settings that an error names
 # What a run may write before its first step is done.
 EARLY = (RECIPE, "server*.log", "metrics.jsonl", "metrics.csv", "assignments.jsonl", "tensorboard", "wandb", ".*.part")
 
 
 class RunDirectory:
-    """A run directory that this process has for itself.
-
-    Args:
-        path: of the directory.
-
-    Attributes:
-        begun: whether a step of the run was taken here, so that there is something to keep.
-    """
+    """A run directory that this process has for itself; `begun` once there is something of the run to keep."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -67,11 +66,8 @@ class RunDirectory:
 def hold(out: Path, *, resume: bool) -> Iterator[RunDirectory]:
     """Holds a run directory, which is made if it is absent; a run that has not begun at the end leaves nothing in it.
 
-    What a killed process left without a checkpoint and without a row of its log is taken up.
-
-    Args:
-        out: the directory.
-        resume: whether it may hold a run.
+    What a killed process left without a checkpoint and without a row of its log is taken up. To `resume`, it may hold
+    a run.
 
     Raises:
         UserError: if it cannot be made, another process has it, or it holds a run already.
@@ -84,7 +80,7 @@ def hold(out: Path, *, resume: bool) -> Iterator[RunDirectory]:
 
 
 def refuse_used(out: Path) -> None:
-    """Raises UserError if `out` holds a run already, or is no directory."""
+    """Raises UserError if `out` holds a run already, or is not a directory."""
     if holds_run(out):
         raise UserError(f"{out} holds a run already; give another directory with --out, or remove it")
     if out.exists() and not out.is_dir():
@@ -114,3 +110,120 @@ def read_results(out: Path) -> dict[str, Any]:
     """Returns the content of a finished run's results.json."""
     results: dict[str, Any] = json.loads((out / RESULTS).read_text())
     return results
+
+
+# ---- Going on with a run ----
+def recipe_of(folder: Path, settings: Sequence[str] = ()) -> Recipe:
+    """Returns the recipe of a run directory, with `key.path=value` settings upon it.
+
+    Raises:
+        UserError: if it is not a run directory.
+    """
+    if not (folder / RECIPE).exists():
+        raise UserError(
+            f"--resume {folder}: holds no run (no recipe.yaml); give the directory of a run, or the recipe as well to "
+            "begin one there"
+        )
+    return load(Recipe, folder / RECIPE, settings)
+
+
+def as_begun(recipe: Recipe, folder: Path) -> Recipe:
+    """Returns the recipe that a run directory was begun with, which differs from `recipe` in train.epochs at most.
+
+    Raises:
+        UserError: naming what else differs.
+    """
+    if not holds_run(folder) or not (folder / RECIPE).exists():
+        return recipe
+    # As written: a number of the same value may have come as 1 or as 1.0.
+    there = of_length(recipe_of(folder), recipe.train.epochs)
+    if to_yaml(there) != to_yaml(recipe):
+        differing = differences(there.model_dump(mode="json"), recipe.model_dump(mode="json"))
+        more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+        raise UserError(
+            f"--resume {folder}: was begun with another recipe: {', '.join(differing[:SHOWN])}{more}. Of a run that "
+            "goes on only train.epochs can be changed. Leave the recipe and other settings out "
+            f"(genssl run --resume {folder}), or start another run (genssl run {folder / RECIPE} KEY=VALUE --out DIR)"
+        )
+    return load(Recipe, folder / AS_BEGUN) if (folder / AS_BEGUN).exists() else recipe_of(folder)
+
+
+def of_length(recipe: Recipe, epochs: int) -> Recipe:
+    """Returns a recipe with another number of epochs."""
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": epochs})})
+
+
+def changed_length(recipe: Recipe, folder: Path, epochs_done: float) -> dict[str, int]:
+    """Returns what results.json says of it if a run goes on with another number of epochs; `epochs_done` by now.
+
+    Raises:
+        UserError: if what is done is not what it would be in a run that had this length from the beginning.
+    """
+    if not (folder / RECIPE).exists():  # another machine than the first one, which has it
+        return {}
+    epochs, before = recipe.train.epochs, recipe_of(folder).train.epochs
+    if epochs == before:
+        return {}
+    schedule, method = recipe.schedule, recipe.method
+    if epochs_done > epochs:
+        why = f"{epochs_done:g} are done"
+    elif schedule.name == "cosine" and epochs_done > schedule.warmup_epochs:
+        why = (
+            f"its schedule is a cosine over {before} epochs, and after {epochs_done:g} of them the "
+            f"learning rate has been another than in a run of {epochs} (only schedule.name: constant does not depend "
+            "on the length)"
+        )
+    elif getattr(method, "depends_on_length", True):  # a plug-in may say nothing of it
+        why = f"{method.name} does in each step what depends on the part of the training that is done"
+    elif recipe.variants.budget is not None:
+        why = "variants.budget is spread over all epochs"
+    else:
+        return {"epochs_before": before}
+    raise UserError(
+        f"--resume {folder}: train.epochs cannot be changed from {before} to {epochs}: {why}. Start a run of {epochs} "
+        f"epochs: genssl run {folder / RECIPE} train.epochs={epochs}"
+    )
+
+
+# ---- Runs that have not finished ----
+@dataclass(frozen=True)
+class UnfinishedRun:
+    """A run that is under way or was interrupted: name, seed and length of its recipe, the epochs that its log has."""
+
+    name: str
+    seed: int
+    epochs_done: int
+    epochs: int
+    state: str  # in words, with what to do about it
+
+
+def unfinished_runs(folder: Path) -> list[UnfinishedRun]:
+    """Reads every run directly below a folder that has no results."""
+    found = []
+    for path in sorted(folder.glob("*/recipe.yaml")):
+        out = path.parent
+        if (out / RESULTS).exists():
+            continue
+        try:
+            recipe = load(Recipe, path)
+        except UserError:  # of another version of genssl, or not a run
+            continue
+        if is_claimed(out):
+            state = "running"
+        elif any(out.glob("checkpoint*.pt")):
+            state = f"interrupted; continue with: genssl run --resume {out}"
+        else:
+            state = f"interrupted before its first checkpoint; begin again with: genssl run --resume {out}"
+        found.append(UnfinishedRun(recipe.name, recipe.seed, _epochs_logged(out), recipe.train.epochs, state))
+    return found
+
+
+def _epochs_logged(out: Path) -> int:
+    try:
+        lines = (out / "metrics.jsonl").read_text(errors="replace").splitlines()
+    except OSError:
+        return 0
+    for line in reversed(lines):
+        with suppress(ValueError, KeyError, TypeError):  # the last line of a run that was killed may be half a line
+            return int(json.loads(line)["epoch"])
+    return 0

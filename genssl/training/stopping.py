@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
@@ -18,15 +18,12 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """Notes a signal instead of following it, inside its `with` block; a second one is followed at once.
+    """Notes the `number` of a signal inside its `with` block; a second signal is followed at once.
 
     Elsewhere than in the main thread signals cannot be caught, and this does nothing.
 
     Args:
         breaks: whether a signal ends a wait; not among several ranks, which must end with the same step.
-
-    Attributes:
-        number: of the signal that has come, or None.
     """
 
     def __init__(self, *, breaks: bool = True) -> None:
@@ -42,9 +39,7 @@ class StopSignals:
             self._handlers = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.restore()
 
     def restore(self) -> None:
@@ -66,9 +61,9 @@ class StopSignals:
             self._waiting = False
 
     def follow(self) -> None:
-        """Does what the signal that has come does outside of the `with` block; ends it.
+        """Restores the former handlers and re-raises the caught signal through them.
 
-        Where another rank got the signal, this does what SIGTERM does.
+        Where another rank got the signal, it is SIGTERM.
         """
         self.restore()
         number = self.number or signal.SIGTERM

@@ -1,10 +1,12 @@
-"""One optimiser step: forward, backward and update, in the recipe's precision and micro-batches."""
+"""One optimiser step, in the recipe's precision and micro-batches; optimisers, and the learning-rate schedule."""
 
 from __future__ import annotations
 
+import math
+import operator
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,21 +15,14 @@ from torch import nn
 
 from genssl.base.devices import stream
 from genssl.base.ranks import ALONE, Ranks
-from genssl.config.recipe import TrainConfig
+from genssl.config.recipe import OptimizerConfig, ScheduleConfig, TrainConfig
 from genssl.methods.base import StepOutput, Views
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Update:
-    """Trains a method by a batch at a time.
-
-    Args:
-        method: has `step(views)`.
-        optimizer: of its parameters.
-        config: precision, micro-batches, clipping and memory order.
-        device: of both.
-        ranks: whose gradients are averaged.
+    """Trains a method, which has `step(views)`, by a batch at a time; among several ranks gradients are averaged.
 
     Attributes:
         scaler: of fp16 gradients, which is part of a checkpoint; None for other precisions.
@@ -47,15 +42,10 @@ class Update:
         self.scaler = torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
 
     def __call__(self, views: Views, lr: float, *names: int) -> tuple[float, dict[str, float]]:
-        """Takes one optimiser step.
+        """Takes one optimiser step by this rank's part of the batch; returns the loss and the method's metrics.
 
-        Args:
-            views: of this rank's part of the batch.
-            lr: learning rate of the step.
-            names: run seed and step; what the method draws at random depends on them and the rank alone.
-
-        Returns:
-            The loss and the method's metrics, means over the micro-batches.
+        Both are means over the micro-batches. What the method draws at random depends on `names` (run seed and step)
+        and the rank alone.
         """
         seed_default_streams("update", *names, self._rank, device=self._device)
         for group in self._optimizer.param_groups:
@@ -128,11 +118,8 @@ def chunks(views: Views, count: int) -> list[Views]:
     if count == 1:
         return [views]
     size = len(views.pair[0]) // count
-
-    def part(start: int) -> Views:
-        return map_views(views, lambda rows: rows[start : start + size])
-
-    return [part(number * size) for number in range(count)]
+    parts = [slice(number * size, (number + 1) * size) for number in range(count)]
+    return [map_views(views, operator.itemgetter(part)) for part in parts]
 
 
 def map_views(views: Views, change: Callable[[torch.Tensor], torch.Tensor]) -> Views:
@@ -156,3 +143,79 @@ def seed_default_streams(*names: object, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+
+
+# ---- Optimisers and the learning-rate schedule ----
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum and layer-wise rates (You et al. 2017, arXiv 1708.03888), as in solo-learn.
+
+    For a parameter w with gradient g let r = eta |w| / (|g| + wd |w|). The local rate is min(r / lr, 1) with `clip`,
+    and r without; g + wd w is scaled by it before momentum. Groups with `adapt: False` (biases, normalisation) get
+    plain SGD. Unlike timm's Lars the rate applies at weight decay 0 as well; where |w| or |g| is 0 it is 1.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        trust_coefficient: float,
+        clip: bool = True,
+    ) -> None:
+        rates = {"lr": lr, "eta": trust_coefficient, "clip": clip, "adapt": True}
+        super().__init__(params, {"momentum": momentum, "weight_decay": weight_decay, **rates})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Updates every parameter that has a gradient."""
+        loss = closure() if closure is not None else None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                update = parameter.grad.add(parameter, alpha=group["weight_decay"])
+                if group["adapt"]:
+                    weight, gradient = parameter.norm(), parameter.grad.norm()
+                    trust = group["eta"] * weight / (gradient + group["weight_decay"] * weight)
+                    rate = (trust / group["lr"]).clamp(max=1) if group["clip"] else trust
+                    local = torch.where((weight > 0) & (gradient > 0), rate, torch.ones_like(weight))
+                    update = update * local
+                state = self.state[parameter]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].mul_(group["momentum"]).add_(update)
+                parameter.add_(state["momentum"], alpha=-group["lr"])
+        return loss
+
+
+def peak_lr(config: OptimizerConfig, batch_size: int) -> float:
+    """Returns the learning rate at the top of the schedule."""
+    return config.lr * batch_size / 256 if config.lr_rule == "linear" else config.lr
+
+
+def build_optimizer(config: OptimizerConfig, module: nn.Module, batch_size: int) -> torch.optim.Optimizer:
+    """Returns the optimiser; parameters with one dimension (biases, norms) have neither weight decay nor LARS rates."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
+    lr = peak_lr(config, batch_size)
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, weight_decay=config.weight_decay)
+    rates: dict[str, Any] = {"lr": lr, "momentum": config.momentum, "weight_decay": config.weight_decay}
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, **rates)
+    groups[1]["adapt"] = False
+    return LARS(groups, trust_coefficient=config.trust_coefficient, clip=config.clip, **rates)
+
+
+def lr_factor(config: ScheduleConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
+    """Returns the learning rate of a step as a fraction of the peak; the convention stands in `ScheduleConfig`."""
+    total, warmup = steps_per_epoch * epochs, round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return (step + 1) / warmup
+    if config.name == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))

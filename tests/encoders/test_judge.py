@@ -22,7 +22,7 @@ from genssl.encoders.judge import GeneratedVariants, protocol_id, transfer
 from genssl.encoders.load import load_encoder
 from genssl.errors import ConfigError, DataError, UserError
 from genssl.evaluators.configs import KNNConfig, LinearProbeConfig
-from genssl.training.progress import Progress
+from genssl.training.progress import RunProgress
 from genssl.training.run import run
 from genssl.variants.key import VariantKey, parameters_digest
 
@@ -34,7 +34,7 @@ QUICK = ["train.epochs=1", "schedule.warmup_epochs=0", "backbone.width=4", "trai
 
 def train(out: Path, *overrides: str) -> dict[str, Any]:
     recipe = load(Recipe, RECIPE, [*QUICK, *overrides])
-    with (out.parent / "output.txt").open("w") as text, Progress(Console(file=text)) as progress:
+    with (out.parent / "output.txt").open("w") as text, RunProgress(Console(file=text)) as progress:
         return run(recipe, out, progress)
 
 

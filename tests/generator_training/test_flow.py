@@ -31,7 +31,7 @@ from genssl.generator_training.rows import Batches, Draws, Images
 from genssl.generator_training.run import train_generator
 from genssl.generators.configs import FlowConfig
 from genssl.generators.flow import Flow
-from genssl.training.progress import Progress
+from genssl.training.progress import RunProgress
 from genssl.training.run import run
 from genssl.variants.engine import VariantEngine
 
@@ -316,7 +316,7 @@ def test_the_command_line_trains_a_flow_that_the_engine_loads(tmp_path, digits_t
 def test_a_run_uses_the_flow(trained, tmp_path, quick_recipe):
     block = f"{{name: flow, model: {trained}, num_inference_steps: 1}}"
     two_steps = quick_recipe(f"generator={block}", "variants.source=in_process", "train.batch_size=718", "evaluate=[]")
-    with Progress(quiet()) as progress:
+    with RunProgress(quiet()) as progress:
         results = run(two_steps, tmp_path / "run", progress)
     assert results["ledger"]["variants_generated"] == 2 * 718
 
@@ -341,7 +341,7 @@ def test_a_folder_of_odd_images_trains_a_flow_that_a_server_serves(tmp_path, qui
         "train.batch_size=64",
         "evaluate=[]",
     )
-    with Progress(quiet()) as progress:
+    with RunProgress(quiet()) as progress:
         results = run(two_steps, tmp_path / "run", progress)  # variants.source is online: a server of its own
     assert results["ledger"]["variants_generated"] >= 64
     assert results["ledger"]["bytes_received"] > 0

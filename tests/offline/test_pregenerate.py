@@ -26,7 +26,7 @@ from genssl.errors import UserError
 from genssl.generators.fingerprint import fingerprint_folder
 from genssl.generators.models import BUILTIN
 from genssl.offline.pregenerate import Pregenerated, Shard, parse_shard, pregenerate
-from genssl.training.progress import Progress
+from genssl.training.progress import RunProgress
 from genssl.training.run import run
 from genssl.training.supply.stores import open_stored
 from genssl.variants.source import VariantRequest
@@ -221,11 +221,11 @@ def test_a_run_under_a_former_fingerprint_goes_on(tmp_path, monkeypatch):
     recipe = recipe_of(f"generator.model={model}", "generator.num_inference_steps=1", "train.batch_size=480")
     with monkeypatch.context() as patch:
         patch.setattr("genssl.generators.diffusion.stable_unclip.fingerprint_model", by_every_file)
-        whole = run(recipe, tmp_path / "whole", Progress(Console(quiet=True)))
+        whole = run(recipe, tmp_path / "whole", RunProgress(Console(quiet=True)))
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
     for name in ("results.json", "report.html"):
         (tmp_path / "resumed" / name).unlink()
-    resumed = run(recipe, tmp_path / "resumed", Progress(Console(quiet=True)), resume=True)
+    resumed = run(recipe, tmp_path / "resumed", RunProgress(Console(quiet=True)), resume=True)
     fingerprints = [each["provenance"]["variants"]["fingerprint"] for each in (whole, resumed)]
     assert fingerprints[0] == fingerprints[1]
 
@@ -295,7 +295,7 @@ def test_shards_are_named_by_option_or_by_torchrun(monkeypatch):
 
 
 def quietly(recipe: Recipe, out: Path) -> dict:
-    with (out.parent / f"{out.name}.txt").open("w") as text, Progress(Console(file=text, width=200)) as progress:
+    with (out.parent / f"{out.name}.txt").open("w") as text, RunProgress(Console(file=text, width=200)) as progress:
         return run(recipe, out, progress)
 
 

@@ -16,9 +16,9 @@ from PIL import Image
 from genssl.studies.model import (
     ArmSummary,
     Control,
-    Cost,
     Estimate,
     PaperCell,
+    RunCost,
     RunSummary,
     StoreCost,
     Summary,
@@ -59,7 +59,7 @@ def _runs(number: int) -> list[RunSummary]:
     runs = []
     for seed in SEEDS[:1] if name == "once" else SEEDS:
         trainer = 26.0 * epochs / EPOCHS + noise.random()
-        cost = Cost(
+        cost = RunCost(
             generator_calls=calls,
             generator_seconds=device,
             trainer_seconds=trainer,
@@ -123,7 +123,9 @@ def make_study() -> Summary:
                 differences={
                     other: {metric: _paired(runs[name], runs[other], metric) for metric in METRICS} for other in against
                 },
-                cost=Cost(**{cost: fmean(getattr(run.cost, cost) for run in runs[name]) for cost in Cost.model_fields}),
+                cost=RunCost(
+                    **{cost: fmean(getattr(run.cost, cost) for run in runs[name]) for cost in RunCost.model_fields}
+                ),
                 paper=paper.get(name),
             )
         )

@@ -18,7 +18,7 @@ from genssl.config.study import load_study
 from genssl.errors import UserError
 from genssl.studies.compare import compare
 from genssl.studies.model import Summary
-from genssl.studies.summarise import Finished
+from genssl.studies.summarise import StudyRun
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "recipes" / "online_vs_offline.yaml"
@@ -58,14 +58,14 @@ class Watcher:
     def running(self, arm: str, seed: int):
         from rich.console import Console
 
-        from genssl.training.progress import Progress
+        from genssl.training.progress import RunProgress
 
-        return Progress(Console(quiet=True))
+        return RunProgress(Console(quiet=True))
 
     def skipped(self, arm: str, seed: int, why: str) -> None:
         self.notes.append(f"{arm}: {why}")
 
-    def finished(self, run: Finished, *, anew: bool) -> None:
+    def finished(self, run: StudyRun, *, anew: bool) -> None:
         (self.anew if anew else self.there).append((run.arm, run.seed))
         if len(self.anew) == self.stop_after:
             raise KeyboardInterrupt

@@ -64,7 +64,7 @@ def test_what_the_cells_are_is_said_once():
     [
         ("imagenet_linear.simclr.sd", "no 'sd' in the paper's tables"),
         ("figure_5.simclr.none", "no 'figure_5'"),
-        ("imagenet_linear.simclr", "is no cell"),
+        ("imagenet_linear.simclr", "is not a cell"),
         ("imagenet_linear.simclr.none.more", "no 'more'"),
     ],
 )

@@ -8,15 +8,14 @@ import os
 from pathlib import Path
 
 import pytest
+from short_runs import RECIPE
 
 from genssl.cli.tables import repeats
 from genssl.config.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
-from genssl.studies.runs import mean_and_interval, summarise_runs
-
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "simclr_sd.yaml"
+from genssl.studies.runs import estimate, mean_and_interval, paired_difference, summarise_runs
 
 
 def write_run(folder: Path, value: float, *overrides: str) -> None:
@@ -81,3 +80,36 @@ def test_the_interval_is_students():
 def test_a_folder_without_runs_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="holds no finished run"):
         summarise_runs(tmp_path)
+
+
+# ---- Means over seeds, against numbers from a table of Student's t ----
+def test_interval_of_three_values():
+    # mean 2, standard deviation 1, t(0.975, 2) = 4.3027, over sqrt(3)
+    found = estimate([1.0, 2.0, 3.0])
+    assert (found.mean, found.n) == (2.0, 3)
+    assert found.high - found.mean == pytest.approx(4.302653 / 3**0.5, abs=1e-6)
+    assert found.mean - found.low == pytest.approx(4.302653 / 3**0.5, abs=1e-6)
+
+
+def test_one_value_has_no_interval():
+    found = estimate([0.5])
+    assert (found.mean, found.low, found.high, found.n) == (0.5, None, None, 1)
+
+
+def test_pairing_takes_out_what_seeds_share():
+    ours, theirs = {0: 0.51, 1: 0.71, 2: 0.92}, {0: 0.50, 1: 0.70, 2: 0.90}
+    found = paired_difference(ours, theirs)
+    # differences 0.01, 0.01, 0.02: mean 0.013333, standard deviation 0.0057735
+    assert found.mean == pytest.approx(0.0133333, abs=1e-6)
+    assert found.high - found.mean == pytest.approx(4.302653 * 0.0057735 / 3**0.5, abs=1e-6)
+    assert estimate(list(ours.values())).high - estimate(list(ours.values())).mean > 0.5
+
+
+def test_only_seeds_that_both_have_are_paired():
+    assert paired_difference({0: 1.0, 1: 2.0}, {1: 1.5, 2: 9.0}).n == 1
+    assert paired_difference({0: 1.0}, {1: 1.0}) is None
+
+
+def test_equal_arms_have_an_interval_of_nothing():
+    found = paired_difference({0: 0.5, 1: 0.6}, {0: 0.5, 1: 0.6})
+    assert (found.mean, found.low, found.high) == (0.0, 0.0, 0.0)

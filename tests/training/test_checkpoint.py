@@ -13,7 +13,7 @@ from torch import nn
 from genssl.encoders.foreign import read_checkpoint
 from genssl.errors import UserError
 from genssl.generator_training.loop import Checkpoints as StageCheckpoints
-from genssl.training.checkpoint import Checkpoints, Position, restore, restore_ledger
+from genssl.training.checkpoint import Position, RunCheckpoints, Trained, restore, restore_ledger
 from genssl.variants.ledger import Ledger
 from genssl.variants.replay import AssignmentLog
 
@@ -28,7 +28,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(self.method.parameters(), lr=0.1)
         self.ledger = Ledger()
         self.position = Position()
-        self.checkpoints = Checkpoints(folder, keep, dict(IDENTITY))
+        self.checkpoints = RunCheckpoints(folder, keep, dict(IDENTITY))
 
     def train_to(self, step: int, *, is_best: bool = False, due: bool = True) -> None:
         while self.position.step < step:
@@ -37,14 +37,13 @@ class Training:
             self.optimizer.step()
             self.position.step += 1
             self.ledger.deliver(bytes([step]) * 16, step, "generated" if step % 2 else "reused")
-        state = {"method": self.method, "optimizer": self.optimizer, "scaler": None, "ledger": self.ledger}
-        self.checkpoints.save(self.position, epoch=0, is_best=is_best, due=due, **state)
+        trained = Trained(self.method, self.optimizer, None)
+        self.checkpoints.save(self.position, trained, self.ledger, epoch=0, is_best=is_best, due=due)
 
     def load(self) -> tuple[int, list[str]]:
         state, notes = self.checkpoints.latest()
         assert state is not None
-        saved = {"method": self.method, "optimizer": self.optimizer, "scaler": None}
-        self.position = restore(state, Path("checkpoint.pt"), **saved)
+        self.position = restore(state, Path("checkpoint.pt"), Trained(self.method, self.optimizer, None))
         restore_ledger(state, self.ledger)
         return self.position.step, notes
 
@@ -191,7 +190,7 @@ def test_the_checkpoint_of_another_generator_or_model_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"another run: generator c3 \(now: d4\)\. A run goes on only with"):
         other.checkpoints.identify(state, generator="d4")
     with pytest.raises(UserError, match="holds the weights of another model"):
-        restore(state, tmp_path, method=nn.Linear(3, 1), optimizer=other.optimizer, scaler=None)
+        restore(state, tmp_path, Trained(nn.Linear(3, 1), other.optimizer, None))
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):

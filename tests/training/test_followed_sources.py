@@ -21,7 +21,7 @@ from genssl.config.recipe import Recipe
 from genssl.generators.configs import UNCLIP_PRESETS
 from genssl.methods.base import Views
 from genssl.registry import METHODS
-from genssl.training.optim import build_optimizer
+from genssl.training.update import build_optimizer
 from genssl.views.augment import Augment
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

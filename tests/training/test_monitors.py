@@ -9,15 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from rich.console import Console
+from short_runs import run_and_read, without_pictures
 from torch import nn
 
 from genssl.data.load import hold_out
 from genssl.errors import ConfigError, UserError
 from genssl.training.loggers import MetricsLog, as_csv, check_loggers, open_loggers
 from genssl.training.monitors import KNN, RANK, SPREAD, Monitor, collapse_of, spread_and_rank, warning_of
-from genssl.training.progress import Progress
-from genssl.training.run import run
 
 CPU = torch.device("cpu")
 
@@ -72,8 +70,7 @@ def test_it_is_said_in_words_when_it_lasts():
 
 
 def test_an_absurd_learning_rate_is_reported(quick_recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("genssl.training.run.draw_run_samples", lambda path, *rest: path.touch())
-    monkeypatch.setattr("genssl.training.run.write_report", lambda *rest: None)
+    without_pictures(monkeypatch)
     recipe = quick_recipe(
         "train.epochs=2",
         "variants.source=none",
@@ -83,10 +80,9 @@ def test_an_absurd_learning_rate_is_reported(quick_recipe, tmp_path, monkeypatch
         "optimizer={name: sgd, lr: 50.0}",
         "schedule.name=constant",
     )
-    with (tmp_path / "text").open("w") as file, Progress(Console(file=file, width=400)) as progress:
-        results = run(recipe, tmp_path / "out", progress)
+    results, text = run_and_read(recipe, tmp_path / "out")
     words = "the representation has collapsed since epoch 1: all images have nearly the same representation"
-    assert (tmp_path / "text").read_text().count(words) == 1
+    assert text.count(words) == 1
     assert results["monitor"]["collapse"].startswith(words)
 
 

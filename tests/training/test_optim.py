@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from genssl.config.recipe import OptimizerConfig, ScheduleConfig
-from genssl.training.optim import LARS, build_optimizer, lr_factor, peak_lr
+from genssl.training.update import LARS, build_optimizer, lr_factor, peak_lr
 
 
 @pytest.mark.parametrize("clip", [True, False])

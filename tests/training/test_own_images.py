@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
+from short_runs import SHORT, run_and_read
 from sklearn.datasets import load_digits, load_sample_images
 
 from genssl import VariantClient
@@ -22,8 +21,6 @@ from genssl.config.recipe import Recipe
 from genssl.encoders.judge import transfer
 from genssl.encoders.load import load_encoder
 from genssl.errors import DataError
-from genssl.training.progress import Progress
-from genssl.training.run import run
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "recipes/generators/folder_flow.yaml"
@@ -129,12 +126,10 @@ def dozens(tmp_path) -> Path:
 
 def photo_run(root: Path, out: Path, *overrides: str) -> tuple[dict[str, float], str]:
     """Trains by the recipe for own photos, without variants; returns metrics and what was said."""
-    quick = ["train.epochs=1", "schedule.warmup_epochs=0", "backbone.width=4", "train.threads=1", "train.batch_size=8"]
+    quick = [*SHORT, "train.batch_size=8"]
     own = [f"dataset.root={root}", "dataset.image_size=8", "generator=null", "variants.source=none"]
-    said = io.StringIO()
-    with Progress(Console(file=said, width=300)) as progress:
-        results = run(load(Recipe, ROOT / PHOTOS, [*quick, *own, *overrides]), out, progress)
-    return results["metrics"], said.getvalue()
+    results, text = run_and_read(load(Recipe, ROOT / PHOTOS, [*quick, *own, *overrides]), out)
+    return results["metrics"], text
 
 
 def test_a_flat_folder_is_judged_without_labels_and_sub_folders_with(dozens, tmp_path):

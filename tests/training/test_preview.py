@@ -9,9 +9,8 @@ from PIL import Image
 from genssl.cli.varied import varied_parameters
 from genssl.errors import UserError
 from genssl.generators.parameters import ADAPTIVE_NAME
-from genssl.training import parameter_grid
-from genssl.training.parameter_grid import parse_vary
-from genssl.training.preview import preview
+from genssl.training.preview import parse_vary, preview
+from genssl.training.samples import write_groups
 
 
 def test_values_are_numbers_ranges_and_adaptive():
@@ -33,13 +32,12 @@ def test_what_is_no_list_of_values_is_refused(text):
 
 def test_columns_are_what_they_are_labelled_and_differ_in_nothing_else(quick_recipe, tmp_path, monkeypatch):
     drawn = {}
-    write = parameter_grid.write_groups
 
     def watched(path, groups, title, note):
         drawn.update({group.heading: group for group in groups})
-        write(path, groups, title, note)
+        write_groups(path, groups, title, note)
 
-    monkeypatch.setattr(parameter_grid, "write_groups", watched)
+    monkeypatch.setattr("genssl.training.preview.write_groups", watched)
     out = tmp_path / "picture.png"
     preview(quick_recipe(), out, ["guidance_scale=1,2..8", "noise_level=0,300,adaptive"], sources=3)
     plain, guided = "guidance_scale 1, noise_level", "guidance_scale 2..8, noise_level"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from genssl.training.progress import LINE_SECONDS, Progress, duration
+from genssl.training.progress import LINE_SECONDS, RunProgress, duration
 from genssl.variants.ledger import Ledger
 
 
@@ -42,9 +42,8 @@ def screens(text: str) -> list[str]:
 def test_a_long_run_fits_into_80_columns_and_evaluation_has_a_bar_of_its_own(quick_recipe):
     recipe = quick_recipe("train.epochs=1000", "evaluate=[knn, linear_probe, semantic_consistency]")
     console, text = shown(terminal=True)
-    with Progress(console) as progress:
-        progress.start(recipe, steps_per_epoch=10_000)
-        progress._steps = 9_999_998
+    with RunProgress(console) as progress:
+        progress.start(recipe, steps_per_epoch=10_000, done=9_999_998)
         progress.step(999, 12.345, images=10**9, seconds=10_000, ledger=ledger_of(recipe))
         progress._bar.refresh()
         training = screens(text.getvalue())[-1]
@@ -73,7 +72,7 @@ def test_a_long_run_fits_into_80_columns_and_evaluation_has_a_bar_of_its_own(qui
 def test_a_file_gets_a_line_an_epoch_and_one_now_and_then_in_a_long_one(quick_recipe):
     recipe, clock = quick_recipe("train.epochs=2", "variants.source=none"), Clock()
     console, text = shown(terminal=False)
-    with Progress(console, clock=clock) as progress:
+    with RunProgress(console, clock=clock) as progress:
         progress.start(recipe, steps_per_epoch=4)
         for step in range(8):
             clock.now += LINE_SECONDS / 2 if step < 4 else 1.0
@@ -91,7 +90,7 @@ def test_a_file_gets_a_line_an_epoch_and_one_now_and_then_in_a_long_one(quick_re
 def test_a_run_that_goes_on_is_as_fast_as_it_is_now(quick_recipe):
     clock = Clock()
     console, text = shown(terminal=False)
-    progress = Progress(console, clock=clock)
+    progress = RunProgress(console, clock=clock)
     progress.start(quick_recipe("train.epochs=10", "variants.source=none"), steps_per_epoch=1, done=8)
     clock.now += 30
     progress.step(8, 1.0, images=9, seconds=1.0, ledger=Ledger())
@@ -103,13 +102,13 @@ def test_the_start_says_device_images_steps_and_directory(quick_recipe, terminal
     recipe = quick_recipe("train.epochs=20", "train.batch_size=128")
     console, text = shown(terminal)
     folder = Path("runs") / "a-long-name-of-a-folder-on-a-disk-[of-mine]" / "simclr-sd-digits-20260101-000000"
-    with Progress(console) as progress:
+    with RunProgress(console) as progress:
         progress.announce(recipe, 1437, 11, "cpu (2 threads)", folder)
     assert f"simclr-sd-digits on cpu (2 threads), into {folder}" in text.getvalue(), "a path is there to be copied"
     assert (
         "1,437 images, of which 29 sit out each epoch; 220 steps: 20 epochs of 11, 128 images each" in text.getvalue()
     )
-    with Progress(console) as progress:
+    with RunProgress(console) as progress:
         progress.announce(recipe, 1408, 11, "cuda (NVIDIA H200)", folder)
     assert "1,408 images; 220 steps" in text.getvalue()
 

@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
+from short_runs import run_and_read
 
 from genssl.config.document import read_document
 from genssl.config.kinds import model_of
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
-from genssl.training.progress import Progress
-from genssl.training.run import run
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 ALL = sorted(path for path in RECIPES.rglob("*.yaml") if model_of(read_document(path)) is Recipe)
@@ -54,8 +52,7 @@ def small(recipe: Recipe) -> list[str]:
 def two_steps(path: Path, out: Path, *overrides: str) -> list[dict[str, Any]]:
     """Runs a recipe for an epoch of two steps and returns the rows of its log."""
     recipe = load(Recipe, path, [*QUICK, *small(load(Recipe, path)), *overrides])
-    with (out.parent / "output.txt").open("w") as text, Progress(Console(file=text)) as progress:
-        run(recipe, out, progress)
+    run_and_read(recipe, out)
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 

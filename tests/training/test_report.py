@@ -11,16 +11,15 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from short_runs import RECIPE
 
 from genssl.config.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
-from genssl.training import baseline, report
-from genssl.training.baseline import find_baseline
-from genssl.training.report import write_report
+from genssl.training import report
+from genssl.training.report import LIGHT, draw_loss, find_baseline, write_report
 from genssl.variants.ledger import Ledger
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "simclr_sd.yaml"
 METRICS = {
     "few_shot/top1@5": 0.70264,
     "few_shot/top1@5_std": 0.02733,
@@ -82,18 +81,11 @@ def test_a_number_has_one_unit_and_a_protocol_stands_once(tmp_path):
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7, 200])
-def test_epochs_on_the_axis_are_whole(monkeypatch, epochs):
-    ticks: list[float] = []
-
-    class Seen(report.Figure):
-        def savefig(self, *args, **kwargs):
-            super().savefig(*args, **kwargs)
-            axis = self.axes[0]
-            low, high = axis.get_xlim()
-            ticks.extend(tick for tick in axis.get_xticks() if low <= tick <= high)
-
-    monkeypatch.setattr(report, "Figure", Seen)
-    report._loss_curve([{"epoch": number, "loss": 1.0 / number} for number in range(1, epochs + 1)], None, "light")
+def test_epochs_on_the_axis_are_whole(epochs):
+    figure = draw_loss([{"epoch": number, "loss": 1.0 / number} for number in range(1, epochs + 1)], None, LIGHT)
+    figure.draw_without_rendering()
+    low, high = figure.axes[0].get_xlim()
+    ticks = [tick for tick in figure.axes[0].get_xticks() if low <= tick <= high]
     assert ticks
     assert all(tick == int(tick) for tick in ticks)
 
@@ -135,7 +127,7 @@ def test_the_latest_baseline_is_taken_and_what_cannot_be_read_is_none(tmp_path, 
     found = find_baseline(tmp_path / "run", recipe, results)
     assert found is not None
     assert found.name == "../b"
-    monkeypatch.setattr(baseline, "MOST_LOOKED_AT", 0)
+    monkeypatch.setattr(report, "MOST_LOOKED_AT", 0)
     assert find_baseline(tmp_path / "run", recipe, results) is None
 
 

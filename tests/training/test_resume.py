@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
+from short_runs import RECIPE, ROOT, SHORT, run_and_read, without_pictures
 
 from genssl.base.lock import claim, is_claimed
 from genssl.config.dump import to_yaml
@@ -23,14 +23,9 @@ from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
 from genssl.registry import METHODS
-from genssl.training.progress import Progress
-from genssl.training.resume import changed_length, of_length, recipe_of
-from genssl.training.run import run
-from genssl.training.run_states import unfinished_runs
+from genssl.training.run_directory import changed_length, of_length, recipe_of, unfinished_runs
 
-ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "recipes" / "simclr_sd.yaml"
-QUICK = ["train.epochs=2", "train.batch_size=256", "schedule.warmup_epochs=0", "backbone.width=4", "train.threads=1"]
+QUICK = [*SHORT, "train.epochs=2", "train.batch_size=256"]
 SMALL = [*QUICK, "evaluate=[]", "variants.source=none", "monitor.knn_every_epochs=1", "train.keep_checkpoints=2"]
 
 
@@ -38,19 +33,10 @@ def quick(*overrides: str) -> Recipe:
     return load(Recipe, RECIPE, [*SMALL, *overrides])
 
 
-def said(recipe: Recipe, out: Path, *, resume: bool = False) -> tuple[dict, str]:
-    """Runs, and returns the results and what the user reads."""
-    path = out.parent / f"{out.name}.txt"
-    with path.open("a") as text, Progress(Console(file=text, width=400)) as progress:
-        return run(recipe, out, progress, resume=resume), path.read_text()
-
-
 @pytest.fixture(autouse=True, scope="module")
 def no_pictures():
-    """Replaces the pictures and the page, which take longer than these trainings."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("genssl.training.run.draw_run_samples", lambda path, *rest: path.touch())
-        patch.setattr("genssl.training.run.write_report", lambda out, *rest: (out / "report.html").touch())
+        without_pictures(patch)
         yield
 
 
@@ -97,7 +83,7 @@ def assert_equal(one: object, other: object) -> None:
 def uninterrupted(tmp_path_factory):
     """The directory of a run that nothing disturbed."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    said(quick(), out)
+    run_and_read(quick(), out)
     return out
 
 
@@ -113,7 +99,7 @@ from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.training import checkpoint, run as module
 from genssl.training.loggers import MetricsLog
-from genssl.training.progress import Progress
+from genssl.training.progress import RunProgress
 from genssl.training.update import Update
 
 folder, recipe_file, *overrides = sys.argv[1:]
@@ -179,7 +165,7 @@ for name, prepare in MOMENTS.items():
     child = os.fork()
     if child == 0:
         prepare()
-        with (Path(folder) / f"{name}.txt").open("w") as text, Progress(Console(file=text)) as progress:
+        with (Path(folder) / f"{name}.txt").open("w") as text, RunProgress(Console(file=text)) as progress:
             module.run(recipe, Path(folder) / name, progress)
         os._exit(0)
     _, status = os.waitpid(child, 0)
@@ -227,7 +213,7 @@ def killed(tmp_path_factory):
 @pytest.fixture(scope="module")
 def uninterrupted_with_steps(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
-    said(quick("train.checkpoint_every_steps=3"), out)
+    run_and_read(quick("train.checkpoint_every_steps=3"), out)
     return out
 
 
@@ -235,7 +221,7 @@ def uninterrupted_with_steps(tmp_path_factory):
 def test_a_killed_run_ends_as_if_it_had_not_been(killed, uninterrupted_with_steps, moment):
     out = killed / moment
     assert not is_claimed(out)
-    results, text = said(quick("train.checkpoint_every_steps=3"), out, resume=True)
+    results, text = run_and_read(quick("train.checkpoint_every_steps=3"), out, resume=True)
     assert_same_end(out, uninterrupted_with_steps)
     if moment == "before_any_checkpoint":
         assert results["resumed"] == []
@@ -256,7 +242,7 @@ def test_a_run_begun_before_a_setting_came_up_goes_on(killed, uninterrupted_with
         state = torch.load(path, weights_only=True)
         state["identity"]["recipe"] = hashlib.blake2b("".join(kept).encode(), digest_size=16).hexdigest()
         torch.save(state, path)
-    _, text = said(recipe_of(out), out, resume=True)
+    _, text = run_and_read(recipe_of(out), out, resume=True)
     assert "resumed after step" in text
     assert_same_end(out, uninterrupted_with_steps)
     assert (out / "recipe.yaml").read_text() == "".join(kept)
@@ -287,7 +273,7 @@ def test_unfinished_runs_are_listed_with_what_to_do(killed, tmp_path):
 
 def test_a_finished_run_is_left_alone(uninterrupted):
     before = {path.name: path.stat().st_mtime_ns for path in uninterrupted.iterdir()}
-    results, text = said(quick(), uninterrupted, resume=True)
+    results, text = run_and_read(quick(), uninterrupted, resume=True)
     assert "is finished; there is nothing to resume" in text
     assert results == json.loads((uninterrupted / "results.json").read_text())
     assert {path.name: path.stat().st_mtime_ns for path in uninterrupted.iterdir()} == before
@@ -297,7 +283,7 @@ def test_another_recipe_is_refused_by_what_differs(uninterrupted):
     with pytest.raises(
         UserError, match=r"begun with another recipe: seed 0 \(now: 1\)\. Of a run that goes on only train\.epochs can"
     ):
-        said(quick("seed=1", "train.epochs=4"), uninterrupted, resume=True)
+        run_and_read(quick("seed=1", "train.epochs=4"), uninterrupted, resume=True)
 
 
 # ---- Another length ----
@@ -309,7 +295,7 @@ CONSTANT = ("schedule.name=constant", "train.keep_checkpoints=1")
 def straight(tmp_path_factory):
     """The directory of a run of three epochs at a constant learning rate."""
     out = tmp_path_factory.mktemp("straight") / "three"
-    said(quick(*CONSTANT, "train.epochs=3"), out)
+    run_and_read(quick(*CONSTANT, "train.epochs=3"), out)
     return out
 
 
@@ -317,7 +303,7 @@ def straight(tmp_path_factory):
 def short(tmp_path_factory):
     """The directory of such a run of one epoch."""
     out = tmp_path_factory.mktemp("short") / "one"
-    said(quick(*CONSTANT, "train.epochs=1"), out)
+    run_and_read(quick(*CONSTANT, "train.epochs=1"), out)
     return out
 
 
@@ -327,23 +313,23 @@ def copied(out: Path, tmp_path: Path) -> Path:
 
 def test_a_lengthened_run_ends_as_one_that_was_as_long_from_the_beginning(short, straight, tmp_path):
     out = copied(short, tmp_path)
-    results, text = said(quick(*CONSTANT, "train.epochs=3"), out, resume=True)
+    results, text = run_and_read(quick(*CONSTANT, "train.epochs=3"), out, resume=True)
     assert_same_end(out, straight)
     assert results["resumed"] == [{"step": 5, "exact": True, "epochs_before": 1}]
     assert load(Recipe, out / "recipe.yaml").train.epochs == 3
     assert json.loads((out / "results-1-epochs.json").read_text()) == json.loads((short / "results.json").read_text())
     assert (out / "encoder-1-epochs.safetensors").read_bytes() == (short / "encoder.safetensors").read_bytes()
-    again, text = said(quick(*CONSTANT, "train.epochs=3"), out, resume=True)
+    again, text = run_and_read(quick(*CONSTANT, "train.epochs=3"), out, resume=True)
     assert again == results
     assert "is finished; there is nothing to resume" in text
 
 
 def test_a_run_is_lengthened_more_than_once_and_where_it_was_interrupted(short, straight, tmp_path):
     out = copied(short, tmp_path)
-    said(quick(*CONSTANT, "train.epochs=2"), out, resume=True)
+    run_and_read(quick(*CONSTANT, "train.epochs=2"), out, resume=True)
     for name in ("results.json", "report.html", "encoder.safetensors"):  # as if it were killed before its end
         (out / name).unlink()
-    said(quick(*CONSTANT, "train.epochs=3"), out, resume=True)
+    run_and_read(quick(*CONSTANT, "train.epochs=3"), out, resume=True)
     assert_same_end(out, straight)
     assert load(Recipe, out / "recipe-begun.yaml").train.epochs == 1
 
@@ -361,10 +347,10 @@ def test_a_run_that_is_killed_while_it_gets_its_length_can_go_on(short, straight
     monkeypatch.setattr(os, "replace", lambda one, other: die(replace(one, other), other if "begun" in name else one))
     monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: die(unlink(path, missing_ok), path))
     with pytest.raises(KeyboardInterrupt):
-        said(quick(*CONSTANT, "train.epochs=3"), out, resume=True)
+        run_and_read(quick(*CONSTANT, "train.epochs=3"), out, resume=True)
     monkeypatch.undo()
     assert load(Recipe, out / "recipe.yaml").train.epochs == 1
-    said(quick(*CONSTANT, "train.epochs=3"), out, resume=True)
+    run_and_read(quick(*CONSTANT, "train.epochs=3"), out, resume=True)
     assert_same_end(out, straight)
 
 
@@ -380,16 +366,16 @@ def test_a_run_that_is_killed_while_it_gets_its_length_can_go_on(short, straight
 )
 def test_only_what_does_not_depend_on_the_length_is_lengthened(tmp_path, settings, epochs, why):
     out = tmp_path / "run"
-    said(quick(*CONSTANT, *settings, "train.epochs=1"), out)
+    run_and_read(quick(*CONSTANT, *settings, "train.epochs=1"), out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     longer = quick(*CONSTANT, *settings, f"train.epochs={epochs}")
     if why is None:
-        said(longer, out, resume=True)
-        said(longer, tmp_path / "straight")
+        run_and_read(longer, out, resume=True)
+        run_and_read(longer, tmp_path / "straight")
         assert_same_end(out, tmp_path / "straight")
         return
     with pytest.raises(UserError) as caught:
-        said(longer, out, resume=True)
+        run_and_read(longer, out, resume=True)
     assert f"train.epochs cannot be changed from 1 to {epochs}: {why}" in str(caught.value)
     assert str(caught.value).endswith(f"genssl run {out}/recipe.yaml train.epochs={epochs}")
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -397,7 +383,7 @@ def test_only_what_does_not_depend_on_the_length_is_lengthened(tmp_path, setting
 
 def test_a_run_is_not_made_shorter_than_it_is(straight):
     with pytest.raises(UserError, match=r"cannot be changed from 3 to 2: 3 are done\. Start a run of 2 "):
-        said(quick(*CONSTANT, "train.epochs=2"), straight, resume=True)
+        run_and_read(quick(*CONSTANT, "train.epochs=2"), straight, resume=True)
 
 
 def test_a_budget_is_of_the_whole_run(tmp_path, quick_recipe):
@@ -412,7 +398,7 @@ def test_the_checkpoint_of_another_recipe_is_refused(uninterrupted, tmp_path):
     out.mkdir()
     (out / "checkpoint.pt").write_bytes((uninterrupted / "checkpoint.pt").read_bytes())
     with pytest.raises(UserError, match=r"checkpoint.pt is the checkpoint of another run: recipe \w+ \(now: \w+\)"):
-        said(quick("seed=1"), out, resume=True)
+        run_and_read(quick("seed=1"), out, resume=True)
     assert not (out / "metrics.jsonl").exists()
 
 
@@ -424,7 +410,7 @@ def test_a_directory_that_is_in_use_is_refused(tmp_path):
             with pytest.raises(
                 UserError, match=rf"in use by another process \(number {os.getpid()}\); wait until it has"
             ):
-                said(quick(), out, resume=resume)
+                run_and_read(quick(), out, resume=resume)
     assert not is_claimed(out)
     assert list(out.iterdir()) == []
 
@@ -463,19 +449,19 @@ def test_sigterm_saves_the_step_and_says_how_to_go_on(killed, uninterrupted_with
     )
     assert final(out)["step"] == 7
     assert not is_claimed(out)
-    said(quick("train.checkpoint_every_steps=3"), out, resume=True)
+    run_and_read(quick("train.checkpoint_every_steps=3"), out, resume=True)
     assert_same_end(out, uninterrupted_with_steps)
 
 
 @pytest.mark.slow
 def test_sigterm_in_an_online_run_ends_exactly(tmp_path):
     online = [*QUICK, "evaluate=[]", "variants.batching=deterministic", "train.epochs=3"]
-    said(load(Recipe, RECIPE, online), tmp_path / "whole")
+    run_and_read(load(Recipe, RECIPE, online), tmp_path / "whole")
     running = Running(tmp_path / "out", *online)
     running.wait_for(tmp_path / "out" / "checkpoint.pt")
     code, _, errors = running.end(signal.SIGTERM)
     assert code == 143, errors
-    results, _ = said(load(Recipe, RECIPE, online), tmp_path / "out", resume=True)
+    results, _ = run_and_read(load(Recipe, RECIPE, online), tmp_path / "out", resume=True)
     assert results["resumed"][0]["exact"]
     assert_same_end(tmp_path / "out", tmp_path / "whole")
 
@@ -486,11 +472,11 @@ def test_sigterm_in_an_online_run_ends_exactly(tmp_path):
 def kill_and_resume(tmp_path: Path, overrides: list[str]) -> dict:
     """Kills a real run with kill -9 some time after its first checkpoint, resumes it, and compares."""
     recipe = load(Recipe, RECIPE, overrides)
-    said(recipe, tmp_path / "whole")
+    run_and_read(recipe, tmp_path / "whole")
     running = Running(tmp_path / "out", *overrides)
     running.wait_for(tmp_path / "out" / "checkpoint.pt")
     assert running.end(signal.SIGKILL)[0] == -signal.SIGKILL
-    results, _ = said(recipe, tmp_path / "out", resume=True)
+    results, _ = run_and_read(recipe, tmp_path / "out", resume=True)
     assert 0 < results["resumed"][0]["step"] < recipe.train.epochs * (1437 // recipe.train.batch_size)
     return results
 

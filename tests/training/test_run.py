@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from safetensors import safe_open
+from short_runs import RECIPE, ROOT, SHORT, run_and_read
 
 from genssl.backbones.configs import ResNet18Config
 from genssl.backbones.resnet import build_resnet
@@ -24,18 +24,14 @@ from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import ConfigError, RequestRefusedError, ServerUnavailableError, UserError
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.training.progress import Progress
-from genssl.training.run import run
 from genssl.training.supply.open import _check_same_model
 
-ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "recipes" / "simclr_sd.yaml"
-QUICK = ["train.epochs=1", "schedule.warmup_epochs=0", "backbone.width=4", "train.threads=1", "evaluate=[knn]"]
+QUICK = [*SHORT, "evaluate=[knn]"]
 
 
 def quietly(recipe: Recipe, out: Path) -> dict:
-    with (out.parent / f"{out.name}.txt").open("w") as text, Progress(Console(file=text)) as progress:
-        return run(recipe, out, progress)
+    results, _ = run_and_read(recipe, out)
+    return results
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+from short_runs import run_and_read, without_pictures
 
 from genssl.base.lock import claim
 from genssl.errors import UserError
-from genssl.training.progress import Progress
-from genssl.training.run import run
 from genssl.training.run_directory import hold, holds_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,14 +20,7 @@ NONE = "variants.source=none"
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """Leaves out what takes longer than these trainings."""
-    monkeypatch.setattr("genssl.training.run.draw_run_samples", lambda path, *rest: path.touch())
-    monkeypatch.setattr("genssl.training.run.write_report", lambda out, *rest: (out / "report.html").touch())
-
-
-def start(recipe, out: Path, **more: bool) -> dict:
-    with Progress(Console(quiet=True)) as progress:
-        return run(recipe, out, progress, **more)
+    without_pictures(monkeypatch)
 
 
 FAILURES = {
@@ -60,19 +51,19 @@ def test_a_failed_start_leaves_nothing(failure, resume, tmp_path, quick_recipe, 
     monkeypatch.setattr("genssl.client.balancer.CONNECT_SECONDS", 0.5)
     recipe = quick_recipe(*FAILURES[failure])
     with pytest.raises(UserError):
-        start(recipe, tmp_path / "new" / "out", resume=resume)
+        run_and_read(recipe, tmp_path / "new" / "out", resume=resume)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(UserError):
-        start(recipe, tmp_path / "out", resume=resume)
+        run_and_read(recipe, tmp_path / "out", resume=resume)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.slow
 def test_a_server_that_cannot_load_its_generator_takes_its_log_with_it(tmp_path, quick_recipe):
     with pytest.raises(UserError, match=r"generator\.model: '/nowhere' is neither a folder here"):
-        start(quick_recipe(*FAILURES["no generator in the server"]), tmp_path / "out")
+        run_and_read(quick_recipe(*FAILURES["no generator in the server"]), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -82,14 +73,14 @@ def test_a_failure_in_the_first_step_leaves_nothing(tmp_path, quick_recipe, monk
 
     monkeypatch.setattr("genssl.training.update.Update.__call__", out_of_memory)
     with pytest.raises(RuntimeError, match="out of memory"):
-        start(quick_recipe(NONE), tmp_path / "out")
+        run_and_read(quick_recipe(NONE), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_that_cannot_be_made_is_one_sentence(tmp_path, quick_recipe):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"^--out .*file/out: cannot be created \(Not a directory\)$"):
-        start(quick_recipe(NONE), tmp_path / "file" / "out")
+        run_and_read(quick_recipe(NONE), tmp_path / "file" / "out")
 
 
 LEFTOVERS = {
@@ -107,7 +98,7 @@ def test_what_a_killed_start_left_is_taken_up(tmp_path, quick_recipe, resume, no
     out.mkdir()
     for name, text in LEFTOVERS.items():
         (out / name).write_text(text)
-    assert start(quick_recipe(NONE, "evaluate=[]"), out, resume=resume)["resumed"] == []
+    assert run_and_read(quick_recipe(NONE, "evaluate=[]"), out, resume=resume)[0]["resumed"] == []
     assert "simclr-sd-digits" in (out / "recipe.yaml").read_text()
 
 
@@ -115,7 +106,7 @@ def test_what_a_killed_start_left_is_taken_up(tmp_path, quick_recipe, resume, no
 def test_a_directory_with_something_to_lose_is_left_alone(tmp_path, quick_recipe, name):
     (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match="holds a run already; give another directory with --out, or remove it"):
-        start(quick_recipe(NONE), tmp_path)
+        run_and_read(quick_recipe(NONE), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 

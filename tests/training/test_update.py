@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rich.console import Console
+from short_runs import run_and_read, without_pictures
 from torch import nn
 
 from genssl.base.devices import seeded_initialisation
@@ -13,11 +13,8 @@ from genssl.errors import UserError
 from genssl.evaluators.splits import load_splits
 from genssl.methods.base import StepOutput, Views
 from genssl.registry import BACKBONES, METHODS
-from genssl.training.optim import build_optimizer, lr_factor
-from genssl.training.progress import Progress
-from genssl.training.run import run
 from genssl.training.supply.planning import view_plan
-from genssl.training.update import Update, chunks
+from genssl.training.update import Update, build_optimizer, chunks, lr_factor
 from genssl.views.augmentations import Augmentations
 from genssl.views.compose import compose_views
 
@@ -26,11 +23,9 @@ CPU = torch.device("cpu")
 
 def test_by_default_a_run_is_the_plain_loop_to_the_bit(quick_recipe, tmp_path, monkeypatch):
     """Pins the default path: what monitors, checkpoints, precision and ranks add must not touch the weights."""
-    monkeypatch.setattr("genssl.training.run.draw_run_samples", lambda path, *rest: path.touch())
-    monkeypatch.setattr("genssl.training.run.write_report", lambda *rest: None)
+    without_pictures(monkeypatch)
     recipe = quick_recipe("variants.source=none", "evaluate=[]", "monitor.knn_every_epochs=1", "train.batch_size=287")
-    with (tmp_path / "text").open("w") as text, Progress(Console(file=text)) as progress:
-        run(recipe, tmp_path / "out", progress)
+    run_and_read(recipe, tmp_path / "out")
     trained = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["method"]
     expected = plain_loop(recipe)
     assert all(torch.equal(trained[name], value) for name, value in expected.items())
@@ -159,8 +154,7 @@ def test_a_compiled_backbone_trains_alike(quick_recipe, tmp_path, monkeypatch):
             "backbone.width=8",
             f"train.compile={compiled}",
         )
-        with (tmp_path / "text").open("w") as text, Progress(Console(file=text)) as progress:
-            run(recipe, tmp_path / compiled, progress)
+        run_and_read(recipe, tmp_path / compiled)
         losses.append(torch.load(tmp_path / compiled / "checkpoint.pt", weights_only=True)["method"])
     assert losses[0].keys() == losses[1].keys()
     weight = "backbone.conv1.weight"

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from genssl.errors import UserError
-from genssl.training.checkpoint import Checkpoints, Position, restore_ledger
+from genssl.training.checkpoint import Position, RunCheckpoints, Trained, restore_ledger
 from genssl.variants.ledger import Ledger
 from genssl.variants.plan import ViewPlan
 from genssl.variants.source import REAL
@@ -28,14 +28,12 @@ def saved(folder: Path, ledger: Ledger) -> int:
     """Writes a checkpoint of a model of one number; returns its bytes."""
     method = nn.Linear(1, 1, bias=False)
     optimizer = torch.optim.SGD(method.parameters())
-    Checkpoints(folder, 1, {}).save(
-        Position(step=1), epoch=0, method=method, optimizer=optimizer, scaler=None, ledger=ledger
-    )
+    RunCheckpoints(folder, 1, {}).save(Position(step=1), Trained(method, optimizer, None), ledger, epoch=0)
     return (folder / "checkpoint.pt").stat().st_size
 
 
 def loaded(folder: Path, plan: ViewPlan) -> Ledger:
-    state, _ = Checkpoints(folder, 1, {}).latest()
+    state, _ = RunCheckpoints(folder, 1, {}).latest()
     assert state is not None
     ledger = Ledger(usage=plan.usage())
     restore_ledger(state, ledger)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
-from genssl.training.progress import Progress
+from genssl.training.progress import RunProgress
 from genssl.training.run import run
 from genssl.training.samples import variant_indices
 from genssl.training.supply.planning import view_plan
@@ -28,7 +28,7 @@ def planned(recipe: Recipe) -> np.ndarray:
 
 
 def finished(recipe: Recipe, out: Path) -> dict:
-    with (out.parent / f"{out.name}.txt").open("w") as text, Progress(Console(file=text)) as progress:
+    with (out.parent / f"{out.name}.txt").open("w") as text, RunProgress(Console(file=text)) as progress:
         return run(recipe, out, progress)
 
 

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from genssl.training.run_states import Unfinished
+    from genssl.training.run_directory import UnfinishedRun
 
 
 def runs(
@@ -30,7 +30,7 @@ def runs(
 
     from genssl.cli.tables import repeats, runs_table
     from genssl.studies.runs import summarise_runs
-    from genssl.training.run_states import unfinished_runs
+    from genssl.training.run_directory import unfinished_runs
 
     console = Console(highlight=False)
     if not console.is_terminal:  # a file has no edge to wrap at
@@ -45,7 +45,7 @@ def runs(
         console.print(_table(unfinished))
 
 
-def _table(unfinished: list[Unfinished]) -> Table:
+def _table(unfinished: list[UnfinishedRun]) -> Table:
     from rich.table import Table
 
     table = Table(title="not finished", title_justify="left")

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from genssl.config.study import LoadedStudy
-    from genssl.studies.summarise import Finished
-    from genssl.training.progress import Progress
+    from genssl.studies.summarise import StudyRun
+    from genssl.training.progress import RunProgress
 
 
 def compare(
@@ -108,15 +108,15 @@ class Watcher:
         self._console.print(text, soft_wrap=True)
 
     @contextmanager
-    def running(self, arm: str, seed: int) -> Iterator[Progress]:
+    def running(self, arm: str, seed: int) -> Iterator[RunProgress]:
         """Shows one run; without a terminal there is only the line at its end."""
         from rich.console import Console
 
-        from genssl.training.progress import Progress
+        from genssl.training.progress import RunProgress
 
         outer = self
 
-        class RunProgress(Progress):
+        class ArmProgress(RunProgress):
             def note(self, text: str) -> None:
                 outer.note(f"{arm}, seed {seed}: {text}")
 
@@ -124,7 +124,7 @@ class Watcher:
                 """Says nothing: one line a run is enough."""
 
         console = self._console if self._console.is_terminal else Console(quiet=True)
-        with RunProgress(console, transient=True) as progress:
+        with ArmProgress(console, transient=True) as progress:
             yield progress
 
     def skipped(self, arm: str, seed: int, why: str) -> None:
@@ -132,7 +132,7 @@ class Watcher:
         self.done += 1
         self.note(f"[{self.done}/{self.total}] {arm}, seed {seed}: left out, since {why}")
 
-    def finished(self, run: Finished, *, anew: bool) -> None:
+    def finished(self, run: StudyRun, *, anew: bool) -> None:
         """Counts a run, and says how long the rest will take."""
         self.done += 1
         if anew:

@@ -71,13 +71,13 @@ def _run(recipe: Recipe, directory: Path, resume: bool, *, file: IO[str]) -> Non
     from rich.console import Console
 
     from genssl.cli.tables import results_table
-    from genssl.training.progress import Progress
+    from genssl.training.progress import RunProgress
     from genssl.training.run import run as train
 
     console = Console(highlight=False, file=file)
     for warning in recipe.warnings():
         console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
-    with Progress(console) as progress:
+    with RunProgress(console) as progress:
         results = train(recipe, directory, progress, resume=resume)
     if results:
         console.print(results_table(results))
@@ -100,6 +100,6 @@ def _what_and_where(
         raise UserError(f"--resume {resume} goes on in that directory; leave --out {out} out")
     if recipe is not None:
         return load(Recipe, recipe, settings), resume
-    from genssl.training.resume import recipe_of
+    from genssl.training.run_directory import recipe_of
 
     return recipe_of(resume, settings), resume

@@ -14,7 +14,7 @@ from genssl.config.recipe import Recipe, VariantsConfig
 from genssl.data.base import ImageDataset
 from genssl.data.load import dataset_digest
 from genssl.errors import UserError
-from genssl.training.progress import Progress
+from genssl.training.progress import RunProgress
 from genssl.training.supply.open import OpenSource
 from genssl.variants.ledger import Ledger, Origin
 from genssl.variants.plan import StepPlan, ViewPlan, requests_of
@@ -128,7 +128,7 @@ def enter(
         write(step, origins, indices)
 
 
-def how_online(ledger: Ledger, progress: Progress, variants: VariantsConfig) -> dict[str, Any]:
+def how_online(ledger: Ledger, progress: RunProgress, variants: VariantsConfig) -> dict[str, Any]:
     """Says, for results.json and the user, if most of the variants were not the planned ones.
 
     Args:

@@ -11,7 +11,7 @@ from genssl.cli.main import app
 from genssl.config.document import parse_document
 from genssl.config.load import load, validate
 from genssl.config.recipe import Recipe
-from genssl.training.optim import peak_lr
+from genssl.training.update import peak_lr
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 

@@ -17,7 +17,7 @@ from genssl.cli.main import app, main
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
-from genssl.training.progress import Progress
+from genssl.training.progress import RunProgress
 from genssl.training.run import run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,7 +29,7 @@ def finished(tmp_path_factory) -> Path:
     """A finished run with a generator, whose training had no variants."""
     out: Path = tmp_path_factory.mktemp("runs") / "run"
     recipe = load(Recipe, ROOT / "recipes" / "simclr_sd.yaml", [*QUICK, "variants.source=none"])
-    with (out.parent / "output.txt").open("w") as text, Progress(Console(file=text)) as progress:
+    with (out.parent / "output.txt").open("w") as text, RunProgress(Console(file=text)) as progress:
         run(recipe, out, progress)
     return out
 

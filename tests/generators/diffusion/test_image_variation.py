@@ -23,7 +23,7 @@ from genssl.generators.base import Cancelled
 from genssl.generators.diffusion.configs import ImageVariationConfig
 from genssl.generators.diffusion.image_variation import ImageVariation
 from genssl.generators.fingerprint import fingerprint_folder
-from genssl.training.progress import Progress
+from genssl.training.progress import RunProgress
 from genssl.training.run import run
 
 CPU = torch.device("cpu")
@@ -163,7 +163,7 @@ def test_a_recipe_can_name_it(tiny, tmp_path):
     dataset = f"dataset={{name: folder, root: {tmp_path / 'photos'}, image_size: 8}}"
     small = [dataset, "variants.source=in_process", "train.batch_size=8"]
     recipe = load(Recipe, ROOT / "recipes" / "simclr_sd.yaml", [block, *quick, *small])
-    with (tmp_path / "out.txt").open("w") as text, Progress(Console(file=text)) as progress:
+    with (tmp_path / "out.txt").open("w") as text, RunProgress(Console(file=text)) as progress:
         run(recipe, tmp_path / "run", progress)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["ledger"]["variants_generated"] == 8

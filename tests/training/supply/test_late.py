@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError
-from genssl.training.progress import Progress
+from genssl.training.progress import RunProgress
 from genssl.training.run import run
 
 RECIPE = Path(__file__).resolve().parents[3] / "recipes" / "simclr_sd.yaml"
@@ -36,7 +36,7 @@ def recipe_of(*overrides: str) -> Recipe:
 
 
 def quietly(recipe: Recipe, out: Path) -> dict:
-    with (out.parent / f"{out.name}.txt").open("w") as text, Progress(Console(file=text, width=200)) as progress:
+    with (out.parent / f"{out.name}.txt").open("w") as text, RunProgress(Console(file=text, width=200)) as progress:
         return run(recipe, out, progress)
 
 
