@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from genssl.base.batch_norm import synchronise_batch_norm
 from genssl.base.devices import pick_device, seeded_initialisation, set_threads
@@ -68,13 +69,13 @@ LOADER_THREADS = 2
 SOURCES_AHEAD = 4
 
 
-def run(recipe: Recipe, out: Path, progress: RunProgress, *, resume: bool = False) -> dict[str, Any]:
+def run(recipe: Recipe, out: Path, progress: RunProgress | None = None, *, resume: bool = False) -> dict[str, Any]:
     """Trains and evaluates, and writes the run directory.
 
     Args:
         recipe: what to do.
         out: the run directory; created, and refused if it holds a run already.
-        progress: shows how far it is.
+        progress: shows how far it is; by default nothing is shown.
         resume: goes on with the run that the directory holds, from its last checkpoint; begins one if it holds none.
 
     Returns:
@@ -84,6 +85,7 @@ def run(recipe: Recipe, out: Path, progress: RunProgress, *, resume: bool = Fals
         UserError: for everything that the user can put right.
     """
     started = time.perf_counter()
+    progress = progress or RunProgress(Console(quiet=True))
     # ---- Device and data: first, so that a mistake in the recipe leaves nothing behind ----
     ranks = ranks_now()
     begun = as_begun(recipe, out) if resume else recipe
