@@ -111,14 +111,14 @@ class RemoteSource:
             self.close()
             raise
 
-    def plan(self, requests: Sequence[VariantRequest], step: int | None = None) -> None:
+    def announce(self, requests: Sequence[VariantRequest], step: int | None = None) -> None:
         """Starts asking for the variants of a coming step that the pool does not have."""
         if step is not None:
             self.announced = step
             requests = self._rely_on_pool(requests, step)
             if self._budget is not None:
                 requests = [request for request in requests if self._budget.allows(request)]
-        self._queue.plan(requests, NO_STEP if step is None else step)
+        self._queue.announce(requests, NO_STEP if step is None else step)
 
     def take(self, requests: Sequence[VariantRequest], step: int | None = None) -> Delivery:
         """Returns what a step gets: under `late: block` what was planned, waiting for it; else what there is.
@@ -210,7 +210,7 @@ class RemoteSource:
         for key in self._pool.lost() if self._pool is not None else []:
             step, request = self._relied.pop(key, (self._step, None))
             if request is not None and step > self._step:
-                self._queue.plan([request], step)
+                self._queue.announce([request], step)
 
     def _not_in_pool(self, requests: Sequence[VariantRequest]) -> list[VariantRequest]:
         if self._pool is None:

@@ -264,7 +264,7 @@ def _announced(
     """Yields every piece with its number, after it and the `ahead` following ones were announced."""
     coming: deque[tuple[int, list[VariantRequest]]] = deque()
     for numbered in enumerate(pieces):
-        source.plan(numbered[1], numbered[0])
+        source.announce(numbered[1], numbered[0])
         coming.append(numbered)
         if len(coming) > ahead:
             yield coming.popleft()

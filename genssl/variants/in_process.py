@@ -37,7 +37,7 @@ class InProcessSource:
         self._settings = engine.complete(parameters or {})
         self._embeddings = EmbeddingCache(cached_embeddings, engine.kept)
 
-    def plan(self, requests: Sequence[VariantRequest], step: int | None = None) -> None:
+    def announce(self, requests: Sequence[VariantRequest], step: int | None = None) -> None:
         """Does nothing: the device that would generate is the one that trains."""
 
     def take(self, requests: Sequence[VariantRequest], step: int | None = None) -> Delivery:

@@ -39,7 +39,7 @@ class Delivery:
 class VariantSource(Protocol):
     """In-process, stored and remote sources are interchangeable: the same requests give the same images."""
 
-    def plan(self, requests: Sequence[VariantRequest], step: int | None = None) -> None:
+    def announce(self, requests: Sequence[VariantRequest], step: int | None = None) -> None:
         """Announces what a coming step will take; returns at once.
 
         Args:

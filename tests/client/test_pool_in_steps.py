@@ -75,7 +75,7 @@ def test_with_an_idle_server_every_variant_is_the_planned_one(slots):
                     for row, index in zip(planned.rows, planned.indices, strict=True)
                 ]
             )
-            source.plan(coming[-1], step)
+            source.announce(coming[-1], step)
             settle(source)
             if len(coming) > AHEAD:
                 wanted = coming.popleft()
@@ -96,12 +96,12 @@ def test_with_an_idle_server_every_variant_is_the_planned_one(slots):
 def test_what_the_pool_drops_all_the_same_is_asked_for_again():
     source = open_source(4 * SLOT)
     try:
-        source.plan(requests([1, 2]), 0)
+        source.announce(requests([1, 2]), 0)
         settle(source)
         source.take(requests([1, 2]), 0)
-        source.plan(requests([1, 2]), 5)
+        source.announce(requests([1, 2]), 5)
         assert source.fetched == 2
-        source.plan(requests([3, 4, 5, 6]), 1)
+        source.announce(requests([3, 4, 5, 6]), 1)
         settle(source)
         source.take(requests([3, 4, 5, 6]), 1)
         settle(source)

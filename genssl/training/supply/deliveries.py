@@ -86,7 +86,7 @@ def announced(
     for number in range(done, epochs * plan.steps_per_epoch):
         step_plan = plan.step(*divmod(number, plan.steps_per_epoch))
         if source is not None:
-            source.plan(requests_of(step_plan, dataset), number)
+            source.announce(requests_of(step_plan, dataset), number)
         coming.append(step_plan)
         while len(coming) > max(0, ahead()):
             yield coming.popleft()

@@ -111,7 +111,7 @@ class PrefetchQueue:
         """Says whether nothing that was announced or given to `refresh` is waiting to be sent."""
         return not self._unsent and not self._bulk
 
-    def plan(self, requests: Sequence[VariantRequest], step: int = 0) -> None:
+    def announce(self, requests: Sequence[VariantRequest], step: int = 0) -> None:
         """Starts fetching the variants of a step; those already announced are only counted once more."""
         with self._lock:
             for request in requests:
@@ -140,7 +140,7 @@ class PrefetchQueue:
         Raises:
             ServerUnavailableError: if they are not there after `deadline_seconds`, or `check` says they never will be.
         """
-        self.plan([request for request in requests if not self._is_announced(request)], step)
+        self.announce([request for request in requests if not self._is_announced(request)], step)
         with self._lock:
             slots = [self._slots[(request.source_id, request.index)] for request in requests]
         self._wait([slot.future for slot in slots])

@@ -50,14 +50,14 @@ class StoredSource:
         self._lock = threading.Lock()  # nothing is written while the store closes
         self._closed = False
 
-    def plan(self, requests: Sequence[VariantRequest], step: int | None = None) -> None:
+    def announce(self, requests: Sequence[VariantRequest], step: int | None = None) -> None:
         """Announces to the source behind what the store lacks now."""
         if self._behind is None or not self._ahead:
             return
         absent = self._absent(requests)
         if step is not None:
             self._asked[step] = absent
-        self._behind.plan([requests[position] for position in absent], step)
+        self._behind.announce([requests[position] for position in absent], step)
 
     def take(self, requests: Sequence[VariantRequest], step: int | None = None) -> Delivery:
         """Returns stored variants (origin "store"), and what the source behind has for the others.

@@ -43,7 +43,7 @@ class Ahead:
         self.planned: dict[int | None, list[VariantRequest]] = {}
         self.taken: list[tuple[int | None, list[VariantRequest]]] = []
 
-    def plan(self, requests, step=None) -> None:
+    def announce(self, requests, step=None) -> None:
         self.planned[step] = list(requests)
 
     def take(self, requests, step=None) -> Delivery:
@@ -89,12 +89,12 @@ def test_what_was_planned_behind_is_taken_there_though_it_has_been_stored_since(
     behind = Ahead(engine, digits_test)
     source = behind.stored = StoredSource(VariantStore(tmp_path / "s"), facts, digits_test, behind=behind, ahead=True)
     first, both = requests_of(digits_test, range(4)), requests_of(digits_test, range(2, 8))
-    source.plan(first, 0)
-    source.plan(both, 1)  # rows 2 and 3 once more, before they came
+    source.announce(first, 0)
+    source.announce(both, 1)  # rows 2 and 3 once more, before they came
     assert source.take(first, 0).origins == ["generated"] * 4
     assert source.take(both, 1).origins == ["generated"] * 6
     assert behind.taken == [(0, first), (1, both)]
-    source.plan(first, 2)
+    source.announce(first, 2)
     assert source.take(first, 2).origins == ["store"] * 4
     assert behind.planned[2] == []
     assert behind.taken[-1] == (2, []), "it hears that the step has passed"
