@@ -34,7 +34,13 @@ from genssl.training.resume import as_begun, changed_length, entry, identity, re
 from genssl.training.run_directory import hold, is_finished, read_results, recipe_begun, refuse_used
 from genssl.training.samples import draw_run_samples
 from genssl.training.stopping import Stopped, StopSignals
-from genssl.training.supply.deliveries import announced, enter, follow_log, how_online, take
+from genssl.training.supply.deliveries import (
+    announce_ahead,
+    online_label,
+    open_assignments,
+    record_delivery,
+    wait_for_variants,
+)
 from genssl.training.supply.open import open_source, open_stored_first, require_stored
 from genssl.training.supply.planning import build_refresher, prefetch_depth, view_plan
 from genssl.training.supply.server import server_threads, start_shared_server
@@ -146,7 +152,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
         if opened and not recipe.unsuited() and (small := opened.smaller_than(splits.train.image_size)):
             progress.note(f"warning: {small}")
         checkpoints.identify(state, generator=opened.provenance["fingerprint"] if opened else "")
-        followed, assignments = follow_log(recipe, splits.train, plan, opened, out, position.step, ranks)
+        followed, assignments = open_assignments(recipe, splits.train, plan, opened, out, position.step, ranks)
         if isinstance(followed, Replay):
             require_stored(recipe, splits.train, followed, opened)
             if isinstance(ledger.usage, PlannedUsage):
@@ -172,7 +178,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
 
         # ---- Loop ----
         progress.start(recipe, plan.steps_per_epoch, position.step)
-        plans = announced(
+        plans = announce_ahead(
             followed, recipe.train.epochs, splits.train, source, lambda: depth.steps - sources_ahead, position.step
         )
         # What draws from torch's own streams, such as dropout, must not depend on, or disturb, what runs beside it.
@@ -185,11 +191,11 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
             step_started = time.perf_counter()
             try:
                 with signals.waiting():
-                    delivery = take(step, step_plan, splits.train, source, ledger)
+                    delivery = wait_for_variants(step, step_plan, splits.train, source, ledger)
             except Stopped:
                 stop = True
                 break
-            enter(step, followed, step_plan, splits.train, delivery, ledger, write)
+            record_delivery(step, followed, step_plan, splits.train, delivery, ledger, write)
             views = compose_views(step_plan, sources, delivery, augmentations, recipe.seed, device)
             views = views if weigh is None else weigh(views)
             lr = peak * lr_factor(recipe.schedule, step, plan.steps_per_epoch, recipe.train.epochs)
@@ -254,7 +260,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
         if isinstance(ledger.usage, PlannedUsage):
             ledger.usage.settle(splits.train.source_id)
         counted = ledger.summary()
-        mode = how_online(ledger, progress, recipe.variants)
+        mode = online_label(ledger, progress, recipe.variants)
 
         # ---- Results: of the first rank; the others do their share of some, and wait, since they would take shared
         # things with them ----

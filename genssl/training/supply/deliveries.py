@@ -24,7 +24,7 @@ from genssl.variants.source import REAL, Delivery, VariantSource
 ONLINE_FRACTION = 0.5  # of fresh variants, below which a run is not simply called online
 
 
-def follow_log(
+def open_assignments(
     recipe: Recipe,
     dataset: ImageDataset,
     plan: ViewPlan,
@@ -73,7 +73,7 @@ def follow_log(
     return Replay(plan, recipe.variants.replay, header, steps), AssignmentLog(out / "assignments.jsonl", header, done)
 
 
-def announced(
+def announce_ahead(
     plan: ViewPlan | Replay,
     epochs: int,
     dataset: ImageDataset,
@@ -93,7 +93,7 @@ def announced(
     yield from coming
 
 
-def take(
+def wait_for_variants(
     step: int, step_plan: StepPlan, dataset: ImageDataset, source: VariantSource | None, ledger: Ledger
 ) -> Delivery | None:
     """Takes a step's variants and enters the time that it waited in the ledger."""
@@ -106,7 +106,7 @@ def take(
     return delivery
 
 
-def enter(
+def record_delivery(
     step: int,
     plan: ViewPlan | Replay,
     step_plan: StepPlan,
@@ -128,7 +128,7 @@ def enter(
         write(step, origins, indices)
 
 
-def how_online(ledger: Ledger, progress: Progress, variants: VariantsConfig) -> dict[str, Any]:
+def online_label(ledger: Ledger, progress: Progress, variants: VariantsConfig) -> dict[str, Any]:
     """Says, for results.json and the user, if most of the variants were not the planned ones.
 
     Args:
