@@ -34,16 +34,18 @@ from genssl.training.resume import as_begun, changed_length, entry, identity, re
 from genssl.training.run_directory import hold, is_finished, read_results, recipe_begun, refuse_used
 from genssl.training.samples import draw_run_samples
 from genssl.training.stopping import Stopped, StopSignals
-from genssl.training.supply.deliveries import (
+from genssl.training.supply.open import open_source, open_stored_source, require_stored
+from genssl.training.supply.server import server_threads, start_shared_server
+from genssl.training.supply.steps import (
     announce_ahead,
+    build_refresher,
     online_label,
     open_assignments,
+    prefetch_depth,
     record_delivery,
+    view_plan,
     wait_for_variants,
 )
-from genssl.training.supply.open import open_source, open_stored_first, require_stored
-from genssl.training.supply.planning import build_refresher, prefetch_depth, view_plan
-from genssl.training.supply.server import server_threads, start_shared_server
 from genssl.training.update import Update
 from genssl.variants.ledger import Ledger
 from genssl.variants.planned_usage import PlannedUsage
@@ -100,7 +102,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
     with ExitStack() as stack:
         # ---- Stored variants: that they are all there is known before anything is written ----
         ledger = Ledger(usage=plan.usage())
-        opened = stack.enter_context(open_stored_first(recipe, splits.train, plan, ledger, device))
+        opened = stack.enter_context(open_stored_source(recipe, splits.train, plan, ledger, device))
 
         # ---- Run directory, and the checkpoint to go on from ----
         directory = stack.enter_context(hold(out, resume=resume)) if ranks.first else None
@@ -191,11 +193,11 @@ def run(recipe: Recipe, out: Path, progress: Progress, *, resume: bool = False) 
             step_started = time.perf_counter()
             try:
                 with signals.waiting():
-                    delivery = wait_for_variants(step, step_plan, splits.train, source, ledger)
+                    delivery = wait_for_variants(step, step_plan, source, ledger)
             except Stopped:
                 stop = True
                 break
-            record_delivery(step, followed, step_plan, splits.train, delivery, ledger, write)
+            record_delivery(step, followed, step_plan, delivery, ledger, write)
             views = compose_views(step_plan, sources, delivery, augmentations, recipe.seed, device)
             views = views if weigh is None else weigh(views)
             lr = peak * lr_factor(recipe.schedule, step, plan.steps_per_epoch, recipe.train.epochs)

@@ -41,7 +41,7 @@ def compose_views(
     Args:
         plan: of the step.
         real: uint8 [B, 3, S, S], the sources of the step, or crops of them.
-        delivery: the variants that `requests_of(plan)` asked for, in its order, or None if it asked for none.
+        delivery: the variants that the plan requests, in its order, or None if there are none.
         augmentations: of real images and of variants.
         seed: of the run; augmentations depend on it, the epoch, the step, the view and the row's position in the global
             batch, and on nothing else.

@@ -16,7 +16,7 @@ from genssl.registry import BACKBONES, METHODS
 from genssl.training.optim import build_optimizer, lr_factor
 from genssl.training.progress import Progress
 from genssl.training.run import run
-from genssl.training.supply.planning import view_plan
+from genssl.training.supply.steps import view_plan
 from genssl.training.update import Update, chunks
 from genssl.views.augmentations import Augmentations
 from genssl.views.compose import compose_views

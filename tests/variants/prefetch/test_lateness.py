@@ -1,4 +1,4 @@
-"""A generator budget: never more than allowed, the first use always, spread evenly, what was dropped made up for."""
+"""The limit of variants an image: never more than allowed, spread evenly, what was dropped made up for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from genssl.variants.prefetch.budget import Budget
+from genssl.variants.prefetch.lateness import VariantLimit
 from genssl.variants.source import VariantRequest
 
 
@@ -22,30 +22,30 @@ def requests(images: int, epoch: int) -> list[VariantRequest]:
     ("per_image", "uses"), [(1, 20), (3, 20), (10, 20), (10, 30), (20, 20), (25, 20), (7, 11), (1, 1)]
 )
 def test_every_image_gets_exactly_its_number(per_image, uses):
-    budget = Budget(per_image, uses, images=50)
-    asked = np.array([[budget.allows(request) for request in requests(50, epoch)] for epoch in range(uses)])
+    limit = VariantLimit(per_image, uses, images=50)
+    asked = np.array([[limit.allows(request) for request in requests(50, epoch)] for epoch in range(uses)])
     assert (asked.sum(axis=0) == min(per_image, uses)).all()
     assert asked[0].all()
 
 
 def test_the_load_is_even_after_the_first_epoch():
-    budget = Budget(10, 40, images=1000)
-    a_epoch = [sum(budget.allows(request) for request in requests(1000, epoch)) for epoch in range(40)]
+    limit = VariantLimit(10, 40, images=1000)
+    a_epoch = [sum(limit.allows(request) for request in requests(1000, epoch)) for epoch in range(40)]
     assert a_epoch[0] == 1000
     assert min(a_epoch[1:]) > 180  # 9000 over 39 epochs are 231 each
     assert max(a_epoch[1:]) < 280
 
 
 def test_more_uses_than_expected_do_not_break_the_budget():
-    budget = Budget(3, 5, images=1)
-    assert sum(budget.allows(requests(1, use)[0]) for use in range(50)) == 3
+    limit = VariantLimit(3, 5, images=1)
+    assert sum(limit.allows(requests(1, use)[0]) for use in range(50)) == 3
 
 
 def test_what_was_dropped_is_due_again_at_the_next_use():
-    budget = Budget(2, 10, images=1)
+    limit = VariantLimit(2, 10, images=1)
     uses = [requests(1, use)[0] for use in range(10)]
-    assert budget.allows(uses[0])
+    assert limit.allows(uses[0])
     for use in uses[1:4]:  # a server that is too slow for the first of them
-        budget.give_back(use)
-        assert budget.allows(use), "an image of which nothing was asked for is asked for again"
-    assert sum(budget.allows(use) for use in uses[4:]) == 1
+        limit.give_back(use)
+        assert limit.allows(use), "an image of which nothing was asked for is asked for again"
+    assert sum(limit.allows(use) for use in uses[4:]) == 1
