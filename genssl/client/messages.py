@@ -1,10 +1,11 @@
-"""The messages of a client: requests, cut to a server's limits, and what comes back in them."""
+"""The messages of a client: requests, cut to a server's limits, what comes back in them, and the token beside them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from genssl.base.wording import counted
 from genssl.client.server_state import Target
 from genssl.data.base import RAW, StoredImage, UInt8Array
-from genssl.errors import RequestRefusedError
+from genssl.errors import RequestRefusedError, UserError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.variants.ledger import Origin
 from genssl.variants.source import VariantRequest
@@ -190,3 +191,23 @@ def read_variant(wanted: VariantRequest, variant: pb.Variant, *, address: str, n
         )
     pixels = np.frombuffer(variant.data, np.uint8).reshape(variant.channels, variant.height, variant.width)
     return pixels, ORIGINS[variant.origin]
+
+
+def read_token_file(path: Path, where: str) -> str:
+    """Returns the token that a file holds.
+
+    Args:
+        path: of a file with the token alone; white space around it is no part of it.
+        where: the option or key path that named the file, for the error.
+
+    Raises:
+        UserError: if the file cannot be read or holds no token.
+    """
+    try:
+        token = path.expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise UserError(f"{where}: {path} cannot be read ({reason}); give a file with the token alone in it") from None
+    if not (token and token.isascii() and token.isprintable()):
+        raise UserError(f"{where}: {path} holds no token; put the server's token, and nothing else, into it")
+    return token

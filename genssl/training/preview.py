@@ -15,7 +15,7 @@ from genssl.training.parameter_grid import draw_parameters, parse_vary
 from genssl.training.samples import draw_run_samples
 from genssl.training.supply.open import open_source
 from genssl.training.supply.steps import view_plan
-from genssl.variants.generated import load_engine
+from genssl.variants.in_process import load_engine
 from genssl.variants.ledger import Ledger
 from genssl.views.augmentations import Augmentations
 

@@ -48,9 +48,9 @@ from genssl.training.supply.steps import (
 )
 from genssl.training.update import Update
 from genssl.variants.ledger import Ledger
-from genssl.variants.planned_usage import PlannedUsage
 from genssl.variants.replay import Replay
 from genssl.variants.store.manifest import StoreError
+from genssl.variants.usage import PlannedUsage
 from genssl.views.augmentations import Augmentations
 from genssl.views.compose import compose_views
 from genssl.views.pair_weights import PairWeights

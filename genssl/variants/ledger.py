@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from genssl.variants.planned_usage import PlannedUsage
-from genssl.variants.usage import VariantUsage
+from genssl.variants.usage import PlannedUsage, VariantUsage
 
 Origin = Literal["generated", "store", "reused", "real"]
 LATENCIES = 512  # of the latest fetches, which percentiles are taken of

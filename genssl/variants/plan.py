@@ -19,8 +19,8 @@ import torch
 from genssl.base.devices import stream
 from genssl.config.views import Policy
 from genssl.data.base import ImageDataset
-from genssl.variants.planned_usage import PlannedUsage
 from genssl.variants.source import REAL, VariantRequest
+from genssl.variants.usage import PlannedUsage
 
 VIEWS = 2  # of a pair
 

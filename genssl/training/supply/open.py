@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from genssl.client.messages import Priority
+from genssl.client.messages import Priority, read_token_file
 from genssl.client.source import RemoteSource
-from genssl.client.token_file import read_token_file
 from genssl.config.recipe import Recipe
 from genssl.config.server import generator_id
 from genssl.data.base import ImageDataset
@@ -25,8 +24,7 @@ from genssl.generators.suitability import small_variants
 from genssl.generators.variation import varying_parameters
 from genssl.server.process import EmbeddedServer
 from genssl.training.supply.stores import open_store, open_stored, refuse_foreign, require_planned, store_provenance
-from genssl.variants.generated import load_engine
-from genssl.variants.in_process import InProcessSource
+from genssl.variants.in_process import InProcessSource, load_engine
 from genssl.variants.ledger import Ledger
 from genssl.variants.plan import ViewPlan
 from genssl.variants.prefetch.lateness import VariantLimit
