@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from genssl.client.balancer import OversizedError, Tally, TargetPool
+from genssl.client.channel import ClientTLS
 from genssl.client.images import Wanted, wanted_variants
 from genssl.client.messages import (
     Answer,
@@ -27,7 +28,7 @@ from genssl.client.messages import (
     cut_uploads,
     read_variant,
 )
-from genssl.client.server_state import CLIENT_ADVICE, Advice, ClientTLS, Target
+from genssl.client.server_state import CLIENT_ADVICE, Advice, Target
 from genssl.data.base import StoredImage
 from genssl.errors import ServerUnavailableError, UserError
 from genssl.generation.v1 import generation_pb2 as pb

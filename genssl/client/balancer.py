@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import grpc
 
 from genssl.client.breaker import Reminder
-from genssl.client.server_state import CLIENT_ADVICE, LOADING_POLL_SECONDS, Advice, ClientTLS, Target, state_of
+from genssl.client.channel import ClientTLS
+from genssl.client.server_state import CLIENT_ADVICE, LOADING_POLL_SECONDS, Advice, Target, state_of
 from genssl.errors import RequestRefusedError, ServerUnavailableError, suggest
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.wire.refusals import read_refusal

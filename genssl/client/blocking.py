@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from genssl.client.aio import AsyncVariantClient
+from genssl.client.channel import ClientTLS, check_target
 from genssl.client.images import Wanted, wanted_variants
 from genssl.client.messages import Priority, VariantBatch, check_priority
-from genssl.client.server_state import ClientTLS, check_target
 from genssl.errors import ServerUnavailableError, UserError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.variants.prefetch.loop import Tasks, Work, background_loop

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from genssl.config.address import hosts_and_ports
 
 if TYPE_CHECKING:
-    from genssl.client.server_state import ClientTLS
+    from genssl.client.channel import ClientTLS
 
 PROBE_SECONDS = 2.0  # for each step at each address
 MOST_ADDRESSES = 4
