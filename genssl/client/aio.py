@@ -138,10 +138,7 @@ class AsyncVariantClient:
             generator: as `find_generator` returned it; the servers must still have this fingerprint.
             wanted: the variants.
             load: returns the stored image of a row; called in a thread, for sources that a server does not know.
-            parameters: on top of the generator's defaults.
-            priority: None: the client's.
-            deadline: seconds from now; the servers are told, and drop what would be late.
-            seeds: one for each of `wanted`, in place of those that follow from their names; None: as they follow.
+            parameters, priority, deadline, seeds: see `variants`; one seed for each of `wanted`, or None.
 
         Raises:
             RequestRefusedError: if a server refuses the request or one of its items.
@@ -172,7 +169,7 @@ class AsyncVariantClient:
         priority: Priority | None = None,
         deadline: float | None = None,
     ) -> VariantBatch:
-        """Fetches a variant of each image; connects first if need be. See `VariantClient.variants`."""
+        """Fetches a variant of each image, within `deadline` seconds; connects first. See `VariantClient.variants`."""
         started, chosen = time.monotonic(), check_priority(priority or self._priority)
         wanted = (
             images if isinstance(images, Wanted) else await asyncio.to_thread(wanted_variants, images, indices, seeds)

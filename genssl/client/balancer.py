@@ -53,12 +53,7 @@ class TargetPool:
     A server that fails, or lets a deadline pass in silence, is probed in the background until it is back, with its
     limits read anew; calls never wait for one server while another has room. A source is not tied to a server that has
     seen it: what a server lacks it asks for, an upload and an embedding cost little beside a variant, and ties would
-    unbalance the work.
-
-    Args:
-        addresses: of the servers.
-        tls, token, advice: see `AsyncVariantClient`.
-        max_in_flight: requests in flight at each server.
+    unbalance the work. The arguments are those of `AsyncVariantClient`.
     """
 
     def __init__(
@@ -91,7 +86,7 @@ class TargetPool:
 
         Raises:
             ServerUnavailableError: if none does within 15 s.
-            RequestRefusedError: if one refuses to.
+            RequestRefusedError: if one does not let this client in.
         """
         for target in self.targets:
             self._probe(target, first=True)
@@ -105,12 +100,7 @@ class TargetPool:
                     log.warning("going on without the generation server at %s: %s", target.address, target.trouble)
 
     async def offered(self) -> Target:
-        """Returns a server that has loaded its generators; waits for one.
-
-        Raises:
-            ServerUnavailableError: if no server answers within 15 s, or is still loading after 15 minutes.
-            RequestRefusedError: if one does not let this client in.
-        """
+        """Returns a server that has loaded its generators; waits for one, and raises as `find`."""
         started = time.monotonic()
         while not await self._until(lambda: any(target.ready for target in self.targets), CONNECT_SECONDS):
             loading = [target.address for target in self.targets if target.met and not target.trouble]
@@ -123,11 +113,11 @@ class TargetPool:
         return next(target for target in self.targets if target.ready)
 
     async def find(self, name: str | None) -> pb.GeneratorInfo:
-        """Returns the generator of this id, or the only one.
+        """Returns the generator of this id, or the only one, of a server that has loaded it.
 
         Raises:
             RequestRefusedError: if there is none, if there are several and no name, or if servers disagree on it.
-            ServerUnavailableError: as `offered`.
+            ServerUnavailableError: if no server answers within 15 s, or is still loading after 15 minutes.
         """
         first = await self.offered()
         if name is None:
@@ -157,14 +147,9 @@ class TargetPool:
     ) -> tuple[pb.GenerateVariantsResponse, Target]:
         """Makes one call, repeating it, at another server if there is one, for as long as that may help.
 
-        Args:
-            request: what the call asks for.
-            tally: gets repeats and refusals.
-            ends: when the answer is of no more use, on time.monotonic's clock; the caller ends the wait then.
-            prefer: a server that has asked for what the call brings; another gets it if this one has no room.
-
-        Returns:
-            The answer, and the server that gave it.
+        `ends` says when the answer is of no more use, on time.monotonic's clock; the caller ends the wait then.
+        `prefer` is a server that has asked for what the call brings; another gets it if that one has no room. Repeats
+        go into the tally.
 
         Raises:
             RequestRefusedError: if a server refuses for good.

@@ -26,14 +26,10 @@ NO_TLS = "it speaks no TLS, and this client does; leave tls out, or give the ser
 
 
 def diagnose(address: str, tls: ClientTLS | None) -> str:
-    """Connects to every address that a server's name has, and returns why gRPC's connections fail.
+    """Connects to every address that a server's name has, and returns why gRPC's connections fail; empty if unknown.
 
-    Args:
-        address: as `check_target_address` takes it.
-        tls: the client's settings; None: it speaks no TLS.
-
-    Returns:
-        The reasons, those that concern TLS first, and then with "TLS: " in front of all; empty if none was found.
+    Reasons that concern TLS, of which the client has the settings `tls` or none, come first, with "TLS: " in front of
+    all.
     """
     try:
         places = list(_places(address))[:MOST_ADDRESSES]

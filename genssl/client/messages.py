@@ -35,16 +35,10 @@ ORIGINS: dict[int, Origin] = {
 
 @dataclass
 class Answer:
-    """What a request brought, and what it cost.
+    """What a request brought, its images in order, and what it cost.
 
-    Attributes:
-        images: uint8 [3, h, w], read-only, with their origins, in the order of the request.
-        generator_seconds: device time that the servers spent on it.
-        bytes_received: of variants.
-        calls: that were answered.
-        retries: calls repeated, because a server was away, full or late.
-        refusals: those of them where it was full.
-        seconds: from the request to the last image.
+    That is device seconds of the servers, bytes of variants, calls that were answered, calls repeated (of them
+    `refusals` where a server was full), and seconds in all.
     """
 
     images: list[Received] = field(default_factory=list)
@@ -143,14 +137,9 @@ def cut_uploads(
 ) -> list[tuple[list[int], dict[bytes, StoredImage]]]:
     """Reads the sources of `items` and cuts the items so that no message exceeds the limit of any server.
 
-    Reads files; call it in a thread, since a slow disk must not hold up the calls under way. `name` says what the user
-    calls the image of an item.
-
-    Returns:
-        For each message the positions in `wanted` and the sources by their names.
-
-    Raises:
-        RequestRefusedError: if an image alone is too large.
+    Reads files; call it in a thread, since a slow disk must not hold up the calls under way. Returns, for each message,
+    the positions in `wanted` and the sources by their names. Raises RequestRefusedError, in which `name` says what the
+    user calls an image, if an image alone is too large.
     """
     strictest = min(targets, key=lambda target: target.image_bytes())
     most, space = strictest.image_bytes(), min(target.message_bytes() for target in targets)
@@ -180,8 +169,7 @@ def cut_uploads(
 def read_variant(wanted: VariantRequest, variant: pb.Variant, *, address: str, name: Callable[[], str]) -> Received:
     """Returns a delivered variant uint8 [3, h, w], read-only, and its origin; `name` is the image's in messages.
 
-    Raises:
-        RequestRefusedError: if the server could not make it.
+    Raises RequestRefusedError if the server could not make it.
     """
     if variant.status.code != pb.ITEM_CODE_OK:
         code = pb.ItemCode.Name(variant.status.code).removeprefix("ITEM_CODE_")
@@ -194,14 +182,9 @@ def read_variant(wanted: VariantRequest, variant: pb.Variant, *, address: str, n
 
 
 def read_token_file(path: Path, where: str) -> str:
-    """Returns the token that a file holds.
+    """Returns the token that a file holds, without white space around it.
 
-    Args:
-        path: of a file with the token alone; white space around it is no part of it.
-        where: the option or key path that named the file, for the error.
-
-    Raises:
-        UserError: if the file cannot be read or holds no token.
+    Raises UserError, which begins with `where`, the option or key path, if the file cannot be read or holds no token.
     """
     try:
         token = path.expanduser().read_text(encoding="utf-8").strip()

@@ -40,11 +40,8 @@ FIRST_AVOIDANCE, LONGEST_AVOIDANCE = 30.0, 480.0  # each trial of a slow server 
 class Advice:
     """The settings that errors tell users to change, in the words in which they gave them.
 
-    Attributes:
-        deadline: how long is waited.
-        fewer: how to ask for fewer variants.
-        away: what to do besides when there is no server at the address, after "Start it again with ...".
-        token: where the token is given.
+    They say how long is waited, how to ask for fewer variants, what to do when there is no server at the address, after
+    "Start it again with ...", and where the token is given.
     """
 
     deadline: str
@@ -97,21 +94,16 @@ class Window:
 
 
 class Target:
-    """A server, its limits, and how much of this client's work it has.
+    """A server, its limits, and how much of this client's work it has; UserError if its address or a file is wrong.
 
     Attributes:
-        info: its limits, as it last told.
-        generators: by id, as it last told; empty while it loads.
-        met: it has answered since the client was made.
-        ready: it has generators loaded and did not fail since.
+        info, generators: what it last told of itself; no generators while it loads.
+        met, ready: it has answered since the client was made; it has generators loaded and did not fail since.
         trouble: what it last failed with; empty if it is well.
         fault: why nothing can be asked of it until someone puts it right; empty if there is no reason.
         outstanding: variants under way.
         window: requests that may be in flight.
         heard: when it last answered a request or a probe, on time.monotonic's clock.
-
-    Raises:
-        UserError: if the address or a file of `tls` is wrong.
     """
 
     def __init__(

@@ -116,16 +116,11 @@ class VariantEngine:
     def embed(
         self, images: Sequence[UInt8Array], source_ids: Sequence[bytes] | None = None
     ) -> tuple[list[torch.Tensor], float]:
-        """Embeds preprocessed sources uint8 [3, S, S].
+        """Embeds preprocessed sources uint8 [3, S, S]; raises GeneratorError if an embedding is not finite.
 
         With embeddings on disk they are rounded to what the disk holds, and kept there under `source_ids`, if given.
-
-        Returns:
-            float32 [D] each (CPU), or [D + 1] where the conditioner tells the foreground of a source, the last number;
-            and the device's seconds.
-
-        Raises:
-            GeneratorError: if an embedding is not finite.
+        Returns float32 [D] each (CPU), or [D + 1] where the conditioner tells the foreground of a source, the last
+        number; and the device's seconds.
         """
         started, spec = time.perf_counter(), self.generator.spec
         embeddings: list[torch.Tensor] = []
@@ -240,11 +235,9 @@ class VariantEngine:
 
 
 class EmbeddingCache:
-    """Embeddings by source id, least recently used dropped first. Belongs to one thread.
+    """Up to `capacity` embeddings by source id, least recently used dropped first; the others are looked for on disk.
 
-    Args:
-        capacity: how many are kept.
-        kept: where those are looked for that are not in memory.
+    Belongs to one thread.
     """
 
     def __init__(self, capacity: int, kept: DiskEmbeddings | None = None) -> None:

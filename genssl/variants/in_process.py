@@ -21,12 +21,7 @@ from genssl.variants.store.facts import known_fingerprints
 class InProcessSource:
     """Generates in the trainer's process when a step takes its variants; nothing happens ahead of time.
 
-    Args:
-        engine: makes the variants.
-        dataset: has the sources.
-        ledger: gets calls, variants and generator seconds.
-        parameters: on top of the generator's defaults.
-        cached_embeddings: source embeddings kept in memory.
+    `parameters` come on top of the generator's defaults; the ledger gets calls, variants and generator seconds.
     """
 
     def __init__(
@@ -83,10 +78,7 @@ class InProcessSource:
 def load_engine(recipe: Recipe, device: torch.device, known: Sequence[str] = ()) -> VariantEngine:
     """Loads the recipe's generator into this process; raises GeneratorError if it cannot be had.
 
-    Args:
-        recipe: has the generator.
-        device: where it runs.
-        known: fingerprints in hexadecimal, in place of those of the recipe's store; see `open_generator`.
+    `known` are fingerprints in hexadecimal, in place of those of the recipe's store; see `open_generator`.
     """
     assert recipe.generator is not None, "there is a generator where there are variants"
     generator = open_generator(recipe.generator, device, known or known_fingerprints(recipe))
@@ -94,12 +86,7 @@ def load_engine(recipe: Recipe, device: torch.device, known: Sequence[str] = ())
 
 
 class GeneratedVariants:
-    """Makes variants with a run's generator, which is loaded when the first are asked for.
-
-    Args:
-        recipe: of the run; has a generator.
-        device: where it generates.
-    """
+    """Makes variants with a run's generator, which is loaded when the first are asked for."""
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self._recipe, self._device = recipe, device

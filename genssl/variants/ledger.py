@@ -54,14 +54,7 @@ class Ledger:
     fetch_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
 
     def deliver(self, source_id: bytes, index: int, origin: Origin, row: int | None = None) -> None:
-        """Counts one view that the plan wanted to be a variant.
-
-        Args:
-            source_id: 16 bytes, the name of the image.
-            index: of the variant delivered.
-            origin: where it came from.
-            row: of the image in the data set.
-        """
+        """Counts one view that the plan wanted to be a variant: which one it got, of which image, and from where."""
         self.origins[origin] += 1
         if origin == "real":
             return

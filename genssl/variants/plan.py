@@ -27,10 +27,9 @@ VIEWS = 2  # of a pair
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One batch of one rank.
+    """One batch of one rank: step `step` of epoch `epoch`.
 
     Attributes:
-        epoch, step: where in the run; step counts within the epoch.
         rows: int64 [B], rows of the data set.
         indices: int64 [B, C]; for each column the index of its variant, or REAL.
         start: position of the first row within the global batch, over all ranks.

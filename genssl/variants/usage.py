@@ -1,4 +1,4 @@
-"""How often each of very many variants was used: exact, in about 12 bytes a variant, or in one bit where a plan is known.
+"""How often each of very many variants was used: exact, in 12 bytes a variant, or in one bit of a known plan.
 
 A set or a dictionary of Python numbers takes 80 bytes and more each, which is 10 GB for 100 epochs of ImageNet.
 """
@@ -114,15 +114,12 @@ Rows = npt.NDArray[np.int64]
 class PlannedUsage:
     """Counts distinct variants of a plan, and how often each stood in for another.
 
-    Args:
-        num_sources: rows of the data set.
-        per_image: of the plan.
-        first: the plan's first index; 0 unless `per_image` is "fresh".
-        columns: indices that a plan of fresh ones gives an image in an epoch.
+    Takes the plan's rows, its `per_image`, its first index, and how many fresh indices it gives an image in an epoch.
 
     Attributes:
-        forgets: whether `state` leaves out all but the counts of what cannot come again. Set it to False where
-            variants of passed epochs can, as in the replay of a log.
+        forgets: whether `state` leaves out all but the counts of what cannot come again. Set it to False where variants
+            of
+            passed epochs can, as in the replay of a log.
     """
 
     def __init__(
@@ -143,14 +140,7 @@ class PlannedUsage:
     def add(self, source_id: bytes, index: int, stands_in: bool, row: int) -> None:
         """Counts one use of a variant of the plan, in its own place or in another's.
 
-        Args:
-            source_id: 16 bytes, the name of the image.
-            index: of the variant.
-            stands_in: whether it came in another's place.
-            row: of the image in the data set.
-
-        Raises:
-            UserError: if the plan has no such index, as only a log that was changed by hand says.
+        Raises UserError if the plan has no such index, as only a log that was changed by hand says.
         """
         number = index - self._first
         if not 0 <= number < (self._limit or FRESH_LIMIT):
@@ -185,8 +175,7 @@ class PlannedUsage:
     def settle(self, source_id: Callable[[int], bytes]) -> None:
         """Makes the counts exact where a restart before the end of the first epoch has left equal rows unknown.
 
-        Args:
-            source_id: called with rows that were seen before such a restart and not since; none as a rule.
+        `source_id` is called with rows that were seen before such a restart and not since; none as a rule.
         """
         for row in self._unknown().tolist() if self._unsettled else []:
             self._sources[row] = _name(source_id(row))

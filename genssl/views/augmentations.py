@@ -73,19 +73,14 @@ class Augmentations:
         seed: int,
         cropped: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Returns one view of a batch.
+        """Returns one view of a batch, float [B, 3, size, size] in [0, 1].
 
         Args:
             view: its number; 0 and 1 are the pair.
             images: float [B, 3, S, S] in [0, 1], sources and variants.
             is_variant: bool [B] on the CPU; which of them are variants.
-            plan: of the step.
-            seed: of the run.
-            cropped: float [B, 3, size, size] in [0, 1]; crops of the sources, which take the place of those in
-                `images`.
-
-        Returns:
-            float [B, 3, size, size] in [0, 1].
+            plan, seed: of the step and of the run.
+            cropped: float [B, 3, size, size]; crops of the sources, which take the place of those in `images`.
         """
         name = ("augment", seed, plan.epoch, plan.step, view)
         return self._mixed(self.real(view), self.generated(view), images, is_variant, plan, name, cropped)

@@ -28,13 +28,9 @@ EPSILON = 1e-7
 
 
 def foreground_direction(maps: torch.Tensor) -> torch.Tensor:
-    """Returns the first principal component of all positions of feature maps, pointing to the foreground.
+    """Returns the first principal component, float [D] of length 1, of feature maps float [N, D, h, w].
 
-    Args:
-        maps: float [N, D, h, w].
-
-    Returns:
-        float [D] of length 1.
+    It is that of all their positions, and points to the foreground.
     """
     positions = maps.movedim(1, 3).reshape(-1, maps.shape[1]).double()
     direction: torch.Tensor = torch.linalg.eigh(torch.cov(positions.T)).eigenvectors[:, -1]

@@ -41,10 +41,9 @@ class OpenSource:
     """A variant source ready for use.
 
     Attributes:
-        source: gives the variants.
+        source, remote: gives the variants; the same once more, if it asks servers.
         provenance: what results.json says of it.
         facts: of its generator.
-        remote: the same source, if it asks servers.
         image_size: side of its variants in pixels; 0 if that is not known.
         stored: the store that it reads or fills, if there is one.
     """
@@ -185,19 +184,9 @@ def open_remote(
     client_id: str = "genssl run",
     priority: Priority = "training",
 ) -> OpenSource:
-    """Connects to the recipe's servers.
+    """Connects to the recipe's servers, or to its own; the other arguments are those of `RemoteSource`.
 
-    Args:
-        recipe: names them and their generator.
-        dataset: has the sources.
-        ledger: gets the counts.
-        server: the embedded one, if there is one.
-        pool: see `RemoteSource`.
-        client_id: see `RemoteSource`.
-        priority: see `RemoteSource`.
-
-    Raises:
-        ServerUnavailableError, RequestRefusedError: if there are no variants to be had.
+    Raises ServerUnavailableError or RequestRefusedError if there are no variants to be had.
     """
     assert recipe.generator is not None
     variants = recipe.variants

@@ -75,17 +75,8 @@ def open_assignments(
 ) -> tuple[ViewPlan | Replay, AssignmentLog | None]:
     """Returns the plan that the run follows, and the log that it writes where the plan alone does not tell all.
 
-    Args:
-        recipe: of the run.
-        dataset: has the sources.
-        plan: of the recipe.
-        opened: the variant source.
-        out: the run directory.
-        done: steps that a run which goes on has done.
-        ranks: of the run; the log is that of one process, so several write none.
-
-    Raises:
-        UserError: if several ranks are to follow the log of one.
+    `done` is how many steps a run which goes on has done. The log is that of one process, so several ranks write none;
+    raises UserError if they are to follow one.
     """
     replay = recipe.variants.replay
     if opened is None or (recipe.variants.late == "block" and replay is None):

@@ -38,11 +38,9 @@ def dataset_block(recipe: Recipe) -> dict[str, Any]:
 
 
 def refuse_foreign(folder: Path, where: str) -> None:
-    """Raises StoreError if a folder can never become or be a store; before anything expensive, and without a trace.
+    """Raises StoreError if a folder, which may be absent, can never become or be a store.
 
-    Args:
-        folder: may be absent.
-        where: the option or key path that named it.
+    Before anything expensive, and without a trace; `where` is the option or key path that named it.
     """
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"{where}: {folder} is a file; give a folder")
@@ -62,17 +60,8 @@ def open_store(
 ) -> StoredVariants:
     """Opens a store for what a generator makes, and enters the generator and the data set in its manifest.
 
-    Args:
-        facts: of the generator.
-        recipe: whose generator block and data set the manifest will name.
-        dataset: has the sources.
-        folder: of the store; made if it is absent.
-        strict: see `StoredVariants`.
-        encoding: of the images that are written.
-        variants: how many of each image are made in all; 0 if that is not known.
-
-    Raises:
-        StoreError: if the store cannot be opened for this generator.
+    `variants` says how many of each image are made in all, 0 if that is not known; for `strict` see `StoredVariants`.
+    Raises StoreError if the store cannot be opened for this generator.
     """
     store = VariantStore(folder, fingerprint=facts.fingerprint, encoding=encoding)
     try:
@@ -88,17 +77,11 @@ def open_store(
 
 
 def open_stored(recipe: Recipe, load: Callable[[], GeneratorFacts]) -> StoredSource:
-    """Returns a source that reads a store alone.
+    """Returns a source that reads a store alone, and shows real images for what it lacks if the recipe says so.
 
-    The generator is not needed if the store's manifest knows what this recipe's block came to; what was used is told by
-    its fingerprint in results.json.
-
-    Args:
-        recipe: names the store, and what happens to variants that it lacks.
-        load: loads the generator and says what it is.
-
-    Raises:
-        StoreError: if there is no store, or it is pinned to another generator.
+    The generator is loaded only if the store's manifest does not know what this recipe's block came to; what was used
+    is told by its fingerprint in results.json. Raises StoreError if there is no store, or it is pinned to another
+    generator.
     """
     variants = recipe.variants
     assert variants.store is not None

@@ -97,10 +97,7 @@ class VariantPool:
     def add(self, source_id: SourceId, index: int, image: UInt8Array, step: int) -> None:
         """Keeps variant `index` of a source, uint8 [3, h, w], received at training step `step`.
 
-        One that is held already becomes the newest; its uses stay counted.
-
-        Raises:
-            PoolError: if `max_bytes` does not hold even one.
+        One that is held already becomes the newest; its uses stay counted. Raises PoolError if not even one has room.
         """
         self.add_many([(source_id, index)], [image], step)
 
@@ -114,18 +111,12 @@ class VariantPool:
     def choose(
         self, source_id: SourceId, wanted_index: int, step: int, out: UInt8Array | None = None
     ) -> tuple[int, UInt8Array] | None:
-        """Returns (index, image) to show in place of a variant that is late, or None.
+        """Returns (index, image) to show in place of a variant that is late, or None, and counts the use.
 
         The wanted variant itself if it is held: it stands in for nothing, so it counts as a regular use and no bound
         applies. Else the least used variant of the source within `max_reuse` and `max_age_steps`; of equally used ones
-        the longest held, then the lowest index. The use is counted.
-
-        Args:
-            source_id: 16 bytes.
-            wanted_index: of the variant that is late.
-            step: the training step.
-            out: contiguous uint8 [3, h, w] that gets the image, such as a row of the batch; for large images
-                faster than a new array, whose memory the kernel hands out page by page.
+        the longest held, then the lowest index. `out`, contiguous uint8 [3, h, w], gets the image, such as a row of the
+        batch: for large images that is faster than a new array, whose memory the kernel hands out page by page.
         """
         with self._lock:
             best, best_rank, exact = NONE, (0, 0, 0), False

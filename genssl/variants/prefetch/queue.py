@@ -86,7 +86,7 @@ class PrefetchQueue:
         self._failure: BaseException | None = None
 
     def run_first(self, setup: Coroutine[None, None, None]) -> None:
-        """Runs a coroutine on the loop first, such as opening a channel."""
+        """Runs a coroutine on the loop first, such as opening a channel, as long as the fetcher's `check` lets it."""
         future = self._tasks.start(setup)
         try:
             while not future.done():

@@ -30,12 +30,7 @@ class Refreshable(Protocol):
 class Refresher:
     """Asks for up to `per_step` variants a training step that coming epochs will want, so that none is made in vain.
 
-    Args:
-        plan: a view plan of its own, since a plan remembers one epoch only.
-        epochs: of the run.
-        dataset: has the sources.
-        source: asked for the variants.
-        per_step: variants a step.
+    The plan is one of its own, since a plan remembers one epoch only.
     """
 
     def __init__(self, plan: ViewPlan, epochs: int, dataset: ImageDataset, source: Refreshable, per_step: int) -> None:
