@@ -21,7 +21,7 @@ from genssl.evaluators.units import difference_shown, is_detail, shown, unit_of
 from genssl.training.baseline import Baseline, find_baseline
 
 LEDGER_WORDS = {
-    "variants_generated": "views made of a variant that was generated for them",
+    "views_generated": "views made of a variant that was generated for them",
     "variants_computed": "variants that the generator made for this run, used or not",
     "variants_from_store": "variants taken from a store",
     "variants_reused": "variants used again because the planned one was late",
@@ -85,7 +85,8 @@ def write_report(out: Path, recipe: Recipe, results: dict[str, Any]) -> None:
     counts = [
         (_words(name), _number(name, value), value)
         for name, value in results["ledger"].items()
-        if has_variants or name != "prefetch_depth"  # which is never 0, and nothing is asked for
+        if name != "variants_generated"  # the old name of views_generated
+        and (has_variants or name != "prefetch_depth")  # which is never 0, and nothing is asked for
     ]
     page = environment.get_template("report.html.j2").render(
         results=results,

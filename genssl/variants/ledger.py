@@ -109,7 +109,8 @@ class Ledger:
         """Returns the ledger as results.json holds it."""
         stand_ins = self.usage.stand_ins
         return {
-            "variants_generated": self.origins["generated"],
+            "views_generated": self.origins["generated"],
+            "variants_generated": self.origins["generated"],  # its old name, for a release
             "variants_computed": self.variants_computed,
             "variants_from_store": self.origins["store"],
             "variants_reused": self.origins["reused"],

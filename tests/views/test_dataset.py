@@ -23,7 +23,7 @@ from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
 from genssl.variants.plan import ViewPlan
 from genssl.variants.source import REAL, VariantRequest
-from genssl.views.dataset import SharedCounts
+from genssl.views.counts import SharedCounts
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = 40
