@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from genssl.client.balancer import OversizedError, Tally, TargetPool
+from genssl.client.balancer import OversizedError, TargetPool
 from genssl.client.channel import ClientTLS
 from genssl.client.images import Wanted, wanted_variants
 from genssl.client.messages import (
@@ -50,7 +50,6 @@ class _Job:
     deadline: float | None
     name: Callable[[int], str] | None = None
     started: float = field(default_factory=time.monotonic)
-    tally: Tally = field(default_factory=Tally)
     images: dict[int, Received] = field(default_factory=dict)
     answer: Answer = field(default_factory=Answer)
 
@@ -155,7 +154,6 @@ class AsyncVariantClient:
         pieces = [list(range(start, min(start + rows, count))) for start in range(0, count, rows)]
         await _all(self._piece(job, generator, piece) for piece in pieces)
         job.answer.images = [job.images[item] for item in range(count)]
-        job.answer.retries, job.answer.refusals = job.tally.retries, job.tally.refusals
         job.answer.seconds = time.monotonic() - job.started
 
     async def variants(
@@ -234,7 +232,7 @@ class AsyncVariantClient:
             if not timer.expired():
                 raise  # the user's own, from reading an image
             error = ServerUnavailableError(f"after {job.deadline:g} s {self.state()}")
-            error.retries = job.tally.retries
+            error.retries = job.answer.retries
             raise error from None
 
     async def _piece(self, job: _Job, generator: pb.GeneratorInfo, items: list[int]) -> None:
@@ -263,7 +261,7 @@ class AsyncVariantClient:
             client_id=self._client_id,
         )
         try:
-            response, target = await self._pool.generate(request, job.tally, job.ends, prefer)
+            response, target = await self._pool.generate(request, job.answer, job.ends, prefer)
         except OversizedError:  # the servers were started anew with smaller limits, or another one has these
             half = len(items) // 2
             parts = await _all(self._call(job, generator, part, data, prefer) for part in (items[:half], items[half:]))

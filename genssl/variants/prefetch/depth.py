@@ -54,11 +54,6 @@ class PrefetchDepth:
         self._done = 0
         ledger.prefetch_depth = self.steps
 
-    @property
-    def cut(self) -> bool:
-        """Says whether fewer steps are asked for ahead than were given."""
-        return bool(self.note)
-
     def step_done(self, seconds: float) -> None:
         """Counts a step that took so many seconds, waiting for variants left out."""
         self._seconds.append(seconds)
