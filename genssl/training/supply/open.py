@@ -15,6 +15,7 @@ from genssl.client.source import RemoteSource
 from genssl.config.recipe import Recipe
 from genssl.config.server import generator_id
 from genssl.data.base import ImageDataset
+from genssl.data.load import dataset_digest
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.configs import GeneratorConfig
@@ -23,7 +24,14 @@ from genssl.generators.parameters import Parameters
 from genssl.generators.suitability import small_variants
 from genssl.generators.variation import varying_parameters
 from genssl.server.process import EmbeddedServer
-from genssl.training.supply.stores import open_store, open_stored, refuse_foreign, require_planned, store_provenance
+from genssl.training.supply.stores import (
+    dataset_block,
+    generator_block,
+    pregenerate_command,
+    refuse_foreign,
+    require_planned,
+    store_provenance,
+)
 from genssl.variants.in_process import InProcessSource, load_engine
 from genssl.variants.ledger import Ledger
 from genssl.variants.plan import ViewPlan
@@ -31,9 +39,11 @@ from genssl.variants.prefetch.lateness import VariantLimit
 from genssl.variants.prefetch.pool import MOST_PER_SOURCE, VariantPool
 from genssl.variants.replay import Replay
 from genssl.variants.source import VariantRequest, VariantSource
-from genssl.variants.store.facts import GeneratorFacts
+from genssl.variants.store.facts import GeneratorFacts, describe_contents, find_generator
+from genssl.variants.store.manifest import StoreError, read_manifest
 from genssl.variants.store.record import Encoding
 from genssl.variants.store.source import StoredSource, StoredVariants
+from genssl.variants.store.store import VariantStore
 
 
 @dataclass
@@ -92,7 +102,7 @@ def open_source(
         if variants.store is not None:
             refuse_foreign(variants.store, "variants.store")
         if variants.source == "stored" and variants.missing != "generate":
-            opened = _open_stored(recipe, dataset, lambda: open_in_process(recipe, dataset, ledger, device).facts)
+            opened = open_stored(recipe, dataset, lambda: open_in_process(recipe, dataset, ledger, device).facts)
         elif variants.source == "online":
             opened = open_remote(recipe, dataset, ledger, server, _open_pool(recipe, folder))
         else:
@@ -142,8 +152,23 @@ def with_store(
     encoding: Encoding = "raw",
     variants: int = 0,
 ) -> StoredVariants:
-    """Gives a source that is open a store: inside its fetch, or before it; arguments and errors as `open_store`."""
-    stored = open_store(opened.facts, recipe, dataset, folder, strict=strict, encoding=encoding, variants=variants)
+    """Gives a source that is open a store, made if it is absent: inside its fetch, or before it.
+
+    The manifest gets the generator, the recipe's block of it, and the data set with the number of `variants` of each
+    image that are made in all, unless that is 0. For `strict` see `StoredVariants`.
+
+    Raises:
+        StoreError: if the store cannot be opened for this generator.
+    """
+    store = VariantStore(folder, fingerprint=opened.facts.fingerprint, encoding=encoding)
+    try:
+        described = {"name": dataset.name, "images": len(dataset)} | ({"variants": variants} if variants else {})
+        blocks = generator_block(recipe), dataset_block(recipe)
+        describe_contents(store, opened.facts, blocks[0], dataset_digest(dataset), described, blocks[1])
+    except BaseException:
+        store.close()
+        raise
+    stored = StoredVariants(store, opened.facts, strict=strict)
     if opened.remote is not None:
         opened.remote.with_store(stored)
     else:
@@ -153,14 +178,30 @@ def with_store(
     return stored
 
 
-def _open_stored(recipe: Recipe, dataset: ImageDataset, load: Callable[[], GeneratorFacts]) -> OpenSource:
-    source = open_stored(recipe, load)
-    stored = source.stored
+def open_stored(recipe: Recipe, dataset: ImageDataset, load: Callable[[], GeneratorFacts]) -> OpenSource:
+    """Opens a store to be read alone; what it lacks is an error, or a real image if the recipe says so.
+
+    The generator is loaded only if the store's manifest does not know what this recipe's block came to; what was used
+    is told by its fingerprint in results.json.
+
+    Raises:
+        StoreError: if there is no store, or it is pinned to another generator.
+    """
+    variants = recipe.variants
+    assert variants.store is not None
+    if not variants.store.exists():
+        made = pregenerate_command(variants)
+        raise StoreError(f"variants.store: {variants.store} does not exist; make it: {made}")
+    facts = find_generator(read_manifest(variants.store), generator_block(recipe)) or load()
+    stored = StoredVariants(VariantStore(variants.store, readonly=True, fingerprint=facts.fingerprint), facts)
     (first,) = stored.read([VariantRequest(0, dataset.source_id(0), 0)])
-    provenance = {"source": "stored", **_identity(stored.facts), "missing": recipe.variants.missing}
-    provenance["store"] = store_provenance(stored.store)
-    size = 0 if first is None else min(first.shape[1:])
-    return OpenSource(source, provenance, stored.facts, image_size=size, stored=stored)
+    return OpenSource(
+        StoredSource(stored, missing="real" if variants.missing == "real" else "fail"),
+        {"source": "stored", **_identity(facts), "missing": variants.missing, "store": store_provenance(stored.store)},
+        facts,
+        image_size=0 if first is None else min(first.shape[1:]),
+        stored=stored,
+    )
 
 
 def open_in_process(

@@ -1,8 +1,7 @@
-"""Where a recipe meets a store: opened for what is made, or read alone, after a look at what a run will want."""
+"""Where a recipe meets a store: what the manifest says of it, and whether the store has what a run will want."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,12 @@ import numpy.typing as npt
 
 from genssl.config.recipe import Recipe, VariantsConfig
 from genssl.data.base import ImageDataset
-from genssl.data.load import dataset_digest
 from genssl.variants.plan import ViewPlan
 from genssl.variants.replay import Replay
 from genssl.variants.source import REAL
-from genssl.variants.store.facts import GeneratorFacts, StoredNames, describe_contents, find_generator
+from genssl.variants.store.facts import StoredNames
 from genssl.variants.store.manifest import MANIFEST, StoreError, foreign_to, read_manifest
-from genssl.variants.store.record import Encoding
-from genssl.variants.store.source import StoredSource, StoredVariants
+from genssl.variants.store.source import StoredVariants
 from genssl.variants.store.store import VariantStore
 
 
@@ -46,50 +43,6 @@ def refuse_foreign(folder: Path, where: str) -> None:
         raise StoreError(f"{where}: {folder} is a file; give a folder")
     if folder.is_dir() and (foreign_to(folder) is not None or (folder / MANIFEST).exists()):
         read_manifest(folder)
-
-
-def open_store(
-    facts: GeneratorFacts,
-    recipe: Recipe,
-    dataset: ImageDataset,
-    folder: Path,
-    *,
-    strict: bool = False,
-    encoding: Encoding = "raw",
-    variants: int = 0,
-) -> StoredVariants:
-    """Opens a store for what a generator makes, and enters the generator and the data set in its manifest.
-
-    `variants` says how many of each image are made in all, 0 if that is not known; for `strict` see `StoredVariants`.
-    Raises StoreError if the store cannot be opened for this generator.
-    """
-    store = VariantStore(folder, fingerprint=facts.fingerprint, encoding=encoding)
-    try:
-        described: dict[str, Any] = {"name": dataset.name, "images": len(dataset)}
-        if variants:
-            described["variants"] = variants
-        block = dataset_block(recipe)
-        describe_contents(store, facts, generator_block(recipe), dataset_digest(dataset), described, block)
-    except BaseException:
-        store.close()
-        raise
-    return StoredVariants(store, facts, strict=strict)
-
-
-def open_stored(recipe: Recipe, load: Callable[[], GeneratorFacts]) -> StoredSource:
-    """Returns a source that reads a store alone, and shows real images for what it lacks if the recipe says so.
-
-    The generator is loaded only if the store's manifest does not know what this recipe's block came to; what was used
-    is told by its fingerprint in results.json. Raises StoreError if there is no store, or it is pinned to another
-    generator.
-    """
-    variants = recipe.variants
-    assert variants.store is not None
-    if not variants.store.exists():
-        raise StoreError(f"variants.store: {variants.store} does not exist; make it: {_command(variants)}")
-    facts = find_generator(read_manifest(variants.store), generator_block(recipe)) or load()
-    store = VariantStore(variants.store, readonly=True, fingerprint=facts.fingerprint)
-    return StoredSource(StoredVariants(store, facts), missing="real" if variants.missing == "real" else "fail")
 
 
 def store_provenance(store: VariantStore) -> dict[str, Any]:
@@ -139,7 +92,7 @@ def require_planned(
     if variants.per_image == "fresh":
         advice = "variants.per_image is fresh, which plans variants of this run's own; set it to the number stored"
     else:
-        advice = f"Make them: {_command(variants, highest + 1)}"
+        advice = f"Make them: {pregenerate_command(variants, highest + 1)}"
     raise StoreError(f"{what}. {advice}; or set variants.missing: generate or real")
 
 
@@ -151,7 +104,8 @@ def _by_index(plan: ViewPlan | Replay, epoch: int) -> dict[int, npt.NDArray[np.i
     return {int(index): rows[(indices == index).any(axis=1)] for index in np.unique(indices[indices != REAL])}
 
 
-def _command(variants: VariantsConfig, count: int | None = None) -> str:
+def pregenerate_command(variants: VariantsConfig, count: int | None = None) -> str:
+    """Returns what makes the variants that a recipe's store lacks, for messages."""
     number = count or (10 if variants.per_image == "fresh" else variants.per_image)
     if variants.per_image != "fresh":
         number = max(number, variants.per_image)
