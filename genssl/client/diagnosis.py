@@ -22,7 +22,7 @@ HANDSHAKE, ALERT = b"\x16\x03", b"\x15\x03"  # how every record of TLS that may 
 MARK = "TLS: "
 HUNG_UP = "it hangs up at once; perhaps it has as many connections as it takes (limits.max_connections)"
 GIVE_TLS = "it speaks TLS, and this client does not; give it tls (variants.tls in a recipe)"
-NO_TLS = "it speaks no TLS, and this client does; leave tls out, or give the server's file a tls block"
+NO_TLS = "it does not speak TLS, and this client does; leave tls out, or give the server's file a tls block"
 
 
 def diagnose(address: str, tls: ClientTLS | None) -> str:
@@ -99,7 +99,7 @@ def _refusal_by_tls(connection: socket.socket, host: str, tls: ClientTLS) -> str
         if tls.certificate is not None and tls.key is not None:
             context.load_cert_chain(tls.certificate, tls.key)
     except ssl.SSLError:
-        return f"tls.ca ({tls.ca}), tls.certificate or tls.key is no PEM file, or key and certificate do not fit"
+        return f"tls.ca ({tls.ca}), tls.certificate or tls.key is not a PEM file, or key and certificate do not fit"
     context.set_alpn_protocols(["h2"])
     try:
         secured = context.wrap_socket(connection, server_hostname=host)

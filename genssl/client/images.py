@@ -146,8 +146,7 @@ class Wanted:
         requests, seeds: the different variants, `row` counting in `images`, and their seeds; None leaves one to the
             server.
         positions, source_ids, names: of each variant of the call, its position in `requests`, 16 bytes, and what
-            messages
-            call its image.
+            messages call its image.
     """
 
     images: list[StoredImage] = field(default_factory=list)

@@ -182,12 +182,12 @@ def _read(path: Path, steps: int) -> tuple[dict[str, Any], npt.NDArray[np.int64]
                     if number > 1 and not file.readline():  # a run that was killed may leave half a line
                         break
                     raise UserError(
-                        f"variants.replay: {path}:{number} is no line of an assignment log ({FORMAT}); "
+                        f"variants.replay: {path}:{number} is not a line of an assignment log ({FORMAT}); "
                         "give the assignments.jsonl of a run directory"
                     ) from None
                 start += len(line)
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UserError(
             f"variants.replay: {path} cannot be read ({reason}); give the assignments.jsonl of a run directory"
         ) from None

@@ -117,9 +117,8 @@ class PlannedUsage:
     Takes the plan's rows, its `per_image`, its first index, and how many fresh indices it gives an image in an epoch.
 
     Attributes:
-        forgets: whether `state` leaves out all but the counts of what cannot come again. Set it to False where variants
-            of
-            passed epochs can, as in the replay of a log.
+        forgets: whether `state` leaves out all but the counts of what cannot come again; not where variants of passed
+            epochs can, as in the replay of a log.
     """
 
     def __init__(
@@ -144,7 +143,7 @@ class PlannedUsage:
         """
         number = index - self._first
         if not 0 <= number < (self._limit or FRESH_LIMIT):
-            raise UserError(f"variant {index} of an image is none of this run's plan; its assignment log is damaged")
+            raise UserError(f"variant {index} of an image is not in this run's plan; its assignment log is damaged")
         self._sources[row] = _name(source_id)
         if not self._seen[row]:
             self._seen[row] = True

@@ -96,18 +96,12 @@ class Augmentations:
         """Returns the small views of multi-crop, float [B, 3, s, s]; the arguments are those of `view`."""
         if self._crop is None:
             return ()
-        return tuple(
-            self._mixed(
-                self._crop,
-                self._crop,
-                images,
-                is_variant,
-                plan,
-                ("crop", seed, plan.epoch, plan.step, number),
-                cropped[number] if cropped else None,
-            )
-            for number in range(self._crops)
-        )
+        made = []
+        for number in range(self._crops):
+            name = ("crop", seed, plan.epoch, plan.step, number)
+            own = cropped[number] if cropped else None
+            made.append(self._mixed(self._crop, self._crop, images, is_variant, plan, name, own))
+        return tuple(made)
 
     def _mixed(
         self,

@@ -61,10 +61,10 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
         dataset: its items are images, tuples that begin with one, or dicts that have one under `image_key`, as those of
             Hugging Face's datasets; what else such a dict has follows the views as one dict. An image is a PIL image,
             which is read as the data set `folder` reads its file (as opened, it is turned as its EXIF says; 16-bit grey
-            is brought to 8),
-            or a uint8 array or tensor ([3, H, W], [1, H, W], [H, W, 3], [H, W, 1] or [H, W]). For the server alone, one
-            of more than 16 MiB of pixels is shrunk by the rule of `client.images.stored_image`; the real view has all
-            of them. torchvision's ImageFolder turns 16-bit grey white by itself: give it `loader=PIL.Image.open`.
+            is brought to 8), or a uint8 array or tensor ([3, H, W], [1, H, W], [H, W, 3], [H, W, 1] or [H, W]). For the
+            server alone, one of more than 16 MiB of pixels is shrunk by the rule of `client.images.stored_image`; the
+            real view has all of them. torchvision's ImageFolder turns 16-bit grey white by itself: give it
+            `loader=PIL.Image.open`.
         source: the address of a server, several, a `VariantClient`, or a function (images, indices) -> uint8
             [N, 3, h, w] of the images as the data set gives them.
         policy: which views may be variants: "second", "both" (each by itself), "third" (views beside a real pair, each

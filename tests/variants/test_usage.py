@@ -263,5 +263,5 @@ def test_the_usage_of_an_older_checkpoint_goes_on(tmp_path):
 @pytest.mark.parametrize(("per_image", "index"), [(5, 5), (5, -1), ("fresh", 0), ("fresh", 3 * 2**32)])
 def test_an_index_that_the_plan_has_not_is_refused(per_image, index):
     plan = ViewPlan(seed=2, num_sources=4, batch_size=4, policy="second", probability=1.0, per_image=per_image)
-    with pytest.raises(UserError, match="is none of this run's plan; its assignment log is damaged"):
+    with pytest.raises(UserError, match="is not in this run's plan; its assignment log is damaged"):
         Ledger(usage=plan.usage()).deliver(bytes(16), index, "reused", 0)

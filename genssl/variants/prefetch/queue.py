@@ -246,14 +246,6 @@ class PrefetchQueue:
         slots = [self._slots[request.key] for request in piece]
         return piece, slots, bulk
 
-    def _arrived(self, piece: Sequence[VariantRequest], slots: Sequence[_Slot], bulk: bool, seconds: float) -> None:
-        if bulk:
-            self._ledger.variants_refreshed += len(piece)
-        else:
-            self._ledger.fetch_seconds.append(seconds)
-        self._hungry_since = time.monotonic()
-        self._forget_unwanted(piece, slots)
-
     def _forget_unwanted(self, piece: Sequence[VariantRequest], slots: Sequence[_Slot]) -> None:
         for request, slot in zip(piece, slots, strict=True):
             # The step that took this slot has forgotten it; by now another may have announced the same variant anew.
@@ -282,7 +274,12 @@ class PrefetchQueue:
             with self._lock:  # no step may see a variant between its arrival and what is noted of it
                 for slot, image in zip(slots, images, strict=True):
                     slot.future.set_result(image)
-                self._arrived(piece, slots, bulk, time.monotonic() - started)
+                if bulk:
+                    self._ledger.variants_refreshed += len(piece)
+                else:
+                    self._ledger.fetch_seconds.append(time.monotonic() - started)
+                self._hungry_since = time.monotonic()
+                self._forget_unwanted(piece, slots)
             if self._pool is not None:
                 names, pixels = [request.key for request in piece], [pixels for pixels, _ in images]
                 await asyncio.to_thread(self._pool.add_many, names, pixels, self.step)
