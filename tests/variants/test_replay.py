@@ -104,7 +104,7 @@ def test_another_number_of_slots_is_refused(path):
     [
         ("", "is empty"),
         ("not a log\n", r"log:1 is not a line of an assignment log"),
-        ('{"format": "genssl-assignments/9"}\n', r"log:1 is no line"),
+        ('{"format": "genssl-assignments/9"}\n', r"log:1 is not a line"),
         (
             '{"format": "genssl-assignments/1"}\n{"step": 0, "origins": "gg", "indices": [1]}\n{"x": 1}\n',
             r"log:2 is no",
