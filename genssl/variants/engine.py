@@ -155,19 +155,12 @@ class VariantEngine:
     def generate(
         self, rows: Sequence[Row], *, bucket: int | None = None, alive: Alive | None = None
     ) -> tuple[UInt8Array, float]:
-        """Makes variants in one batch.
+        """Makes variants of at most buckets[-1] rows, with equal `settings.batch_key`, in one batch.
 
-        Args:
-            rows: at most buckets[-1] of them, with equal `settings.batch_key`.
-            bucket: the size to pad to; by default the smallest of `buckets` that holds the rows.
-            alive: says of each row whether anyone still wants it; asked between sampler steps, in this thread. Dead
-                rows get arbitrary images, and a batch may shrink to a smaller bucket (in deterministic mode never).
-
-        Returns:
-            uint8 [len(rows), 3, image_size, image_size], and the seconds the device took.
-
-        Raises:
-            Cancelled: if no row lives any more.
+        `bucket` is the size to pad to, by default the smallest that holds the rows. `alive` says of each row whether
+        anyone still wants it; it is asked between sampler steps, in this thread. Dead rows get arbitrary images, and a
+        batch may shrink to a smaller bucket (in deterministic mode never); if no row lives any more, Cancelled is
+        raised. Returns uint8 [len(rows), 3, image_size, image_size], and the seconds the device took.
         """
         assert 0 < len(rows) <= self.buckets[-1], "a batch has at least one row and at most the largest bucket"
         assert len({row.settings.batch_key for row in rows}) == 1, "the rows of a batch have equal keys"

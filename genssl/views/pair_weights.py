@@ -41,16 +41,11 @@ def foreground_direction(maps: torch.Tensor) -> torch.Tensor:
 
 
 def pair_quality(first: torch.Tensor, second: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
-    """Returns how much more alike the foregrounds of two views are than their backgrounds.
+    """Returns how much more alike the foregrounds of two views are than their backgrounds, float [B] in [-2, 2].
 
-    Foreground is a soft mask, the projection on `direction` scaled to 0..1 over each map; background is the rest.
-
-    Args:
-        first, second: feature maps float [B, D, h, w] of the two views.
-        direction: float [D].
-
-    Returns:
-        float [B] in [-2, 2], the cosine of the foregrounds' mean features minus that of the backgrounds'.
+    That is the cosine of the foregrounds' mean features minus that of the backgrounds', of feature maps float [B, D, h,
+    w]. Foreground is a soft mask, the projection on `direction`, float [D], scaled to 0..1 over each map; background is
+    the rest.
     """
     parts = []
     for maps in (first, second):

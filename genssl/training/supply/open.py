@@ -83,9 +83,6 @@ def open_source(
     """Yields the recipe's variant source, or None if no view of it is a variant.
 
     Args:
-        recipe: says which.
-        dataset: has the sources.
-        ledger: gets the counts.
         device: of in-process generation.
         server: the run's own, if it has one.
         folder: for what `late: reuse` keeps on disk while the source is open; None if no step is to be taken.

@@ -141,12 +141,10 @@ class PrefetchQueue:
     def take_ready(
         self, requests: Sequence[VariantRequest], step: int
     ) -> tuple[list[Image | None], list[VariantRequest]]:
-        """Takes what is there of a step's variants, None for what is not; the step, and all before it, have passed.
+        """Returns what is there of a step's variants, None for what is not, and the requests that were dropped unsent.
 
-        What has not been asked for then is dropped; what is under way still goes to the pool.
-
-        Returns:
-            What is there, in the order of the requests, and the requests that were dropped.
+        The step, and all before it, have passed: what has not been asked for then is dropped; what is under way still
+        goes to the pool.
 
         Raises:
             ServerUnavailableError: if nothing at all has come for `deadline_seconds`, or the fetcher says nothing will.
