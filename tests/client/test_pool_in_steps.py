@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 
@@ -15,6 +16,9 @@ from genssl.variants.ledger import Ledger
 from genssl.variants.plan import ViewPlan
 from genssl.variants.prefetch.pool import PoolError, VariantPool
 from genssl.variants.source import VariantRequest
+from genssl.variants.store.facts import GeneratorFacts
+from genssl.variants.store.source import StoredVariants
+from genssl.variants.store.store import VariantStore
 
 SOURCES, BATCH, PER_IMAGE, AHEAD, EPOCHS = 100, 10, 4, 4, 12
 SIDE = 8
@@ -123,3 +127,25 @@ def test_what_the_pool_drops_all_the_same_is_asked_for_again(open_source):
 def test_a_pool_too_small_for_one_variant_is_refused_before_the_first_step(open_source):
     with pytest.raises(PoolError, match=f"pool_bytes is {SLOT // 2} but one variant has {SLOT} bytes"):
         open_source(SLOT // 2)
+
+
+def test_what_a_store_has_is_at_hand_however_late_the_server_is(open_source, monkeypatch, tmp_path):
+    async def never(self, requests, *, ahead=False):
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(WiredFetcher, "fetch", never)
+    facts = GeneratorFacts("any", "any", "none", bytes(16), {})
+    stored = StoredVariants(VariantStore(tmp_path / "store"), facts)
+    known, unknown = requests([1, 2]), requests([3])
+    stored.keep(known, [np.full((3, SIDE, SIDE), row, np.uint8) for row in (1, 2)])
+    source = open_source(300 * SLOT)
+    source.with_store(stored)
+    try:
+        source.announce([known[0], *unknown, known[1]], 0)
+        delivery = source.take([known[0], *unknown, known[1]], 0)
+        assert delivery.origins == ["store", "real", "store"]
+        assert delivery.images[:, 0, 0, 0].tolist() == [1, 2]
+        assert source.refresh([*known, *requests([4])]) == requests([4])
+        assert source.take(known, 1).origins == ["store"] * 2, "a step that nobody announced"
+    finally:
+        source.close()
