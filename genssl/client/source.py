@@ -205,11 +205,11 @@ class RemoteSource:
     def announce(self, requests: Sequence[VariantRequest], step: int | None = None) -> None:
         """Starts asking for the variants of a coming step that are not at hand, and that the pool does not have."""
         if step is None:
-            self._queue.announce(self._absent(requests, self._queue.fetcher.look(requests)), NO_STEP)
+            self._queue.announce(_absent(requests, self._queue.fetcher.look(requests)), NO_STEP)
             return
         self.announced = step
         self._at_hand[step] = self._queue.fetcher.look(requests)
-        self._queue.announce(self._lateness.to_ask(self._absent(requests, self._at_hand[step]), step), step)
+        self._queue.announce(self._lateness.to_ask(_absent(requests, self._at_hand[step]), step), step)
 
     def take(self, requests: Sequence[VariantRequest], step: int | None = None) -> Delivery:
         """Returns what a step gets: under `late: block` what was planned, waiting for it; else what there is.
@@ -220,7 +220,7 @@ class RemoteSource:
         at_hand = self._at_hand.pop(step, None) if step is not None else None
         if at_hand is None:
             at_hand = self._queue.fetcher.look(requests)
-        wanted = self._absent(requests, at_hand)
+        wanted = _absent(requests, at_hand)
         if step is None or self._lateness.waits:
             fetched = self._queue.take(wanted, NO_STEP if step is None else step)
             slots: list[Slot] = [(request.index, *image) for request, image in zip(wanted, fetched, strict=True)]
@@ -248,7 +248,7 @@ class RemoteSource:
     def refresh(self, requests: Sequence[VariantRequest]) -> list[VariantRequest]:
         """Asks, at low priority, for those variants that neither the pool has nor are at hand; returns them."""
         wanted = [request for request in requests if self._lateness.lacks(request)]
-        wanted = self._absent(wanted, self._queue.fetcher.look(wanted))
+        wanted = _absent(wanted, self._queue.fetcher.look(wanted))
         self._queue.refresh(wanted)
         return wanted
 
@@ -260,9 +260,6 @@ class RemoteSource:
         if self._stored is not None:
             self._stored.close()
 
-    def _absent(self, requests: Sequence[VariantRequest], images: Sequence[Image | None]) -> list[VariantRequest]:
-        return [request for request, image in zip(requests, images, strict=True) if image is None]
-
     def _tell_of_late(self, slots: Sequence[Slot]) -> None:
         """Logs, now and then, that a step goes on without a server; that one is slow is what the ledger tells."""
         late = sum(origin in ("real", "reused") for _, _, origin in slots)
@@ -270,3 +267,7 @@ class RemoteSource:
             self._fallbacks.fell_back(late, self._servers.describe())
         elif len(slots) > late:
             self._fallbacks.came()
+
+
+def _absent(requests: Sequence[VariantRequest], images: Sequence[Image | None]) -> list[VariantRequest]:
+    return [request for request, image in zip(requests, images, strict=True) if image is None]
