@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
     config = ResNet18Config(width=4, stem="small")
     path = tmp_path_factory.mktemp("run")
     with seeded_initialisation("pair weights"):
-        save_encoder(path / "encoder.safetensors", build_resnet(config), config, 8)
+        save_encoder(path / "encoder.safetensors", build_resnet(config), config, image_size="8")
     return path
 
 
@@ -99,7 +99,7 @@ def test_weights_have_mean_one_and_no_gradient(folder, digits_train):
 
 def test_an_encoder_of_fewer_stages_judges_by_those_it_has(digits_train, tmp_path):
     config = ResNet18Config(width=4, stem="small", stages=1)
-    save_encoder(tmp_path / "encoder.safetensors", build_resnet(config), config, 8)
+    save_encoder(tmp_path / "encoder.safetensors", build_resnet(config), config, image_size="8")
     images = torch.from_numpy(np.stack([digits_train.image(row) for row in range(8)])).float() / 255
     weights = PairWeights(PairWeightsConfig(encoder=tmp_path), digits_train, CPU)(Views(pair=(images, images.flip(3))))
     assert weights.pair_weights is not None
@@ -110,6 +110,6 @@ def test_what_cannot_judge_is_told(folder, digits_train, tmp_path):
     with pytest.raises(GeneratorError, match="cannot be read"):
         PairWeights(PairWeightsConfig(encoder=tmp_path), digits_train, CPU)
     config = ResNet18Config(width=4, stem="imagenet")
-    save_encoder(tmp_path / "encoder.safetensors", build_resnet(config), config, 8)
+    save_encoder(tmp_path / "encoder.safetensors", build_resnet(config), config, image_size="8")
     with pytest.raises(ConfigError, match=r"resnet18 has no feature map of 4x4 for images of 8 pixels"):
         PairWeights(PairWeightsConfig(encoder=tmp_path), digits_train, CPU)
