@@ -19,7 +19,7 @@ import torch
 
 from genssl.base.devices import pick_device
 from genssl.client.aio import AsyncVariantClient
-from genssl.client.server_state import ClientTLS
+from genssl.client.channel import ClientTLS
 from genssl.data.base import StoredImage, raw_image
 from genssl.errors import UserError
 from genssl.generation.v1 import generation_pb2 as pb

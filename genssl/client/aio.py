@@ -10,11 +10,13 @@ import functools
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from genssl.client.balancer import OversizedError, Tally, TargetPool
+from genssl.client.balancer import OversizedError, TargetPool
+from genssl.client.channel import ClientTLS
 from genssl.client.images import Wanted, wanted_variants
 from genssl.client.messages import (
     Answer,
@@ -26,7 +28,7 @@ from genssl.client.messages import (
     cut_uploads,
     read_variant,
 )
-from genssl.client.server_state import CLIENT_ADVICE, Advice, ClientTLS, Target
+from genssl.client.server_state import CLIENT_ADVICE, Advice, Target
 from genssl.data.base import StoredImage
 from genssl.errors import ServerUnavailableError, UserError
 from genssl.generation.v1 import generation_pb2 as pb
@@ -36,39 +38,36 @@ from genssl.variants.source import VariantRequest
 __all__ = ["Answer", "AsyncVariantClient", "VariantBatch"]
 
 
+@dataclass(eq=False)
 class _Job:
-    """One `generate` under way: what is wanted and what has come."""
+    """One call of `generate` or `variants` under way: what is wanted, by when, and what has come."""
 
-    def __init__(
-        self,
-        wanted: Sequence[VariantRequest],
-        load: Callable[[int], StoredImage],
-        build: Any,
-        *,
-        name: Callable[[int], str] | None,
-        ends: float | None,
-        tally: Tally,
-    ) -> None:
-        self.wanted, self.load, self.build, self.ends, self.tally = wanted, load, build, ends, tally
-        self.name = name or (lambda item: f"the image in row {wanted[item].row}")
-        self.images: dict[int, Received] = {}
-        self.answer = Answer()
+    wanted: Sequence[VariantRequest]
+    load: Callable[[int], StoredImage]
+    parameters: Mapping[str, float]
+    seeds: Sequence[int | None] | None
+    priority: Priority
+    deadline: float | None
+    name: Callable[[int], str] | None = None
+    started: float = field(default_factory=time.monotonic)
+    images: dict[int, Received] = field(default_factory=dict)
+    answer: Answer = field(default_factory=Answer)
+
+    @property
+    def ends(self) -> float | None:
+        """When its answer is of no more use, on time.monotonic's clock."""
+        return None if self.deadline is None else self.started + self.deadline
+
+    def name_of(self, item: int) -> str:
+        """Returns what messages call the image of `wanted[item]`."""
+        return f"the image in row {self.wanted[item].row}" if self.name is None else self.name(item)
 
 
 class AsyncVariantClient:
     """Fetches variants from one server or from several that share the work. Made and used on one running event loop.
 
     gRPC's asyncio stack wants one loop a process: do not use this beside a `VariantClient`, or beside a second loop.
-
-    Args:
-        targets: host:port or unix:/path, one or several. All must offer the same generator, with one fingerprint.
-        client_id: names this client in the servers' logs and fair shares.
-        token: the bearer token that the servers want.
-        tls: the files of a secure channel; None: unencrypted.
-        max_in_flight: requests in flight at each server; fewer while it says that it is full.
-        priority: of its requests, unless they say otherwise.
-        allow_fork: works in forked children all the same; gRPC may crash or hang there.
-        advice: what its errors tell users to do.
+    The arguments are those of `VariantClient`; `advice` is what errors tell users to do.
 
     Raises:
         UserError: if an address or a file is wrong; in a forked child of a process with a live client.
@@ -98,12 +97,7 @@ class AsyncVariantClient:
         await self._pool.close()
 
     async def connect(self) -> None:
-        """Asks the servers for their limits; tells soon whether there is a server at all. Needed once, harmless twice.
-
-        Raises:
-            ServerUnavailableError: if none answers within 15 s.
-            RequestRefusedError: if one does not let this client in.
-        """
+        """Asks the servers for their limits; needed once, harmless twice. Raises as `TargetPool.connect`."""
         await self._pool.connect()
 
     def most_rows(self, image_size: int) -> int:
@@ -111,9 +105,7 @@ class AsyncVariantClient:
         return min((target.most_rows(image_size) for target in self._pool.targets if target.met), default=1)
 
     async def find_generator(self, name: str | None = None) -> pb.GeneratorInfo:
-        """Returns the generator that the servers offer under this id; None: their only one.
-
-        Waits while all of them are still loading.
+        """Returns the generator that the servers offer under this id; None: their only one. Waits while they load.
 
         Raises:
             RequestRefusedError: if they offer others only, or disagree on its fingerprint.
@@ -145,59 +137,24 @@ class AsyncVariantClient:
             generator: as `find_generator` returned it; the servers must still have this fingerprint.
             wanted: the variants.
             load: returns the stored image of a row; called in a thread, for sources that a server does not know.
-            parameters: on top of the generator's defaults.
-            priority: None: the client's.
-            deadline: seconds from now; the servers are told, and drop what would be late.
-            seeds: one for each of `wanted`, in place of those that follow from their names; None: as they follow.
+            parameters, priority, deadline, seeds: see `variants`; one seed for each of `wanted`, or None.
 
         Raises:
             RequestRefusedError: if a server refuses the request or one of its items.
             ServerUnavailableError: at the deadline.
         """
-        tally, started = Tally(), time.monotonic()
-        ends = None if deadline is None else started + deadline
-        async with self._until(deadline, ends, tally):
-            answer = await self._generate(
-                generator, wanted, load, parameters, priority=priority, ends=ends, seeds=seeds, tally=tally
-            )
-        answer.seconds = time.monotonic() - started
-        return answer
+        job = _Job(wanted, load, parameters, seeds, check_priority(priority or self._priority), deadline)
+        async with self._in_time(job):
+            await self._generate(job, generator)
+        return job.answer
 
-    async def _generate(
-        self,
-        generator: pb.GeneratorInfo,
-        wanted: Sequence[VariantRequest],
-        load: Callable[[int], StoredImage],
-        parameters: Mapping[str, float],
-        *,
-        priority: Priority | None,
-        ends: float | None,
-        seeds: Sequence[int | None] | None,
-        tally: Tally,
-        name: Callable[[int], str] | None = None,
-    ) -> Answer:
-        chosen = check_priority(priority or self._priority)
-        own = list(seeds) if seeds is not None else [None] * len(wanted)
-
-        def build(items: Sequence[int], data: Mapping[bytes, StoredImage]) -> pb.GenerateVariantsRequest:
-            return build_request(
-                generator,
-                [wanted[item] for item in items],
-                seeds=[own[item] for item in items],
-                data=data,
-                parameters=parameters,
-                priority=chosen,
-                client_id=self._client_id,
-            )
-
-        job = _Job(wanted, load, build, name=name, ends=ends, tally=tally)
-        rows = self.most_rows(int(parameters.get("output_size", generator.image_size)))
-        pieces = [list(range(start, min(start + rows, len(wanted)))) for start in range(0, len(wanted), rows)]
-        await _all(self._piece(job, piece) for piece in pieces)
-        answer = job.answer
-        answer.images = [job.images[item] for item in range(len(wanted))]
-        answer.retries, answer.refusals = tally.retries, tally.refusals
-        return answer
+    async def _generate(self, job: _Job, generator: pb.GeneratorInfo) -> None:
+        rows = self.most_rows(int(job.parameters.get("output_size", generator.image_size)))
+        count = len(job.wanted)
+        pieces = [list(range(start, min(start + rows, count))) for start in range(0, count, rows)]
+        await _all(self._piece(job, generator, piece) for piece in pieces)
+        job.answer.images = [job.images[item] for item in range(count)]
+        job.answer.seconds = time.monotonic() - job.started
 
     async def variants(
         self,
@@ -210,34 +167,33 @@ class AsyncVariantClient:
         priority: Priority | None = None,
         deadline: float | None = None,
     ) -> VariantBatch:
-        """Fetches a variant of each image; connects first if need be. See `VariantClient.variants`."""
-        started = time.monotonic()
+        """Fetches a variant of each image, within `deadline` seconds; connects first. See `VariantClient.variants`."""
+        started, chosen = time.monotonic(), check_priority(priority or self._priority)
         wanted = (
             images if isinstance(images, Wanted) else await asyncio.to_thread(wanted_variants, images, indices, seeds)
         )
-        tally, ends = Tally(), None if deadline is None else started + deadline
-        async with self._until(deadline, ends, tally):
+        job = _Job(
+            wanted.requests,
+            lambda row: wanted.images[row],
+            parameters or {},
+            wanted.seeds,
+            chosen,
+            deadline,
+            name=wanted.name,
+            started=started,
+        )
+        async with self._in_time(job):
             await self.connect()
             info = await self.find_generator(generator)
-            answer = await self._generate(
-                info,
-                wanted.requests,
-                lambda row: wanted.images[row],
-                parameters or {},
-                priority=priority,
-                ends=ends,
-                seeds=wanted.seeds,
-                tally=tally,
-                name=wanted.name,
-            )
-        chosen = [answer.images[position] for position in wanted.positions]
+            await self._generate(job, info)
+        made = [job.answer.images[position] for position in wanted.positions]
         empty = np.zeros((0, 3, info.image_size, info.image_size), np.uint8)
         return VariantBatch(
-            images=np.stack([pixels for pixels, _ in chosen]) if chosen else empty,
-            origins=[origin for _, origin in chosen],
+            images=np.stack([pixels for pixels, _ in made]) if made else empty,
+            origins=[origin for _, origin in made],
             source_ids=wanted.source_ids,
             seconds=time.monotonic() - started,
-            retries=answer.retries,
+            retries=job.answer.retries,
             model=info.model,
         )
 
@@ -247,11 +203,7 @@ class AsyncVariantClient:
         return {target.address: target.info for target in self._pool.targets}
 
     async def statistics(self) -> dict[str, pb.GetStatisticsResponse]:
-        """Returns the counters of each server, by address.
-
-        Raises:
-            ServerUnavailableError: if one does not answer within 5 s.
-        """
+        """Returns the counters of each server, by address; raises ServerUnavailableError if one gives no answer."""
         answers = await asyncio.gather(*(target.statistics() for target in self._pool.targets))
         return {target.address: answer for target, answer in zip(self._pool.targets, answers, strict=True)}
 
@@ -270,35 +222,49 @@ class AsyncVariantClient:
         return {target.address: target.window.smallest_seen for target in self._pool.targets}
 
     @asynccontextmanager
-    async def _until(self, seconds: float | None, ends: float | None, tally: Tally) -> AsyncIterator[None]:
-        """Ends what is within at `ends`, on time.monotonic's clock, with an error that says it took `seconds`."""
-        timer = asyncio.timeout(None if ends is None else max(0.0, ends - time.monotonic()))
+    async def _in_time(self, job: _Job) -> AsyncIterator[None]:
+        """Ends what is within at the deadline of the job, with an error that says so."""
+        timer = asyncio.timeout(None if job.ends is None else max(0.0, job.ends - time.monotonic()))
         try:
             async with timer:
                 yield
         except TimeoutError:
             if not timer.expired():
                 raise  # the user's own, from reading an image
-            error = ServerUnavailableError(f"after {seconds:g} s {self.state()}")
-            error.retries = tally.retries
+            error = ServerUnavailableError(f"after {job.deadline:g} s {self.state()}")
+            error.retries = job.answer.retries
             raise error from None
 
-    async def _piece(self, job: _Job, items: list[int]) -> None:
+    async def _piece(self, job: _Job, generator: pb.GeneratorInfo, items: list[int]) -> None:
         """Fetches a piece by digest, then uploads the sources that a server lacks to that server."""
         met = [target for target in self._pool.targets if target.met]
-        for target, unknown in await self._call(job, items, {}):
-            messages = await asyncio.to_thread(cut_uploads, job.wanted, unknown, job.load, met, job.name)
-            await _all(self._call(job, part, data, target) for part, data in messages)
+        for target, unknown in await self._call(job, generator, items, {}):
+            messages = await asyncio.to_thread(cut_uploads, job.wanted, unknown, job.load, met, job.name_of)
+            await _all(self._call(job, generator, part, data, target) for part, data in messages)
 
     async def _call(
-        self, job: _Job, items: list[int], data: dict[bytes, StoredImage], prefer: Target | None = None
+        self,
+        job: _Job,
+        generator: pb.GeneratorInfo,
+        items: list[int],
+        data: dict[bytes, StoredImage],
+        prefer: Target | None = None,
     ) -> list[tuple[Target, list[int]]]:
         """Makes one call for `items`, files its images, and returns the items whose source a server does not know."""
+        request = build_request(
+            generator,
+            [job.wanted[item] for item in items],
+            seeds=[job.seeds[item] if job.seeds is not None else None for item in items],
+            data=data,
+            parameters=job.parameters,
+            priority=job.priority,
+            client_id=self._client_id,
+        )
         try:
-            response, target = await self._pool.generate(job.build(items, data), job.tally, job.ends, prefer)
+            response, target = await self._pool.generate(request, job.answer, job.ends, prefer)
         except OversizedError:  # the servers were started anew with smaller limits, or another one has these
             half = len(items) // 2
-            parts = await _all(self._call(job, part, data, prefer) for part in (items[:half], items[half:]))
+            parts = await _all(self._call(job, generator, part, data, prefer) for part in (items[:half], items[half:]))
             return [lack for part in parts for lack in part]
         job.answer.calls += 1
         job.answer.generator_seconds += response.timings.generate_seconds
@@ -307,9 +273,8 @@ class AsyncVariantClient:
             if variant.status.code == pb.ITEM_CODE_SOURCE_MISSING and not data:
                 unknown.append(item)
                 continue
-            job.images[item] = read_variant(
-                job.wanted[item], variant, address=target.address, name=functools.partial(job.name, item)
-            )
+            name = functools.partial(job.name_of, item)
+            job.images[item] = read_variant(job.wanted[item], variant, address=target.address, name=name)
             job.answer.bytes_received += len(variant.data)
         return [(target, unknown)] if unknown else []
 

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import grpc
 
 from genssl.client.breaker import Reminder
-from genssl.client.server_state import CLIENT_ADVICE, LOADING_POLL_SECONDS, Advice, ClientTLS, Target, state_of
+from genssl.client.channel import ClientTLS
+from genssl.client.messages import Answer
+from genssl.client.server_state import CLIENT_ADVICE, LOADING_POLL_SECONDS, Advice, Target, state_of
 from genssl.errors import RequestRefusedError, ServerUnavailableError, suggest
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.wire.refusals import read_refusal
@@ -34,14 +35,6 @@ UNWELCOME = (
 REFUSED_STREAM = "RST_STREAM with error code 7"  # of HTTP/2 (RFC 9113, section 7), in the words of gRPC's C core
 
 
-@dataclass
-class Tally:
-    """How often the calls of a request were repeated, and how often because a server was full."""
-
-    retries: int = 0
-    refusals: int = 0
-
-
 class OversizedError(Exception):
     """A call has more variants than its server takes by now; it must be cut."""
 
@@ -52,12 +45,7 @@ class TargetPool:
     A server that fails, or lets a deadline pass in silence, is probed in the background until it is back, with its
     limits read anew; calls never wait for one server while another has room. A source is not tied to a server that has
     seen it: what a server lacks it asks for, an upload and an embedding cost little beside a variant, and ties would
-    unbalance the work.
-
-    Args:
-        addresses: of the servers.
-        tls, token, advice: see `AsyncVariantClient`.
-        max_in_flight: requests in flight at each server.
+    unbalance the work. The arguments are those of `AsyncVariantClient`.
     """
 
     def __init__(
@@ -90,7 +78,7 @@ class TargetPool:
 
         Raises:
             ServerUnavailableError: if none does within 15 s.
-            RequestRefusedError: if one refuses to.
+            RequestRefusedError: if one does not let this client in.
         """
         for target in self.targets:
             self._probe(target, first=True)
@@ -104,12 +92,7 @@ class TargetPool:
                     log.warning("going on without the generation server at %s: %s", target.address, target.trouble)
 
     async def offered(self) -> Target:
-        """Returns a server that has loaded its generators; waits for one.
-
-        Raises:
-            ServerUnavailableError: if no server answers within 15 s, or is still loading after 15 minutes.
-            RequestRefusedError: if one does not let this client in.
-        """
+        """Returns a server that has loaded its generators; waits for one, and raises as `find`."""
         started = time.monotonic()
         while not await self._until(lambda: any(target.ready for target in self.targets), CONNECT_SECONDS):
             loading = [target.address for target in self.targets if target.met and not target.trouble]
@@ -122,11 +105,11 @@ class TargetPool:
         return next(target for target in self.targets if target.ready)
 
     async def find(self, name: str | None) -> pb.GeneratorInfo:
-        """Returns the generator of this id, or the only one.
+        """Returns the generator of this id, or the only one, of a server that has loaded it.
 
         Raises:
             RequestRefusedError: if there is none, if there are several and no name, or if servers disagree on it.
-            ServerUnavailableError: as `offered`.
+            ServerUnavailableError: if no server answers within 15 s, or is still loading after 15 minutes.
         """
         first = await self.offered()
         if name is None:
@@ -150,20 +133,15 @@ class TargetPool:
     async def generate(
         self,
         request: pb.GenerateVariantsRequest,
-        tally: Tally,
+        answer: Answer,
         ends: float | None,
         prefer: Target | None = None,
     ) -> tuple[pb.GenerateVariantsResponse, Target]:
         """Makes one call, repeating it, at another server if there is one, for as long as that may help.
 
-        Args:
-            request: what the call asks for.
-            tally: gets repeats and refusals.
-            ends: when the answer is of no more use, on time.monotonic's clock; the caller ends the wait then.
-            prefer: a server that has asked for what the call brings; another gets it if this one has no room.
-
-        Returns:
-            The answer, and the server that gave it.
+        `ends` says when the answer is of no more use, on time.monotonic's clock; the caller ends the wait then.
+        `prefer` is a server that has asked for what the call brings; another gets it if that one has no room. Repeats
+        are counted in the answer.
 
         Raises:
             RequestRefusedError: if a server refuses for good.
@@ -182,7 +160,7 @@ class TargetPool:
                 target.succeeded()
                 return response, target
             except grpc.aio.AioRpcError as error:
-                self._failed(target, error, sent, tally)
+                self._failed(target, error, sent, answer)
                 if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED and ends is not None:
                     self._note_silence(target, sent, ends)
             except asyncio.CancelledError:
@@ -209,7 +187,7 @@ class TargetPool:
         if time.monotonic() >= ends and target.silent(sent):
             self._probe(target)
 
-    def _failed(self, target: Target, error: grpc.aio.AioRpcError, sent: float, tally: Tally) -> None:
+    def _failed(self, target: Target, error: grpc.aio.AioRpcError, sent: float, answer: Answer) -> None:
         """Notes what a failed call says of its server; raises if the call need not be repeated."""
         said = read_refusal(error)
         # gRPC reports a message over the size limit as RESOURCE_EXHAUSTED too, but it will not shrink by waiting.
@@ -217,7 +195,7 @@ class TargetPool:
         # Nor is a server away that resets a stream beyond those it allows: it has not looked at the call.
         full = full or (said.code == grpc.StatusCode.UNAVAILABLE and REFUSED_STREAM in said.message)
         if full and said.reason != "TOO_LARGE":
-            tally.refusals += 1
+            answer.refusals += 1
             target.refused(sent, said.retry_after, said.message)
         elif said.code == grpc.StatusCode.DEADLINE_EXCEEDED:
             target.late(sent, said.message)
@@ -227,7 +205,7 @@ class TargetPool:
             self._probe(target)
         else:
             raise target.refusal(said.code, said.message)
-        tally.retries += 1
+        answer.retries += 1
 
     async def _acquire(self, prefer: Target | None = None) -> Target:
         """Waits, in turn, for a server that is well and has room; returns the one with the fewest variants.
@@ -237,8 +215,7 @@ class TargetPool:
         """
         async with self._turn:
             while True:
-                if fault := next((target.fault for target in self.targets if target.fault), ""):
-                    raise RequestRefusedError(fault)
+                self._raise_fault()
                 now = time.monotonic()
                 ready = [target for target in self.targets if target.ready]
                 free = [target for target in ready if target.not_before <= now and target.has_room]
@@ -248,6 +225,10 @@ class TargetPool:
                     return min(free, key=lambda target: (target.doubtful(now), target.outstanding, target.used))
                 waits = [target.not_before - now for target in ready if target.not_before > now]
                 await self._change(min(waits, default=None))
+
+    def _raise_fault(self) -> None:
+        if fault := next((target.fault for target in self.targets if target.fault), ""):
+            raise RequestRefusedError(fault)
 
     async def _change(self, seconds: float | None) -> None:
         self._changed.clear()
@@ -259,8 +240,7 @@ class TargetPool:
     async def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
         ends = time.monotonic() + seconds
         while not condition():
-            if fault := next((target.fault for target in self.targets if target.fault), ""):
-                raise RequestRefusedError(fault)
+            self._raise_fault()
             left = ends - time.monotonic()
             if left <= 0:
                 return False

@@ -5,14 +5,14 @@ from __future__ import annotations
 import concurrent.futures
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any, TypeVar
 
 from genssl.client.aio import AsyncVariantClient
+from genssl.client.channel import ClientTLS, check_target
 from genssl.client.images import Wanted, wanted_variants
 from genssl.client.messages import Priority, VariantBatch, check_priority
-from genssl.client.server_state import ClientTLS, check_target
 from genssl.errors import ServerUnavailableError, UserError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.variants.prefetch.loop import Tasks, Work, background_loop
@@ -51,20 +51,12 @@ class HostedGenerator:
     settings: dict[str, str]
     tflops: float | None
 
-
-def _hosted(info: pb.GeneratorInfo) -> HostedGenerator:
-    return HostedGenerator(
-        generator_id=info.generator_id,
-        name=info.name,
-        model=info.model,
-        fingerprint=info.fingerprint,
-        embedding_dim=info.embedding_dim,
-        image_size=info.image_size,
-        licence=info.licence,
-        default_parameters=dict(info.default_parameters),
-        settings=dict(info.settings),
-        tflops=info.tflops or None,
-    )
+    @classmethod
+    def of(cls, info: pb.GeneratorInfo) -> HostedGenerator:
+        """Returns what a server's message says."""
+        told = {one.name: getattr(info, one.name) for one in fields(cls)}
+        mappings = {name: dict(told[name]) for name in ("default_parameters", "settings")}
+        return cls(**told | mappings | {"tflops": info.tflops or None})
 
 
 class VariantClient:
@@ -177,7 +169,7 @@ class VariantClient:
         async def ask() -> list[HostedGenerator]:
             client = self._connected()
             await client.connect()
-            return [_hosted(info) for info in await client.list_generators()]
+            return [HostedGenerator.of(info) for info in await client.list_generators()]
 
         return self._start(ask()).result()
 
@@ -244,14 +236,13 @@ class VariantClient:
         if priority is not None:
             check_priority(priority)
         background_loop(allow_fork=self._allow_fork)  # a forked worker should be told before it reads images
-        return self._start(
-            self._fetch(
-                images if isinstance(images, Wanted) else wanted_variants(images, indices, seeds),
-                generator,
-                dict(parameters or {}),
-                priority,
-            )
-        )
+        wanted = images if isinstance(images, Wanted) else wanted_variants(images, indices, seeds)
+        options: dict[str, Any] = {"generator": generator, "parameters": dict(parameters or {}), "priority": priority}
+
+        async def fetch() -> VariantBatch:
+            return await self._connected().variants(wanted, **options, deadline=self._deadline)
+
+        return self._start(fetch())
 
     def close(self) -> None:
         """Cancels what is under way and closes the channels. The next call connects anew."""
@@ -271,13 +262,6 @@ class VariantClient:
         if self._client is None:
             self._client = AsyncVariantClient(**self._settings, allow_fork=self._allow_fork)
         return self._client
-
-    async def _fetch(
-        self, wanted: Wanted, generator: str | None, parameters: dict[str, float], priority: Priority | None
-    ) -> VariantBatch:
-        return await self._connected().variants(
-            wanted, generator=generator, parameters=parameters, priority=priority, deadline=self._deadline
-        )
 
     async def _disconnect(self) -> None:
         client, self._client = self._client, None

@@ -15,14 +15,10 @@ Clock = Callable[[], float]
 class CircuitBreaker:
     """Decides whether a source of variants is asked at all, for callers that can do without.
 
-    Closed at first: everything is asked. A failure opens it, and nothing is asked any more until the server has been
-    reached again, so that not every call waits for its deadline. Then one call is let through (half open): its success
+    Closed at first: everything is asked. A failure opens it, and nothing is asked any more until `reachable` says,
+    without waiting, that the server has been reached again. Then one call is let through (half open): its success
     closes the breaker, its failure opens it again, from now on for a pause besides, 1 s and each time twice as long up
     to 60 s: a server may well be there and yet too slow for every deadline.
-
-    Args:
-        reachable: says, without waiting, whether the server has been reached since; what probes it runs elsewhere.
-        clock: seconds that never go back.
     """
 
     def __init__(self, reachable: Callable[[], bool], clock: Clock = time.monotonic) -> None:
@@ -57,12 +53,7 @@ class CircuitBreaker:
 
 
 class Reminder:
-    """Says when something that lasts is to be logged: once it has lasted for a while, and then every minute.
-
-    Args:
-        after: seconds that it may last before it is worth a line.
-        clock: seconds that never go back.
-    """
+    """Says when something that lasts is to be logged: once it has lasted for `after` seconds, and then every minute."""
 
     def __init__(self, after: float = 0.0, clock: Clock = time.monotonic) -> None:
         self._after, self._clock = after, clock
@@ -86,12 +77,7 @@ class Reminder:
 
 
 class FallbackLog:
-    """Logs that views do without their variants: at the first of them, every minute, and when variants come again.
-
-    Args:
-        log: gets the lines, as warnings.
-        clock: seconds that never go back.
-    """
+    """Logs that views do without their variants: at the first of them, every minute, and when variants come again."""
 
     def __init__(self, log: logging.Logger, clock: Clock = time.monotonic) -> None:
         self._log, self._reminder = log, Reminder(clock=clock)

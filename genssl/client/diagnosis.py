@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from genssl.config.address import hosts_and_ports
 
 if TYPE_CHECKING:
-    from genssl.client.server_state import ClientTLS
+    from genssl.client.channel import ClientTLS
 
 PROBE_SECONDS = 2.0  # for each step at each address
 MOST_ADDRESSES = 4
@@ -22,18 +22,14 @@ HANDSHAKE, ALERT = b"\x16\x03", b"\x15\x03"  # how every record of TLS that may 
 MARK = "TLS: "
 HUNG_UP = "it hangs up at once; perhaps it has as many connections as it takes (limits.max_connections)"
 GIVE_TLS = "it speaks TLS, and this client does not; give it tls (variants.tls in a recipe)"
-NO_TLS = "it speaks no TLS, and this client does; leave tls out, or give the server's file a tls block"
+NO_TLS = "it does not speak TLS, and this client does; leave tls out, or give the server's file a tls block"
 
 
 def diagnose(address: str, tls: ClientTLS | None) -> str:
-    """Connects to every address that a server's name has, and returns why gRPC's connections fail.
+    """Connects to every address that a server's name has, and returns why gRPC's connections fail; empty if unknown.
 
-    Args:
-        address: as `check_target_address` takes it.
-        tls: the client's settings; None: it speaks no TLS.
-
-    Returns:
-        The reasons, those that concern TLS first, and then with "TLS: " in front of all; empty if none was found.
+    Reasons that concern TLS, of which the client has the settings `tls` or none, come first, with "TLS: " in front of
+    all.
     """
     try:
         places = list(_places(address))[:MOST_ADDRESSES]
@@ -103,7 +99,7 @@ def _refusal_by_tls(connection: socket.socket, host: str, tls: ClientTLS) -> str
         if tls.certificate is not None and tls.key is not None:
             context.load_cert_chain(tls.certificate, tls.key)
     except ssl.SSLError:
-        return f"tls.ca ({tls.ca}), tls.certificate or tls.key is no PEM file, or key and certificate do not fit"
+        return f"tls.ca ({tls.ca}), tls.certificate or tls.key is not a PEM file, or key and certificate do not fit"
     context.set_alpn_protocols(["h2"])
     try:
         secured = context.wrap_socket(connection, server_hostname=host)

@@ -77,12 +77,7 @@ def read_picture(image: Image.Image, where: str) -> Image.Image:
 
 
 def array_pixels(image: Any, where: str) -> UInt8Array:
-    """Returns an array or torch tensor, wherever it is, as uint8 [1 or 3, H, W].
-
-    Raises:
-        TypeError: if it is neither, or not uint8.
-        ValueError: if it has another shape than those allowed.
-    """
+    """Returns an array or torch tensor, wherever it is, as uint8 [1 or 3, H, W]; raises as `stored_image`."""
     if not hasattr(image, "dtype") or not hasattr(image, "shape"):
         raise TypeError(f"{where} is a {type(image).__name__}; {ALLOWED}")
     if (dtype := str(image.dtype).removeprefix("torch.")) != "uint8":
@@ -148,11 +143,10 @@ class Wanted:
 
     Attributes:
         images: one of each different source, in order of first appearance.
-        requests: the different variants; `row` counts in `images`.
-        seeds: of each request; None leaves it to the server.
-        positions: for each variant of the call its position in `requests`.
-        source_ids: 16 bytes for each variant of the call.
-        names: what error messages call the image of each variant of the call.
+        requests, seeds: the different variants, `row` counting in `images`, and their seeds; None leaves one to the
+            server.
+        positions, source_ids, names: of each variant of the call, its position in `requests`, 16 bytes, and what
+            messages call its image.
     """
 
     images: list[StoredImage] = field(default_factory=list)
@@ -191,12 +185,9 @@ def wanted_variants(
 ) -> Wanted:
     """Reads the arguments of a call for variants; an image asked for under one index twice is wanted once.
 
-    Args:
-        images, indices, seeds: see `VariantClient.variants`.
-        names: what error messages call each image; None: "image 0" and so on.
-
-    Raises:
-        TypeError, ValueError, DataError: if an image is not one, or the numbers do not fit; see `stored_image`.
+    `images`, `indices` and `seeds` are those of `VariantClient.variants`; `names` are what error messages call each
+    image, by default "image 0" and so on. Raises TypeError, ValueError or DataError as `stored_image`, or if the
+    numbers do not fit.
     """
     single = isinstance(images, str | bytes | os.PathLike | Image.Image | StoredImage)
     if single or getattr(images, "ndim", 4) != 4:

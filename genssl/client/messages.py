@@ -1,10 +1,11 @@
-"""The messages of a client: requests, cut to a server's limits, and what comes back in them."""
+"""The messages of a client: requests, cut to a server's limits, what comes back in them, and the token beside them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from genssl.base.wording import counted
 from genssl.client.server_state import Target
 from genssl.data.base import RAW, StoredImage, UInt8Array
-from genssl.errors import RequestRefusedError
+from genssl.errors import RequestRefusedError, UserError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.variants.ledger import Origin
 from genssl.variants.source import VariantRequest
@@ -34,16 +35,10 @@ ORIGINS: dict[int, Origin] = {
 
 @dataclass
 class Answer:
-    """What a request brought, and what it cost.
+    """What a request brought, its images in order, and what it cost.
 
-    Attributes:
-        images: uint8 [3, h, w], read-only, with their origins, in the order of the request.
-        generator_seconds: device time that the servers spent on it.
-        bytes_received: of variants.
-        calls: that were answered.
-        retries: calls repeated, because a server was away, full or late.
-        refusals: those of them where it was full.
-        seconds: from the request to the last image.
+    That is device seconds of the servers, bytes of variants, calls that were answered, calls repeated (of them
+    `refusals` where a server was full), and seconds in all.
     """
 
     images: list[Received] = field(default_factory=list)
@@ -142,14 +137,9 @@ def cut_uploads(
 ) -> list[tuple[list[int], dict[bytes, StoredImage]]]:
     """Reads the sources of `items` and cuts the items so that no message exceeds the limit of any server.
 
-    Reads files; call it in a thread, since a slow disk must not hold up the calls under way. `name` says what the user
-    calls the image of an item.
-
-    Returns:
-        For each message the positions in `wanted` and the sources by their names.
-
-    Raises:
-        RequestRefusedError: if an image alone is too large.
+    Reads files; call it in a thread, since a slow disk must not hold up the calls under way. Returns, for each message,
+    the positions in `wanted` and the sources by their names. Raises RequestRefusedError, in which `name` says what the
+    user calls an image, if an image alone is too large.
     """
     strictest = min(targets, key=lambda target: target.image_bytes())
     most, space = strictest.image_bytes(), min(target.message_bytes() for target in targets)
@@ -179,8 +169,7 @@ def cut_uploads(
 def read_variant(wanted: VariantRequest, variant: pb.Variant, *, address: str, name: Callable[[], str]) -> Received:
     """Returns a delivered variant uint8 [3, h, w], read-only, and its origin; `name` is the image's in messages.
 
-    Raises:
-        RequestRefusedError: if the server could not make it.
+    Raises RequestRefusedError if the server could not make it.
     """
     if variant.status.code != pb.ITEM_CODE_OK:
         code = pb.ItemCode.Name(variant.status.code).removeprefix("ITEM_CODE_")
@@ -190,3 +179,18 @@ def read_variant(wanted: VariantRequest, variant: pb.Variant, *, address: str, n
         )
     pixels = np.frombuffer(variant.data, np.uint8).reshape(variant.channels, variant.height, variant.width)
     return pixels, ORIGINS[variant.origin]
+
+
+def read_token_file(path: Path, where: str) -> str:
+    """Returns the token that a file holds, without white space around it.
+
+    Raises UserError, which begins with `where`, the option or key path, if the file cannot be read or holds no token.
+    """
+    try:
+        token = path.expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise UserError(f"{where}: {path} cannot be read ({reason}); give a file with the token alone in it") from None
+    if not (token and token.isascii() and token.isprintable()):
+        raise UserError(f"{where}: {path} holds no token; put the server's token, and nothing else, into it")
+    return token

@@ -8,22 +8,18 @@ import random
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import grpc
 
-from genssl.base.home import expand_home
+from genssl.client.channel import ClientTLS, check_target, open_channel
 from genssl.client.diagnosis import MARK as TLS_MARK
 from genssl.client.diagnosis import diagnose
-from genssl.client.window import Window
-from genssl.config.address import check_target_address, is_local
-from genssl.errors import RequestRefusedError, ServerUnavailableError, UserError
+from genssl.errors import RequestRefusedError, ServerUnavailableError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.variants.prefetch.loop import note_channel
 from genssl.wire.channel import (
-    CLIENT_OPTIONS,
     MESSAGE_OVERHEAD,
     OTHER_CALLS,
     ROW_OVERHEAD,
@@ -38,105 +34,76 @@ PROBE_SECONDS = 5.0
 SILENT_SECONDS = 10.0  # an unanswered call of this age, and no other answer since, make one suspect a stuck server
 RECENT_SECONDS = 10.0  # for so long a refusal is named as the reason why others wait
 FIRST_AVOIDANCE, LONGEST_AVOIDANCE = 30.0, 480.0  # each trial of a slow server may cost its caller a whole deadline
-_warned: set[str] = set()
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What an error tells users to do, in the words in which they gave the settings.
+    """The settings that errors tell users to change, in the words in which they gave them.
 
-    Attributes:
-        slow: when a server does not keep up.
-        away: when there is no server at the address, after "Start it again with ...".
-        token: when the server wants another token.
+    They say how long is waited, how to ask for fewer variants, what to do when there is no server at the address, after
+    "Start it again with ...", and where the token is given.
     """
 
-    slow: str
+    deadline: str
+    fewer: str
     away: str
     token: str
 
 
 CLIENT_ADVICE = Advice(
-    slow="raise the deadline (deadline_seconds), ask for fewer variants, add a server, or use a faster generator",
+    deadline="the deadline (deadline_seconds)",
+    fewer="ask for fewer variants",
     away="or correct its address",
-    token="give the token that the server file names (token=)",
+    token="token=",
 )
 RECIPE_ADVICE = Advice(
-    slow="raise variants.deadline_seconds, ask for fewer variants (views.probability, variants.per_image), add a "
-    "server, or use a faster generator",
+    deadline="variants.deadline_seconds",
+    fewer="ask for fewer variants (views.probability, variants.per_image)",
     away="correct variants.server, or set variants.server=embedded",
-    token="give the token that the server file names (variants.token_file)",
+    token="variants.token_file",
 )
 
 
-class ClientTLS(Protocol):
-    """What a secure channel needs, as files in PEM; `config.recipe.ClientTLSConfig` has this shape."""
+class Window:
+    """How many requests may be in flight at one server: additive increase, multiplicative decrease (AIMD).
 
-    @property
-    def ca(self) -> Path:
-        """The server must show a certificate signed by one of these."""
-        ...
+    Grows by one for every window of successes and halves when the server refuses, between 1 and `largest`. Starts at
+    `largest`: a server that has room should not be kept waiting, and one that has none says so at once.
+    """
 
-    @property
-    def certificate(self) -> Path | None:
-        """The client's own, if the server asks for one."""
-        ...
+    def __init__(self, largest: int) -> None:
+        if largest < 1:
+            raise ValueError(f"max_in_flight is {largest}; at least 1 request must be allowed in flight")
+        self.size = self._largest = largest
+        self.smallest_seen = largest
+        self._successes = 0
+        self._cut_at = float("-inf")
 
-    @property
-    def key(self) -> Path | None:
-        """Of the client's certificate."""
-        ...
+    def succeeded(self) -> None:
+        """Counts a request that was served."""
+        self._successes += 1
+        if self._successes >= self.size:
+            self.size, self._successes = min(self._largest, self.size + 1), 0
 
-
-def check_target(address: str) -> str:
-    """Returns the address; raises UserError if no server can have it: neither the form host:port nor unix:/path."""
-    try:
-        return check_target_address(str(expand_home(address)))
-    except ValueError as error:
-        raise UserError(f"targets: {address!r} is not the address of a server: {error}") from None
-
-
-def _read(path: Path, what: str) -> bytes:
-    try:
-        return Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise UserError(f"{what}: {path} cannot be read ({error.strerror}); give the path of a PEM file") from None
-
-
-def _open_channel(address: str, tls: ClientTLS | None, token: str | None) -> grpc.aio.Channel:
-    if tls is None:
-        if not is_local(address) and address not in _warned:
-            _warned.add(address)
-            log.warning(
-                "images%s go to %s unencrypted; give the client tls=, and the server file a tls block",
-                " and the token" if token else "",
-                address,
-            )
-        return grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS)
-    credentials = grpc.ssl_channel_credentials(
-        _read(tls.ca, "tls.ca"),
-        _read(tls.key, "tls.key") if tls.key else None,
-        _read(tls.certificate, "tls.certificate") if tls.certificate else None,
-    )
-    return grpc.aio.secure_channel(address, credentials, options=CLIENT_OPTIONS)
+    def refused(self, sent: float, now: float) -> None:
+        """Halves the window, once for all the requests that one full queue refused; times in seconds of one clock."""
+        if sent <= self._cut_at:
+            return
+        self.size, self._successes, self._cut_at = max(1, self.size // 2), 0, now
+        self.smallest_seen = min(self.smallest_seen, self.size)
 
 
 class Target:
-    """A server, its limits, and how much of this client's work it has.
+    """A server, its limits, and how much of this client's work it has; UserError if its address or a file is wrong.
 
     Attributes:
-        info: its limits, as it last told.
-        generators: by id, as it last told; empty while it loads.
-        met: it has answered since the client was made.
-        ready: it has generators loaded and did not fail since.
+        info, generators: what it last told of itself; no generators while it loads.
+        met, ready: it has answered since the client was made; it has generators loaded and did not fail since.
         trouble: what it last failed with; empty if it is well.
         fault: why nothing can be asked of it until someone puts it right; empty if there is no reason.
         outstanding: variants under way.
         window: requests that may be in flight.
         heard: when it last answered a request or a probe, on time.monotonic's clock.
-
-    Raises:
-        UserError: if the address or a file of `tls` is wrong.
     """
 
     def __init__(
@@ -149,7 +116,7 @@ class Target:
         advice: Advice = CLIENT_ADVICE,
     ) -> None:
         self.address, self._advice, self._tls = check_target(address), advice, tls
-        self.channel = _open_channel(address, tls, token)
+        self.channel = open_channel(address, tls, token)
         note_channel(self.channel)
         self.stub = pb_grpc.GenerationServiceStub(self.channel)  # type: ignore[no-untyped-call]
         self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
@@ -171,42 +138,31 @@ class Target:
         self._jitter = random.Random()
 
     async def introduce(self) -> None:
-        """Asks for limits and generators; both may have changed if the server was started anew.
-
-        Raises:
-            grpc.aio.AioRpcError: if it does not answer within 5 s.
-        """
+        """Asks for limits and generators, which change when it is started anew; raises what gRPC does after 5 s."""
         async with self._asking:
-            info = await self.stub.GetServerInfo(
-                pb.GetServerInfoRequest(), timeout=PROBE_SECONDS, metadata=self.metadata
-            )
+            info = await self._ask(self.stub.GetServerInfo, pb.GetServerInfoRequest())
             self.heard = time.monotonic()
             if self.met and info.instance_id != self.info.instance_id:
                 log.info("the generation server at %s was started anew", self.address)
             self.info, self.met = info, True
-            offered = await self.stub.ListGenerators(
-                pb.ListGeneratorsRequest(), timeout=PROBE_SECONDS, metadata=self.metadata
-            )
+            offered = await self._ask(self.stub.ListGenerators, pb.ListGeneratorsRequest())
         self.generators = {generator.generator_id: generator for generator in offered.generators}
 
     async def statistics(self) -> pb.GetStatisticsResponse:
-        """Asks for the server's counters.
-
-        Raises:
-            ServerUnavailableError: if it does not answer within 5 s.
-        """
+        """Asks for the server's counters; raises ServerUnavailableError if it does not answer within 5 s."""
         try:
             async with self._asking:
-                answer: pb.GetStatisticsResponse = await self.stub.GetStatistics(
-                    pb.GetStatisticsRequest(), timeout=PROBE_SECONDS, metadata=self.metadata
-                )
+                answer: pb.GetStatisticsResponse = await self._ask(self.stub.GetStatistics, pb.GetStatisticsRequest())
         except grpc.aio.AioRpcError as error:
             self.trouble = f"{error.code().name}: {error.details()}"
             raise ServerUnavailableError(self.state()) from None
         return answer
 
+    async def _ask(self, method: Any, request: Any) -> Any:
+        return await method(request, timeout=PROBE_SECONDS, metadata=self.metadata)
+
     async def diagnose(self, details: str) -> None:
-        """Finds out why no connection to the server comes about, once for what gRPC says of it, and notes that."""
+        """Notes why no connection to the server comes about; looks into it once for what gRPC says."""
         if details != self._diagnosed[0]:
             self._diagnosed = details, await asyncio.to_thread(diagnose, self.address, self._tls)
         if reasons := self._diagnosed[1]:
@@ -224,12 +180,9 @@ class Target:
     def most_rows(self, image_size: int) -> int:
         """Returns how many variants of this size (pixels) one call can bring; limits of 0 are not advertised."""
         fitting = self.message_bytes() // (3 * image_size * image_size + ROW_OVERHEAD)
-        limits = (
-            self.info.max_variants_per_request,
-            self.info.max_queued_variants,
-            self.info.max_queued_variants_per_client,
-        )
-        return max(1, min([fitting, *(limit for limit in limits if limit)]))
+        info = self.info
+        limits = (info.max_variants_per_request, info.max_queued_variants, info.max_queued_variants_per_client)
+        return max(1, min([fitting, *filter(None, limits)]))
 
     @property
     def in_flight(self) -> int:
@@ -264,10 +217,7 @@ class Target:
         self.outstanding -= rows
 
     def pause(self) -> float:
-        """Returns seconds to wait after the latest strikes, half to all of the back-off.
-
-        So the clients of a restarted server do not return all at once.
-        """
+        """Returns seconds to wait: half to all of the back-off, so that not all clients return at once."""
         backoff = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(self._strikes, 10))
         return backoff * (0.5 + self._jitter.random() / 2)
 
@@ -310,27 +260,40 @@ class Target:
         """Says, for an error message, how the server is doing and what to do about it."""
         # A limit that lets a request through now and then is still why the others wait.
         limited = self._refusal if time.monotonic() - self._refused_at < RECENT_SECONDS else ""
-        trouble = self.trouble or limited
-        if trouble.startswith(("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")) or not trouble:
+        trouble, advice = self.trouble or limited, self._advice
+        server = f"the generation server at {self.address}"
+        if not trouble:
+            seconds = time.monotonic() - max(self.waiting_since, self.heard)
+            silent = f" for {seconds:.0f} s" if seconds > 1 else ""
             return (
-                f"the generation server at {self.address} is too slow for what is asked, or stuck"
-                f"{f' ({trouble})' if trouble else ''}: {self._advice.slow}"
+                f"{server} says nothing of what it was asked{silent}: see with `genssl top` whether it works. If it "
+                f"does, raise {advice.deadline}; if not, it is stuck: its log may say why, start it again"
+            )
+        if trouble.startswith("RESOURCE_EXHAUSTED"):
+            return (
+                f"{server} has more work than it takes ({trouble}): {advice.fewer}, raise {advice.deadline} or its own "
+                "limits, or add a server"
+            )
+        if trouble.startswith("DEADLINE_EXCEEDED"):
+            return (
+                f"{server} is too slow for what is asked ({trouble}): raise {advice.deadline}, {advice.fewer}, add a "
+                "server, or use a faster generator"
             )
         if trouble.startswith(TLS_MARK):
             reasons = trouble.removeprefix(TLS_MARK)
-            return f"there is no connection to the generation server at {self.address}: {reasons}"
+            return f"there is no connection to {server}: {reasons}"
         hint = ""
         if "handshake" in self.trouble.lower() or "CERTIFICATE" in self.trouble:
             hint = " Its certificate must be signed by tls.ca and name this host."
         return (
-            f"the generation server at {self.address} gives no answer ({self.trouble}).{hint} Start it again with "
-            f"`genssl serve-generator FILE`, {self._advice.away}"
+            f"{server} gives no answer ({self.trouble}).{hint} Start it again with `genssl serve-generator FILE`, "
+            f"{advice.away}"
         )
 
     def refusal(self, code: grpc.StatusCode, details: str) -> RequestRefusedError:
         """Returns the error for a request that will not succeed by being repeated."""
         advice = {
-            grpc.StatusCode.UNAUTHENTICATED: f"; {self._advice.token}",
+            grpc.StatusCode.UNAUTHENTICATED: f"; give the token that the server file names ({self._advice.token})",
             grpc.StatusCode.FAILED_PRECONDITION: "; connect anew to use the generator it has now",
             grpc.StatusCode.UNIMPLEMENTED: "; is this the address of a genssl server of this version?",
         }.get(code, "")

@@ -27,7 +27,7 @@ from genssl.evaluators.base import EvaluationData
 from genssl.evaluators.run import able, check, evaluate
 from genssl.evaluators.splits import load_splits
 from genssl.registry import EVALUATORS
-from genssl.variants.generated import GeneratedVariants
+from genssl.variants.in_process import GeneratedVariants
 
 COLUMNS = ("encoder", "dataset", "evaluator", "metric", "value", "protocol")
 PLACES = ("root", "test_root", "download")  # settings of a data set that say where it is, and not what it is

@@ -12,7 +12,7 @@ from genssl.data.load import hold_out, labels_note, load_dataset
 from genssl.errors import ConfigError
 from genssl.evaluators.base import EvaluationData
 from genssl.evaluators.run import able
-from genssl.variants.generated import GeneratedVariants
+from genssl.variants.in_process import GeneratedVariants
 
 
 @dataclass

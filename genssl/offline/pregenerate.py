@@ -28,14 +28,14 @@ from genssl.data.load import left_out_note
 from genssl.errors import UserError
 from genssl.evaluators.splits import load_splits
 from genssl.server.process import EmbeddedServer
-from genssl.training.supply.open import OpenSource, add_store, open_in_process, open_remote
+from genssl.training.supply.open import OpenSource, open_in_process, open_remote, with_store
 from genssl.training.supply.server import server_file, server_threads
 from genssl.training.supply.stores import refuse_foreign
 from genssl.variants.ledger import Ledger
-from genssl.variants.source import VariantRequest
+from genssl.variants.source import VariantRequest, VariantSource
 from genssl.variants.store.facts import StoredNames, known_fingerprints
 from genssl.variants.store.record import Encoding
-from genssl.variants.store.source import StoredSource
+from genssl.variants.store.source import StoredVariants
 
 READING_THREADS = 8  # a source's name is a digest of its file
 READ_AT_ONCE = 1024
@@ -160,20 +160,20 @@ def pregenerate(
     ledger = Ledger()
     with ExitStack() as stack:
         opened = _open(recipe, dataset, ledger, device, rows, stack, known_fingerprints(recipe, folder))
-        stack.callback(lambda: opened.source.close())  # by then it has the store under it
+        stack.callback(lambda: opened.source.close())  # by then it may have a store before it
         if unsuited := recipe.unsuited() or opened.smaller_than(dataset.image_size):
             report.note(f"warning: {unsuited}")
-        source = add_store(opened, recipe, dataset, folder, strict=True, encoding=encoding, variants=variants)
+        stored = with_store(opened, recipe, dataset, folder, strict=True, encoding=encoding, variants=variants)
         source_ids = _source_ids(dataset, shard.rows(len(dataset)))
-        lacking = _lacking(source, source_ids, variants, check=check)
+        lacking = _lacking(stored, source_ids, variants, check=check)
         done = Pregenerated(total=lacking.size, there=int(lacking.size - lacking.sum()))
         report.start(done)
         ahead = 0
         if opened.remote is not None:
             ahead = recipe.variants.max_in_flight * max(1, len(recipe.variants.targets)) + PIECES_AHEAD
         started = time.perf_counter()
-        for number, piece in _announced(source, _pieces(source_ids, lacking, rows), ahead):
-            origins = source.take(piece, number).origins
+        for number, piece in _announced(opened.source, _pieces(source_ids, lacking, rows), ahead):
+            origins = opened.source.take(piece, number).origins
             done.made += origins.count("generated")
             done.there += len(origins) - origins.count("generated")
             done.seconds = time.perf_counter() - started
@@ -226,20 +226,20 @@ def _source_ids(dataset: ImageDataset, rows: range) -> dict[int, bytes]:
 
 
 def _lacking(
-    source: StoredSource, source_ids: dict[int, bytes], variants: int, *, check: bool
+    stored: StoredVariants, source_ids: dict[int, bytes], variants: int, *, check: bool
 ) -> npt.NDArray[np.bool_]:
     """Returns bool [images, variants]: what the store does not have."""
     names = list(source_ids.values())
     found = np.zeros((len(names), variants), np.bool_)
-    stored = StoredNames(source.store)
+    contents = StoredNames(stored.store)
     for start in range(0, len(names), READ_AT_ONCE):
         part = names[start : start + READ_AT_ONCE]
         for index in range(variants):
-            digests = [key.digest() for key in source.facts.keys(part, [index] * len(part))]
+            digests = [key.digest() for key in stored.facts.keys(part, [index] * len(part))]
             if check:
-                found[start : start + len(part), index] = [image is None for image in source.store.get_many(digests)]
+                found[start : start + len(part), index] = [image is None for image in stored.store.get_many(digests)]
             else:
-                found[start : start + len(part), index] = stored.lack(digests)
+                found[start : start + len(part), index] = contents.lack(digests)
     return found
 
 
@@ -259,12 +259,12 @@ def _pieces(source_ids: dict[int, bytes], lacking: npt.NDArray[np.bool_], rows: 
 
 
 def _announced(
-    source: StoredSource, pieces: Iterator[list[VariantRequest]], ahead: int
+    source: VariantSource, pieces: Iterator[list[VariantRequest]], ahead: int
 ) -> Iterator[tuple[int, Sequence[VariantRequest]]]:
     """Yields every piece with its number, after it and the `ahead` following ones were announced."""
     coming: deque[tuple[int, list[VariantRequest]]] = deque()
     for numbered in enumerate(pieces):
-        source.plan(numbered[1], numbered[0])
+        source.announce(numbered[1], numbered[0])
         coming.append(numbered)
         if len(coming) > ahead:
             yield coming.popleft()

@@ -21,9 +21,9 @@ from genssl.generators.parameters import ADAPTIVE_NAME, MAX, Parameters, merge
 from genssl.generators.suitability import small_variants
 from genssl.training.samples import ColumnGroup, draw_run_samples, sources_and_views, variant_indices, write_groups
 from genssl.training.supply.open import open_source
-from genssl.training.supply.planning import view_plan
+from genssl.training.supply.steps import view_plan
 from genssl.variants.engine import Row, Settings, VariantEngine
-from genssl.variants.generated import load_engine
+from genssl.variants.in_process import load_engine
 from genssl.variants.ledger import Ledger
 from genssl.variants.plan import ViewPlan
 from genssl.views.augmentations import Augmentations

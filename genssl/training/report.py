@@ -59,7 +59,7 @@ DARK = Theme(
     colours=("#7db4ec", "#f2a071", "#5cc9a2", "#cfa5e6", "#e0c060", "#9aa6b5"),
 )
 LEDGER_WORDS = {
-    "variants_generated": "views made of a variant that was generated for them",
+    "views_generated": "views made of a variant that was generated for them",
     "variants_computed": "variants that the generator made for this run, used or not",
     "variants_from_store": "variants taken from a store",
     "variants_reused": "variants used again because the planned one was late",
@@ -101,7 +101,8 @@ def write_report(out: Path, recipe: Recipe, results: dict[str, Any]) -> None:
     counts = [
         (ledger_words(name), _number(name, value), value)
         for name, value in results["ledger"].items()
-        if has_variants or name != "prefetch_depth"  # which is never 0, and nothing is asked for
+        if name != "variants_generated"  # the old name of views_generated
+        and (has_variants or name != "prefetch_depth")  # which is never 0, and nothing is asked for
     ]
     dataset = results["provenance"].get("dataset", {})
     images = f", {counted(dataset['images'], 'training image')}" if "images" in dataset else ""

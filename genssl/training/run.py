@@ -52,15 +52,23 @@ from genssl.training.run_directory import (
 )
 from genssl.training.samples import draw_run_samples
 from genssl.training.stopping import Stopped, StopSignals
-from genssl.training.supply.deliveries import announced, enter, follow_log, how_online, take
-from genssl.training.supply.open import open_source, open_stored_first, require_stored
-from genssl.training.supply.planning import build_refresher, prefetch_depth, view_plan
+from genssl.training.supply.open import open_source, open_stored_source, require_stored
 from genssl.training.supply.server import server_threads, start_shared_server
+from genssl.training.supply.steps import (
+    announce_ahead,
+    build_refresher,
+    online_label,
+    open_assignments,
+    prefetch_depth,
+    record_delivery,
+    view_plan,
+    wait_for_variants,
+)
 from genssl.training.update import Update, build_optimizer, lr_factor, peak_lr
 from genssl.variants.ledger import Ledger
-from genssl.variants.planned_usage import PlannedUsage
 from genssl.variants.replay import Replay
 from genssl.variants.store.manifest import StoreError
+from genssl.variants.usage import PlannedUsage
 from genssl.views.augmentations import Augmentations
 from genssl.views.compose import compose_views
 from genssl.views.pair_weights import PairWeights
@@ -113,7 +121,7 @@ def run(recipe: Recipe, out: Path, progress: RunProgress | None = None, *, resum
     with ExitStack() as stack:
         # ---- Stored variants: that they are all there is known before anything is written ----
         ledger = Ledger(usage=plan.usage())
-        opened = stack.enter_context(open_stored_first(recipe, splits.train, plan, ledger, device))
+        opened = stack.enter_context(open_stored_source(recipe, splits.train, plan, ledger, device))
 
         # ---- Run directory, and the checkpoint to go on from ----
         directory = stack.enter_context(hold(out, resume=resume)) if ranks.first else None
@@ -167,7 +175,7 @@ def run(recipe: Recipe, out: Path, progress: RunProgress | None = None, *, resum
         if opened and not recipe.unsuited() and (small := opened.smaller_than(splits.train.image_size)):
             progress.note(f"warning: {small}")
         checkpoints.identify(state, generator=opened.provenance["fingerprint"] if opened else "")
-        followed, assignments = follow_log(recipe, splits.train, plan, opened, out, position.step, ranks)
+        followed, assignments = open_assignments(recipe, splits.train, plan, opened, out, position.step, ranks)
         if isinstance(followed, Replay):
             require_stored(recipe, splits.train, followed, opened)
             if isinstance(ledger.usage, PlannedUsage):
@@ -193,7 +201,7 @@ def run(recipe: Recipe, out: Path, progress: RunProgress | None = None, *, resum
 
         # ---- Loop ----
         progress.start(recipe, plan.steps_per_epoch, position.step)
-        plans = announced(
+        plans = announce_ahead(
             followed, recipe.train.epochs, splits.train, source, lambda: depth.steps - sources_ahead, position.step
         )
         # What draws from torch's own streams, such as dropout, must not depend on, or disturb, what runs beside it.
@@ -206,11 +214,11 @@ def run(recipe: Recipe, out: Path, progress: RunProgress | None = None, *, resum
             step_started = time.perf_counter()
             try:
                 with signals.waiting():
-                    delivery = take(step, step_plan, splits.train, source, ledger)
+                    delivery = wait_for_variants(step, step_plan, source, ledger)
             except Stopped:
                 stop = True
                 break
-            enter(step, followed, step_plan, splits.train, delivery, ledger, write)
+            record_delivery(step, followed, step_plan, delivery, ledger, write)
             views = compose_views(step_plan, sources, delivery, augmentations, recipe.seed, device)
             views = views if weigh is None else weigh(views)
             lr = peak * lr_factor(recipe.schedule, step, plan.steps_per_epoch, recipe.train.epochs)
@@ -275,7 +283,7 @@ def run(recipe: Recipe, out: Path, progress: RunProgress | None = None, *, resum
         if isinstance(ledger.usage, PlannedUsage):
             ledger.usage.settle(splits.train.source_id)
         counted = ledger.summary()
-        mode = how_online(ledger, progress, recipe.variants)
+        mode = online_label(ledger, progress, recipe.variants)
 
         # ---- Results: of the first rank; the others do their share of some, and wait, since they would take shared
         # things with them ----

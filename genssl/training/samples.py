@@ -58,7 +58,7 @@ def draw_run_samples(
     if source is not None:
         indices = variant_indices(recipe, VARIANT_COLUMNS)
         requests = [VariantRequest(row, dataset.source_id(row), index) for index in indices for row in rows]
-        source.plan(requests)
+        source.announce(requests)
         delivery = source.take(requests)
         taken = iter(delivery.images)
         images = [

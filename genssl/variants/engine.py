@@ -116,16 +116,11 @@ class VariantEngine:
     def embed(
         self, images: Sequence[UInt8Array], source_ids: Sequence[bytes] | None = None
     ) -> tuple[list[torch.Tensor], float]:
-        """Embeds preprocessed sources uint8 [3, S, S].
+        """Embeds preprocessed sources uint8 [3, S, S]; raises GeneratorError if an embedding is not finite.
 
         With embeddings on disk they are rounded to what the disk holds, and kept there under `source_ids`, if given.
-
-        Returns:
-            float32 [D] each (CPU), or [D + 1] where the conditioner tells the foreground of a source, the last number;
-            and the device's seconds.
-
-        Raises:
-            GeneratorError: if an embedding is not finite.
+        Returns float32 [D] each (CPU), or [D + 1] where the conditioner tells the foreground of a source, the last
+        number; and the device's seconds.
         """
         started, spec = time.perf_counter(), self.generator.spec
         embeddings: list[torch.Tensor] = []
@@ -160,19 +155,12 @@ class VariantEngine:
     def generate(
         self, rows: Sequence[Row], *, bucket: int | None = None, alive: Alive | None = None
     ) -> tuple[UInt8Array, float]:
-        """Makes variants in one batch.
+        """Makes variants of at most buckets[-1] rows, with equal `settings.batch_key`, in one batch.
 
-        Args:
-            rows: at most buckets[-1] of them, with equal `settings.batch_key`.
-            bucket: the size to pad to; by default the smallest of `buckets` that holds the rows.
-            alive: says of each row whether anyone still wants it; asked between sampler steps, in this thread. Dead
-                rows get arbitrary images, and a batch may shrink to a smaller bucket (in deterministic mode never).
-
-        Returns:
-            uint8 [len(rows), 3, image_size, image_size], and the seconds the device took.
-
-        Raises:
-            Cancelled: if no row lives any more.
+        `bucket` is the size to pad to, by default the smallest that holds the rows. `alive` says of each row whether
+        anyone still wants it; it is asked between sampler steps, in this thread. Dead rows get arbitrary images, and a
+        batch may shrink to a smaller bucket (in deterministic mode never); if no row lives any more, Cancelled is
+        raised. Returns uint8 [len(rows), 3, image_size, image_size], and the seconds the device took.
         """
         assert 0 < len(rows) <= self.buckets[-1], "a batch has at least one row and at most the largest bucket"
         assert len({row.settings.batch_key for row in rows}) == 1, "the rows of a batch have equal keys"
@@ -240,11 +228,9 @@ class VariantEngine:
 
 
 class EmbeddingCache:
-    """Embeddings by source id, least recently used dropped first. Belongs to one thread.
+    """Up to `capacity` embeddings by source id, least recently used dropped first; the others are looked for on disk.
 
-    Args:
-        capacity: how many are kept.
-        kept: where those are looked for that are not in memory.
+    Belongs to one thread.
     """
 
     def __init__(self, capacity: int, kept: DiskEmbeddings | None = None) -> None:

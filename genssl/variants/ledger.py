@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from genssl.variants.planned_usage import PlannedUsage
-from genssl.variants.usage import VariantUsage
+from genssl.variants.usage import PlannedUsage, VariantUsage
 
 Origin = Literal["generated", "store", "reused", "real"]
 LATENCIES = 512  # of the latest fetches, which percentiles are taken of
@@ -55,14 +54,7 @@ class Ledger:
     fetch_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
 
     def deliver(self, source_id: bytes, index: int, origin: Origin, row: int | None = None) -> None:
-        """Counts one view that the plan wanted to be a variant.
-
-        Args:
-            source_id: 16 bytes, the name of the image.
-            index: of the variant delivered.
-            origin: where it came from.
-            row: of the image in the data set.
-        """
+        """Counts one view that the plan wanted to be a variant: which one it got, of which image, and from where."""
         self.origins[origin] += 1
         if origin == "real":
             return
@@ -117,7 +109,8 @@ class Ledger:
         """Returns the ledger as results.json holds it."""
         stand_ins = self.usage.stand_ins
         return {
-            "variants_generated": self.origins["generated"],
+            "views_generated": self.origins["generated"],
+            "variants_generated": self.origins["generated"],  # its old name, for a release
             "variants_computed": self.variants_computed,
             "variants_from_store": self.origins["store"],
             "variants_reused": self.origins["reused"],

@@ -9,7 +9,7 @@ two of the pair, then the further ones of policy `third`. Under `added` there is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,22 +19,22 @@ import torch
 from genssl.base.devices import stream
 from genssl.config.views import Policy
 from genssl.data.base import ImageDataset
-from genssl.variants.planned_usage import PlannedUsage
 from genssl.variants.source import REAL, VariantRequest
+from genssl.variants.usage import PlannedUsage
 
 VIEWS = 2  # of a pair
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One batch of one rank.
+    """One batch of one rank: step `step` of epoch `epoch`.
 
     Attributes:
-        epoch, step: where in the run; step counts within the epoch.
         rows: int64 [B], rows of the data set.
         indices: int64 [B, C]; for each column the index of its variant, or REAL.
         start: position of the first row within the global batch, over all ranks.
         batch_size: of the global batch; 0: this is all of it.
+        requests: the variants that it wants, row by row, first column before second; see `with_requests`.
     """
 
     epoch: int
@@ -43,6 +43,16 @@ class StepPlan:
     indices: npt.NDArray[np.int64]
     start: int = 0
     batch_size: int = 0
+    requests: tuple[VariantRequest, ...] = ()
+
+    def with_requests(self, dataset: ImageDataset) -> StepPlan:
+        """Returns the plan with its requests, which name the images of a data set; once a step, since that is work."""
+        requests = []
+        for row, indices in zip(self.rows.tolist(), self.indices, strict=True):
+            wanted = indices[indices != REAL].tolist()
+            source_id = dataset.source_id(row) if wanted else b""
+            requests += [VariantRequest(row, source_id, index) for index in wanted]
+        return replace(self, requests=tuple(requests))
 
 
 def variant_columns(policy: Policy, third_count: int = 1) -> tuple[int, tuple[int, ...]]:
@@ -162,13 +172,3 @@ class ViewPlan:
             )
             self._epoch = (epoch, order, indices)
         return self._epoch[1], self._epoch[2]
-
-
-def requests_of(plan: StepPlan, dataset: ImageDataset) -> list[VariantRequest]:
-    """Returns the variants that a step wants, row by row, first column before second."""
-    return [
-        VariantRequest(row=int(row), source_id=dataset.source_id(int(row)), index=int(index))
-        for row, indices in zip(plan.rows, plan.indices, strict=True)
-        for index in indices
-        if index != REAL
-    ]

@@ -29,15 +29,10 @@ ORIGINS: dict[str, Origin] = {letter: origin for origin, letter in LETTERS.items
 
 
 class AssignmentLog:
-    """Writes the log, a line a step.
+    """Writes the log, a line a step, after a header of what the plan depends on.
 
-    Args:
-        path: of the file; replaced, unless a run goes on.
-        header: what the plan depends on, such as the data set's digest and the seed.
-        done: how many steps of the log stay, when a run goes on; what follows them is cut off.
-
-    Raises:
-        UserError: if the log of a run that goes on lacks some of those steps.
+    Replaces the file, unless a run goes on: then the lines of its `done` steps stay, and what follows them is cut off.
+    Raises UserError if the log of such a run lacks some of those steps.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any], done: int = 0) -> None:
@@ -72,15 +67,7 @@ class Replay:
     """A view plan whose variants are those that an earlier run of the same plan got.
 
     The log is read once to check it, and again a step at a time: parsed, that of a long run does not fit in memory.
-
-    Args:
-        plan: of this run, without the log.
-        path: of the log.
-        header: of this run; the log must have the same.
-        steps: how many steps this run has; the log must have as many.
-
-    Raises:
-        UserError: if the file is no log, belongs to another plan, or ends too early.
+    Raises UserError if the file is not a log, has another header than this run, or ends before its `steps`.
     """
 
     def __init__(self, plan: ViewPlan, path: Path, header: Mapping[str, Any], steps: int) -> None:
@@ -104,8 +91,7 @@ class Replay:
     def step(self, epoch: int, step: int) -> StepPlan:
         """Returns the plan's batch with the logged index in every slot of a variant; REAL where that got the image.
 
-        Raises:
-            UserError: if the log has another number of slots in this step.
+        Raises UserError if the log has another number of slots in this step.
         """
         planned = self._plan.step(epoch, step)
         _, logged = self._logged(epoch * self.steps_per_epoch + step)
@@ -127,11 +113,8 @@ class Replay:
     def relabelled(self, step: int, delivery: Delivery | None) -> tuple[list[Origin], list[int]]:
         """Returns origins and indices of all slots of a step that the log has, for the ledger.
 
-        Slots that were reused or real are so again, though their variants have now been made for the purpose.
-
-        Args:
-            step: number of the step within the run.
-            delivery: of the slots that are variants in the log.
+        Slots that were reused or real are so again, though their variants, in `delivery`, were now made for the
+        purpose.
         """
         letters, indices = self._logged(step)
         made = iter(delivery.origins if delivery is not None else [])
@@ -199,12 +182,12 @@ def _read(path: Path, steps: int) -> tuple[dict[str, Any], npt.NDArray[np.int64]
                     if number > 1 and not file.readline():  # a run that was killed may leave half a line
                         break
                     raise UserError(
-                        f"variants.replay: {path}:{number} is no line of an assignment log ({FORMAT}); "
+                        f"variants.replay: {path}:{number} is not a line of an assignment log ({FORMAT}); "
                         "give the assignments.jsonl of a run directory"
                     ) from None
                 start += len(line)
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UserError(
             f"variants.replay: {path} cannot be read ({reason}); give the assignments.jsonl of a run directory"
         ) from None

@@ -27,18 +27,11 @@ COLOUR_OPERATIONS = (adjust_brightness, adjust_contrast, adjust_saturation, adju
 
 @dataclass(frozen=True)
 class Draws:
-    """The parameters of a batch's augmentations, on the CPU.
+    """The parameters of a batch's augmentations, on the CPU; which images get a step, and with what numbers.
 
-    Attributes:
-        boxes: int64 [B, 4], top, left, height, width of the crop.
-        flip: bool [B], mirrored or not.
-        jitter: bool [B], colour jitter or not.
-        order: int64 [B, 4], the order of COLOUR_OPERATIONS.
-        factors: float [B, 4], their parameters.
-        grey: bool [B].
-        sigma: float [B], of the blur, in pixels.
-        blur: bool [B].
-        solarize: bool [B].
+    `boxes` int64 [B, 4] are top, left, height and width of the crops; `order` int64 [B, 4] is that of COLOUR_OPERATIONS
+    and `factors` float [B, 4] are their parameters; `sigma` float [B] is of the blur, in pixels; the others are bool
+    [B].
     """
 
     boxes: torch.Tensor
@@ -73,14 +66,9 @@ class Augment:
         self.blur_radius = min(max(1, round(0.1 * size / 2)), size - 1)
 
     def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Returns one view of each image.
+        """Returns one view float [B, 3, size, size] of each image float [B, 3, H, W], both in [0, 1].
 
-        Args:
-            images: float [B, 3, H, W] in [0, 1].
-            generator: a CPU generator; all parameters come from it, so views are the same on every device.
-
-        Returns:
-            float [B, 3, size, size] in [0, 1].
+        All parameters come from a CPU generator, so views are the same on every device.
         """
         return self.apply(images, self.draw(len(images), images.shape[2], images.shape[3], generator))
 
@@ -119,15 +107,10 @@ class Augment:
         )
 
     def apply(self, images: torch.Tensor, draws: Draws, *, is_cropped: bool = False) -> torch.Tensor:
-        """Makes the views that drawn parameters say.
+        """Makes the views that drawn parameters say, float [B, 3, size, size] in [0, 1].
 
-        Args:
-            images: float [B, 3, H, W] in [0, 1].
-            draws: of as many images.
-            is_cropped: the images are the crops already, [B, 3, size, size]; `draws.boxes` is not looked at.
-
-        Returns:
-            float [B, 3, size, size] in [0, 1].
+        `images` are float [B, 3, H, W] in [0, 1], or with `is_cropped` the crops already, [B, 3, size, size], for which
+        `draws.boxes` is not looked at.
         """
         flip = draws.flip.to(images.device)
         if is_cropped:

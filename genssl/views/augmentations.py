@@ -73,19 +73,14 @@ class Augmentations:
         seed: int,
         cropped: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Returns one view of a batch.
+        """Returns one view of a batch, float [B, 3, size, size] in [0, 1].
 
         Args:
             view: its number; 0 and 1 are the pair.
             images: float [B, 3, S, S] in [0, 1], sources and variants.
             is_variant: bool [B] on the CPU; which of them are variants.
-            plan: of the step.
-            seed: of the run.
-            cropped: float [B, 3, size, size] in [0, 1]; crops of the sources, which take the place of those in
-                `images`.
-
-        Returns:
-            float [B, 3, size, size] in [0, 1].
+            plan, seed: of the step and of the run.
+            cropped: float [B, 3, size, size]; crops of the sources, which take the place of those in `images`.
         """
         name = ("augment", seed, plan.epoch, plan.step, view)
         return self._mixed(self.real(view), self.generated(view), images, is_variant, plan, name, cropped)
@@ -101,18 +96,12 @@ class Augmentations:
         """Returns the small views of multi-crop, float [B, 3, s, s]; the arguments are those of `view`."""
         if self._crop is None:
             return ()
-        return tuple(
-            self._mixed(
-                self._crop,
-                self._crop,
-                images,
-                is_variant,
-                plan,
-                ("crop", seed, plan.epoch, plan.step, number),
-                cropped[number] if cropped else None,
-            )
-            for number in range(self._crops)
-        )
+        made = []
+        for number in range(self._crops):
+            name = ("crop", seed, plan.epoch, plan.step, number)
+            own = cropped[number] if cropped else None
+            made.append(self._mixed(self._crop, self._crop, images, is_variant, plan, name, own))
+        return tuple(made)
 
     def _mixed(
         self,

@@ -33,23 +33,19 @@ def compose_views(
     seed: int,
     device: torch.device,
 ) -> Views:
-    """Makes the augmented views of a batch.
+    """Makes the augmented views of a batch on `device`.
 
     A slot that the plan left real, or whose variant came too late (origin "real"), shows the source, augmented as real
-    images are; that holds for the further views of policy `third` too.
+    images are; that holds for the further views of policy `third` too. Augmentations depend on the run's seed, the
+    epoch, the step, the view and the row's position in the global batch, and on nothing else.
 
     Args:
-        plan: of the step.
         real: uint8 [B, 3, S, S], the sources of the step, or crops of them.
-        delivery: the variants that `requests_of(plan)` asked for, in its order, or None if it asked for none.
-        augmentations: of real images and of variants.
-        seed: of the run; augmentations depend on it, the epoch, the step, the view and the row's position in the global
-            batch, and on nothing else.
-        device: where the views are made.
+        delivery: the variants that the plan requests, in its order, or None if there are none.
 
     Returns:
         Views float32 in [0, 1]: the pair and, under policy `third`, the further views [B, 3, size, size]; the small
-        views of multi-crop, which show the source, or under `added` what the pair shows.
+            views of multi-crop, which show the source, or under `added` what the pair shows.
     """
     chosen = torch.from_numpy(plan.indices != REAL)
     assert delivery is not None or not chosen.any(), "the plan asks for variants and none were delivered"

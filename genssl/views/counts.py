@@ -17,9 +17,6 @@ class SharedCounts:
 
     Given to a child, it shares; pickled in any other way, such as to another machine, it becomes one of its own that
     begins with the counts so far.
-
-    Args:
-        names: of the counts, all of them 0 at first.
     """
 
     def __init__(self, names: Sequence[str]) -> None:

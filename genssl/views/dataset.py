@@ -61,10 +61,10 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
         dataset: its items are images, tuples that begin with one, or dicts that have one under `image_key`, as those of
             Hugging Face's datasets; what else such a dict has follows the views as one dict. An image is a PIL image,
             which is read as the data set `folder` reads its file (as opened, it is turned as its EXIF says; 16-bit grey
-            is brought to 8),
-            or a uint8 array or tensor ([3, H, W], [1, H, W], [H, W, 3], [H, W, 1] or [H, W]). For the server alone, one
-            of more than 16 MiB of pixels is shrunk by the rule of `client.images.stored_image`; the real view has all
-            of them. torchvision's ImageFolder turns 16-bit grey white by itself: give it `loader=PIL.Image.open`.
+            is brought to 8), or a uint8 array or tensor ([3, H, W], [1, H, W], [H, W, 3], [H, W, 1] or [H, W]). For the
+            server alone, one of more than 16 MiB of pixels is shrunk by the rule of `client.images.stored_image`; the
+            real view has all of them. torchvision's ImageFolder turns 16-bit grey white by itself: give it
+            `loader=PIL.Image.open`.
         source: the address of a server, several, a `VariantClient`, or a function (images, indices) -> uint8
             [N, 3, h, w] of the images as the data set gives them.
         policy: which views may be variants: "second", "both" (each by itself), "third" (views beside a real pair, each
@@ -109,17 +109,17 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
         image_key: str = "image",
     ) -> None:
         policies = get_args(Policy)
-        _check(policy in policies, "policy", policy, ", ".join(policies))
-        _check(late in ("block", "real"), "late", late, "block, real")
-        _check(0 <= probability <= 1, "probability", probability, "0 to 1")
-        _check(
-            per_image == "fresh" or (isinstance(per_image, int) and per_image > 0),
-            "per_image",
-            per_image,
-            "fresh, or 1 and more",
-        )
-        _check(isinstance(third_count, int) and third_count > 0, "third_count", third_count, "1 and more")
-        _check(0 <= seed < 2**31, "seed", seed, "0 to 2**31 - 1")
+        is_count = per_image == "fresh" or (isinstance(per_image, int) and per_image > 0)
+        for good, name, found, allowed in (
+            (policy in policies, "policy", policy, ", ".join(policies)),
+            (late in ("block", "real"), "late", late, "block, real"),
+            (0 <= probability <= 1, "probability", probability, "0 to 1"),
+            (is_count, "per_image", per_image, "fresh, or 1 and more"),
+            (isinstance(third_count, int) and third_count > 0, "third_count", third_count, "1 and more"),
+            (0 <= seed < 2**31, "seed", seed, "0 to 2**31 - 1"),
+        ):
+            if not good:
+                raise ValueError(f"GenerativeViews: {name} is {found!r}; allowed: {allowed}")
         self._source: VariantClient | Source
         if isinstance(source, VariantClient):
             self._source = source if deadline_seconds is None else source.with_deadline(deadline_seconds)
@@ -271,7 +271,10 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
                 self.ledger.stall_seconds += time.monotonic() - started
                 self.ledger.retries += retries
                 self._counts.add({"retries": retries})
-            self._note(came=variants is not None)
+            if variants is not None:
+                self._fallbacks.came()
+            if self._breaker is not None:
+                (self._breaker.failed if variants is None else self._breaker.succeeded)()
         if variants is None:
             self._fallbacks.fell_back(len(images), self._why)
         for name, index, origin in zip(names, indices, origins, strict=True):
@@ -288,18 +291,6 @@ class GenerativeViews(Dataset[tuple[Any, ...]]):
             found = foreign_data(self._model, f"the data set has {sizes}")
         if found and self._counts.add({"warned": 1})["warned"] == 1:
             log.warning("GenerativeViews: %s", found)
-
-    def _note(self, *, came: bool) -> None:
-        """Notes whether a call brought its variants."""
-        if came:
-            self._fallbacks.came()
-        if self._breaker is not None:
-            (self._breaker.succeeded if came else self._breaker.failed)()
-
-
-def _check(good: bool, name: str, found: object, allowed: str) -> None:
-    if not good:
-        raise ValueError(f"GenerativeViews: {name} is {found!r}; allowed: {allowed}")
 
 
 def _checked(variants: Any, count: int) -> UInt8Array:

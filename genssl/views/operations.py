@@ -14,16 +14,10 @@ GREY = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision and Pillow use
 
 
 def resized_crop(images: torch.Tensor, boxes: torch.Tensor, flip: torch.Tensor, size: int) -> torch.Tensor:
-    """Cuts a box out of each image, resizes it to a square (bilinear, not antialiased), and mirrors where told.
+    """Cuts a box out of each image float [B, C, H, W] and resizes it to float [B, C, size, size], mirrored where told.
 
-    Args:
-        images: float [B, C, H, W].
-        boxes: int [B, 4], (top, left, height, width) in pixels, inside the image.
-        flip: bool [B].
-        size: side of the result.
-
-    Returns:
-        float [B, C, size, size].
+    Boxes are int [B, 4], (top, left, height, width) in pixels, inside the image; flip is bool [B]. Bilinear, not
+    antialiased.
     """
     batch, _, height, width = images.shape
     top, left, box_height, box_width = boxes.to(images.dtype).unbind(1)

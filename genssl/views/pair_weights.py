@@ -28,13 +28,9 @@ EPSILON = 1e-7
 
 
 def foreground_direction(maps: torch.Tensor) -> torch.Tensor:
-    """Returns the first principal component of all positions of feature maps, pointing to the foreground.
+    """Returns the first principal component, float [D] of length 1, of feature maps float [N, D, h, w].
 
-    Args:
-        maps: float [N, D, h, w].
-
-    Returns:
-        float [D] of length 1.
+    It is that of all their positions, and points to the foreground.
     """
     positions = maps.movedim(1, 3).reshape(-1, maps.shape[1]).double()
     direction: torch.Tensor = torch.linalg.eigh(torch.cov(positions.T)).eigenvectors[:, -1]
@@ -45,16 +41,11 @@ def foreground_direction(maps: torch.Tensor) -> torch.Tensor:
 
 
 def pair_quality(first: torch.Tensor, second: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
-    """Returns how much more alike the foregrounds of two views are than their backgrounds.
+    """Returns how much more alike the foregrounds of two views are than their backgrounds, float [B] in [-2, 2].
 
-    Foreground is a soft mask, the projection on `direction` scaled to 0..1 over each map; background is the rest.
-
-    Args:
-        first, second: feature maps float [B, D, h, w] of the two views.
-        direction: float [D].
-
-    Returns:
-        float [B] in [-2, 2], the cosine of the foregrounds' mean features minus that of the backgrounds'.
+    That is the cosine of the foregrounds' mean features minus that of the backgrounds', of feature maps float [B, D, h,
+    w]. Foreground is a soft mask, the projection on `direction`, float [D], scaled to 0..1 over each map; background is
+    the rest.
     """
     parts = []
     for maps in (first, second):

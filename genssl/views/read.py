@@ -18,19 +18,10 @@ from genssl.views.augment import Augment, draw_crops
 def augmented(
     dataset: ImageDataset, rows: Sequence[int], augment: Augment, draws: torch.Generator, device: torch.device
 ) -> torch.Tensor:
-    """Reads images and returns one view of each, cropped from the whole image where images have sizes of their own.
+    """Reads images and returns one view of each, float [B, 3, size, size] in [0, 1], on `device`.
 
-    Such images are files, and are decoded by a thread a core.
-
-    Args:
-        dataset: has the images.
-        rows: B of them.
-        augment: of the views.
-        draws: a CPU generator; all parameters come from it.
-        device: where the views are made.
-
-    Returns:
-        float [B, 3, size, size] in [0, 1].
+    Images with sizes of their own are cropped from the whole image; they are files, and are decoded by a thread a core.
+    All parameters come from the CPU generator `draws`.
     """
     if pixels_of(dataset) is None:
         (images,) = read_images(dataset, rows)

@@ -11,7 +11,7 @@ import pytest
 from genssl import VariantClient
 from genssl.base.home import expand_home
 from genssl.client.images import stored_image
-from genssl.client.token_file import read_token_file
+from genssl.client.messages import read_token_file
 from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.config.load import load
 from genssl.config.protocol import parse_blocks

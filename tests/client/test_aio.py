@@ -20,7 +20,7 @@ from PIL import Image
 import genssl
 from genssl import AsyncVariantClient, VariantClient
 from genssl.client.images import stored_image, wanted_variants
-from genssl.client.window import Window
+from genssl.client.server_state import Window
 from genssl.config.recipe import ClientTLSConfig
 from genssl.errors import DataError, RequestRefusedError, ServerUnavailableError, UserError
 from genssl.variants.engine import VariantEngine

@@ -194,14 +194,14 @@ def test_a_run_that_does_not_wait_logs_that_it_goes_on_without_its_server(tmp_pa
             targets=[address], generator_id="grey", parameters={}, dataset=Greys(), config=config, ledger=Ledger()
         )
         try:
-            source.plan(requests(0), 0)
+            source.announce(requests(0), 0)
             while not calls():
                 time.sleep(0.01)
             os.kill(calls()[-1]["pid"], signal.SIGKILL)
             step, ends = 1, time.monotonic() + 30
             while not any("do without" in record.getMessage() for record in caplog.records):
                 assert time.monotonic() < ends
-                source.plan(requests(step), step)
+                source.announce(requests(step), step)
                 origins = source.take(requests(step), step).origins
                 step += 1
                 time.sleep(0.01)

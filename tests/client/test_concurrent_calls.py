@@ -9,7 +9,8 @@ import pytest
 from bare import GREY, bare_server
 
 from genssl import AsyncVariantClient
-from genssl.client.balancer import Tally, TargetPool
+from genssl.client.balancer import TargetPool
+from genssl.client.messages import Answer
 from genssl.client.server_state import Target
 from genssl.config.limits import LimitsConfig
 from genssl.generation.v1 import generation_pb2 as pb
@@ -111,9 +112,9 @@ def test_who_waits_for_room_gets_it_in_the_order_of_coming(tmp_path):
 
 
 def test_a_stream_that_a_server_refuses_is_repeated_as_at_a_full_one():
-    async def ask() -> tuple[Tally, Target]:
+    async def ask() -> tuple[Answer, Target]:
         pool = TargetPool(["127.0.0.1:1"], tls=None, token=None, max_in_flight=8)
-        target, tally = pool.targets[0], Tally()
+        target, tally = pool.targets[0], Answer()
         target.ready = True
         details = "Stream removed (RST_STREAM (Received RST_STREAM with error code 7))"
         nothing = grpc.aio.Metadata()

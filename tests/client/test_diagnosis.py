@@ -77,7 +77,7 @@ def test_tls_where_none_was_expected(secure):
 
 
 def test_no_tls_where_it_was_expected(plain, folder):
-    assert "it speaks no TLS, and this client does" in told(plain, ClientTLSConfig(ca=folder / "ca.pem"))
+    assert "it does not speak TLS, and this client does" in told(plain, ClientTLSConfig(ca=folder / "ca.pem"))
 
 
 def test_another_authority(secure, folder):

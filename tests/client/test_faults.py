@@ -92,7 +92,7 @@ def take(source, ledger, dataset, step: int, expected) -> float:
 def walk_healthily(source, ledger, dataset, expected) -> None:
     """The first steps, with everything in time."""
     for step in range(HEALTHY):
-        source.plan(requests_of(dataset, step), step)
+        source.announce(requests_of(dataset, step), step)
         while not all_here(source, dataset, step):
             time.sleep(0.01)
         take(source, ledger, dataset, step, expected)
@@ -119,7 +119,7 @@ def test_a_network_pause(survivor, digits_train, expected, late):
         resume.start()
         seconds = []
         for step in range(HEALTHY, STEPS):
-            source.plan(requests_of(digits_train, step), step)
+            source.announce(requests_of(digits_train, step), step)
             seconds.append(take(source, ledger, digits_train, step, expected))
         resume.join()
     check(late, counted(ledger), seconds, pause=2.0)
@@ -138,7 +138,7 @@ def test_kill_9_and_a_new_server_at_the_address(start_server, tmp_path, digits_t
         second.start()
         seconds = []
         for step in range(HEALTHY, STEPS):
-            source.plan(requests_of(digits_train, step), step)
+            source.announce(requests_of(digits_train, step), step)
             seconds.append(take(source, ledger, digits_train, step, expected))
         second.join()
         if late == "block":
@@ -161,7 +161,7 @@ def test_a_server_that_never_comes_back_ends_the_run_at_the_deadline(
 
         def train_on() -> None:
             for step in range(HEALTHY, 1000):
-                source.plan(requests_of(digits_train, step), step)
+                source.announce(requests_of(digits_train, step), step)
                 source.take(requests_of(digits_train, step), step)
                 time.sleep(0.05)
 
@@ -177,7 +177,7 @@ def test_a_full_queue(survivor, digits_train, expected, late):
         walk_healthily(source, ledger, digits_train, expected)
         seconds = []
         for step in range(HEALTHY, STEPS):
-            source.plan(requests_of(digits_train, step), step)
+            source.announce(requests_of(digits_train, step), step)
             seconds.append(take(source, ledger, digits_train, step, expected))
         assert ledger.retries_by_kind["full"] > 0
     check(late, counted(ledger), seconds, pause=0.0)

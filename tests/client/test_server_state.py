@@ -136,6 +136,27 @@ def test_advice_is_in_the_words_of_whoever_gave_the_settings():
     assert "variants.server=embedded" in away
 
 
+def test_overload_lateness_and_silence_are_three_messages():
+    async def said() -> list[str]:
+        target = Target("localhost:1", tls=None, token=None, max_in_flight=2)
+        try:
+            silent = target.state()
+            target.late(0.0, "no answer in 9 s")
+            late = target.state()
+            target.refused(0.0, None, "the queue is full")
+            return [target.state(), late, silent]
+        finally:
+            await target.channel.close()
+
+    full, late, silent = background.run(said(), 20)
+    assert "has more work than it takes (RESOURCE_EXHAUSTED: the queue is full)" in full
+    assert "raise the deadline (deadline_seconds) or its own limits" in full
+    assert "is too slow for what is asked (DEADLINE_EXCEEDED: no answer in 9 s)" in late
+    assert "use a faster generator" in late
+    assert "says nothing of what it was asked" in silent
+    assert "it is stuck" in silent
+
+
 def test_images_are_named_by_their_places_in_the_call(tmp_path):
     images = [GREY[0], GREY[1], GREY[0], GREY[7], GREY[1], GREY[7]]
     told = pytest.raises(RequestRefusedError, match="variant 2 of image 3, image 5: BAD_IMAGE: not to its taste")

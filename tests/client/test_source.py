@@ -51,7 +51,7 @@ def test_remote_variants_equal_in_process_ones_and_are_counted(server, digits_tr
     source = open_remote(server.address, digits_train, ledger)
     try:
         # An index that no other test asks this server for: it would have been remembered.
-        source.plan(requests_for(digits_train, range(40), 9077))
+        source.announce(requests_for(digits_train, range(40), 9077))
         delivery = source.take(requests_for(digits_train, range(40), 9077))
     finally:
         source.close()

@@ -48,9 +48,9 @@ def main(address: str, number: int) -> None:
     step, origins = 0, dict[str, int]()
     try:
         for step in range(AHEAD):
-            source.plan(requests(step), step)
+            source.announce(requests(step), step)
         while not ended.wait(PERIOD):
-            source.plan(requests(step + AHEAD), step + AHEAD)
+            source.announce(requests(step + AHEAD), step + AHEAD)
             for origin in source.take(requests(step), step).origins:
                 origins[origin] = origins.get(origin, 0) + 1
             step += 1

@@ -28,7 +28,7 @@ from genssl.generators.models import BUILTIN
 from genssl.offline.pregenerate import Pregenerated, Shard, parse_shard, pregenerate
 from genssl.training.progress import RunProgress
 from genssl.training.run import run
-from genssl.training.supply.stores import open_stored
+from genssl.training.supply.open import open_stored
 from genssl.variants.source import VariantRequest
 from genssl.variants.store.manifest import StoreError
 from genssl.variants.store.store import VariantStore
@@ -146,7 +146,7 @@ def test_a_store_made_of_its_export_serves_a_run_the_same_batches(whole, tmp_pat
     taken = []
     for store in (folder, tmp_path / "again"):
         stored = recipe_of("variants.source=stored", f"variants.store={store}", f"variants.per_image={VARIANTS}")
-        source = open_stored(stored, digits_train, lambda: pytest.fail("the manifest knows the generator"))
+        source = open_stored(stored, digits_train, lambda: pytest.fail("the manifest knows the generator")).source
         taken.append(source.take(requests))
         source.close()
     assert set(taken[0].origins) == {"store"}

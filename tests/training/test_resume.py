@@ -53,7 +53,7 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert_equal(load_file(one / "encoder.safetensors"), load_file(other / "encoder.safetensors"))
     timed = {"seconds", "trainer_seconds", "stall_seconds", "generator_seconds", "fetch_seconds_p50"}
     timed |= {"fetch_seconds_p95", "calls", "bytes_received", "variants_computed", "variants_generated"}
-    timed |= {"variants_from_store", "prefetch_depth", "retries"}
+    timed |= {"views_generated", "variants_from_store", "prefetch_depth", "retries"}
     rows = [
         [
             {name: value for name, value in json.loads(line).items() if name not in timed}

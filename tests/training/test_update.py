@@ -13,7 +13,7 @@ from genssl.errors import UserError
 from genssl.evaluators.splits import load_splits
 from genssl.methods.base import StepOutput, Views
 from genssl.registry import BACKBONES, METHODS
-from genssl.training.supply.planning import view_plan
+from genssl.training.supply.steps import view_plan
 from genssl.training.update import Update, build_optimizer, chunks, lr_factor
 from genssl.views.augmentations import Augmentations
 from genssl.views.compose import compose_views

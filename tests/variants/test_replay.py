@@ -103,8 +103,8 @@ def test_another_number_of_slots_is_refused(path):
     ("text", "said"),
     [
         ("", "is empty"),
-        ("not a log\n", r"log:1 is no line of an assignment log"),
-        ('{"format": "genssl-assignments/9"}\n', r"log:1 is no line"),
+        ("not a log\n", r"log:1 is not a line of an assignment log"),
+        ('{"format": "genssl-assignments/9"}\n', r"log:1 is not a line"),
         (
             '{"format": "genssl-assignments/1"}\n{"step": 0, "origins": "gg", "indices": [1]}\n{"x": 1}\n',
             r"log:2 is no",
@@ -118,7 +118,7 @@ def test_another_number_of_slots_is_refused(path):
             '{"format": "genssl-assignments/1"}\n{"step": 0, "origins": "g", "indices": ["1"]}\n{"x": 1}\n',
             r"log:2 is no",
         ),
-        ("genssl-assignments/1 \N{LATIN SMALL LETTER E WITH ACUTE}\n", r"cannot be read \(it is no text\)"),
+        ("genssl-assignments/1 \N{LATIN SMALL LETTER E WITH ACUTE}\n", r"cannot be read \(it is not text\)"),
     ],
 )
 def test_what_is_no_log_is_refused_with_its_line(tmp_path, text, said):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from genssl.base.devices import stream
 from genssl.config.views import ViewsConfig
-from genssl.variants.plan import StepPlan, ViewPlan, requests_of
+from genssl.variants.plan import StepPlan, ViewPlan
 from genssl.variants.source import REAL, Delivery
 from genssl.views.augment import Augment
 from genssl.views.augmentations import Augmentations
@@ -19,7 +19,7 @@ PLAN = StepPlan(epoch=0, step=0, rows=np.array([4, 2, 7]), indices=np.array([[RE
 
 
 def test_requests_are_row_by_row(digits_train):
-    wanted = [(request.row, request.index, request.source_id) for request in requests_of(PLAN, digits_train)]
+    wanted = [(request.row, request.index, request.source_id) for request in PLAN.with_requests(digits_train).requests]
     assert wanted == [(row, index, digits_train.source_id(row)) for row, index in [(4, 5), (7, 6), (7, 8)]]
 
 
@@ -80,7 +80,7 @@ def test_third_views_are_variants_beside_a_real_pair():
 
 def test_added_shows_one_variant_in_both_views(digits_train):
     plan = StepPlan(epoch=0, step=0, rows=np.array([4, 2, 7]), indices=np.array([[5], [REAL], [6]]))
-    assert [(request.row, request.index) for request in requests_of(plan, digits_train)] == [(4, 5), (7, 6)]
+    assert [(request.row, request.index) for request in plan.with_requests(digits_train).requests] == [(4, 5), (7, 6)]
     real = torch.from_numpy(grey(10, 20, 30))
     views = compose_views(plan, real, Delivery(grey(100, 110), ["store"] * 2, [5, 6]), STILL, 0, torch.device("cpu"))
     assert [shown(view) for view in views.pair] == [[100, 20, 110]] * 2

@@ -15,7 +15,7 @@ from genssl.errors import UserError
 from genssl.training.progress import RunProgress
 from genssl.training.run import run
 from genssl.training.samples import variant_indices
-from genssl.training.supply.planning import view_plan
+from genssl.training.supply.steps import view_plan
 from genssl.variants.source import REAL
 
 IMAGES = 1437

@@ -66,7 +66,7 @@ def bench_server(
     from rich.console import Console
 
     from genssl.bench.server import Load, bench
-    from genssl.client.token_file import read_token_file
+    from genssl.client.messages import read_token_file
     from genssl.config.recipe import ClientTLSConfig
 
     load = Load(clients=clients, rows=rows, in_flight=in_flight, rate=rate, seconds=seconds, rounds=rounds)

@@ -60,7 +60,7 @@ def top(
     from rich.console import Console
 
     from genssl.cli.server.top_tables import History, lines, screen
-    from genssl.client.token_file import read_token_file
+    from genssl.client.messages import read_token_file
     from genssl.generation.v1 import generation_pb2 as pb
     from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 

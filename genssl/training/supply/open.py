@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from genssl.client.messages import Priority
+from genssl.client.messages import Priority, read_token_file
 from genssl.client.source import RemoteSource
-from genssl.client.token_file import read_token_file
 from genssl.config.recipe import Recipe
 from genssl.config.server import generator_id
 from genssl.data.base import ImageDataset
+from genssl.data.load import dataset_digest
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.configs import GeneratorConfig
@@ -25,23 +25,25 @@ from genssl.generators.suitability import small_variants
 from genssl.generators.variation import varying_parameters
 from genssl.server.process import EmbeddedServer
 from genssl.training.supply.stores import (
-    lay_under,
-    open_stored,
+    dataset_block,
+    generator_block,
+    pregenerate_command,
     refuse_foreign,
     require_planned,
     store_provenance,
 )
-from genssl.variants.generated import load_engine
-from genssl.variants.in_process import InProcessSource
+from genssl.variants.in_process import InProcessSource, load_engine
 from genssl.variants.ledger import Ledger
 from genssl.variants.plan import ViewPlan
-from genssl.variants.prefetch.budget import Budget
+from genssl.variants.prefetch.lateness import VariantLimit
 from genssl.variants.prefetch.pool import MOST_PER_SOURCE, VariantPool
 from genssl.variants.replay import Replay
 from genssl.variants.source import VariantRequest, VariantSource
-from genssl.variants.store.facts import GeneratorFacts
+from genssl.variants.store.facts import GeneratorFacts, describe_contents, find_generator
+from genssl.variants.store.manifest import StoreError, read_manifest
 from genssl.variants.store.record import Encoding
-from genssl.variants.store.source import StoredSource
+from genssl.variants.store.source import StoredSource, StoredVariants
+from genssl.variants.store.store import VariantStore
 
 
 @dataclass
@@ -49,11 +51,11 @@ class OpenSource:
     """A variant source ready for use.
 
     Attributes:
-        source: gives the variants.
+        source, remote: gives the variants; the same once more, if it asks servers.
         provenance: what results.json says of it.
         facts: of its generator.
-        remote: the source that asks servers, if there is one, which may lie behind a store.
         image_size: side of its variants in pixels; 0 if that is not known.
+        stored: the store that it reads or fills, if there is one.
     """
 
     source: VariantSource
@@ -61,6 +63,7 @@ class OpenSource:
     facts: GeneratorFacts
     remote: RemoteSource | None = None
     image_size: int = 0
+    stored: StoredVariants | None = None
 
     def smaller_than(self, views: int) -> str | None:
         """Says that the variants are smaller than views of so many pixels; None if they are not."""
@@ -80,9 +83,6 @@ def open_source(
     """Yields the recipe's variant source, or None if no view of it is a variant.
 
     Args:
-        recipe: says which.
-        dataset: has the sources.
-        ledger: gets the counts.
         device: of in-process generation.
         server: the run's own, if it has one.
         folder: for what `late: reuse` keeps on disk while the source is open; None if no step is to be taken.
@@ -99,33 +99,22 @@ def open_source(
         if variants.store is not None:
             refuse_foreign(variants.store, "variants.store")
         if variants.source == "stored" and variants.missing != "generate":
-            stored = open_stored(recipe, dataset, lambda: open_in_process(recipe, dataset, ledger, device).facts)
-            stack.callback(stored.close)
-            first = stored.look(VariantRequest(0, dataset.source_id(0), 0))
-            opened = OpenSource(
-                stored,
-                {"source": "stored", **_identity(stored.facts)},
-                stored.facts,
-                image_size=0 if first is None else min(first.shape[1:]),
-            )
-            opened.provenance |= {"missing": variants.missing, "store": store_provenance(stored)}
-            yield opened
-            return
-        if variants.source == "online":
+            opened = open_stored(recipe, dataset, lambda: open_in_process(recipe, dataset, ledger, device).facts)
+        elif variants.source == "online":
             opened = open_remote(recipe, dataset, ledger, server, _open_pool(recipe, folder))
         else:
             opened = open_in_process(recipe, dataset, ledger, device, known)
             opened.provenance["source"] = variants.source
-        stack.callback(lambda: opened.source.close())  # by then it may have a store under it
-        if variants.store is not None:
-            add_store(opened, recipe, dataset, variants.store)
-            if variants.source == "stored":
-                opened.provenance["missing"] = variants.missing
+        stack.callback(lambda: opened.source.close())  # by then it may have a store before it
+        if variants.store is not None and opened.stored is None:
+            with_store(opened, recipe, dataset, variants.store)
+        if variants.source == "stored":
+            opened.provenance["missing"] = variants.missing
         yield opened
 
 
 @contextmanager
-def open_stored_first(
+def open_stored_source(
     recipe: Recipe, dataset: ImageDataset, plan: ViewPlan, ledger: Ledger, device: torch.device
 ) -> Iterator[OpenSource | None]:
     """Yields the open source of a recipe that reads a store, or None for any other recipe.
@@ -146,11 +135,11 @@ def require_stored(recipe: Recipe, dataset: ImageDataset, plan: ViewPlan | Repla
     """Raises StoreError if every planned variant must be in the store and one is not."""
     variants = recipe.variants
     if variants.source == "stored" and variants.missing == "fail" and opened is not None:
-        assert isinstance(opened.source, StoredSource)
-        require_planned(opened.source, plan, recipe.train.epochs, dataset, variants)
+        assert opened.stored is not None
+        require_planned(opened.stored, plan, recipe.train.epochs, dataset, variants)
 
 
-def add_store(
+def with_store(
     opened: OpenSource,
     recipe: Recipe,
     dataset: ImageDataset,
@@ -159,24 +148,57 @@ def add_store(
     strict: bool = False,
     encoding: Encoding = "raw",
     variants: int = 0,
-) -> StoredSource:
-    """Lays a store under a source that is open; arguments and errors as `stores.lay_under`."""
-    stored = lay_under(
-        opened.source,
-        opened.facts,
-        recipe,
-        dataset,
-        folder,
-        ahead=opened.remote is not None,
-        strict=strict,
-        encoding=encoding,
-        variants=variants,
-    )
+) -> StoredVariants:
+    """Gives a source that is open a store, made if it is absent: inside its fetch, or before it.
+
+    The manifest gets the generator, the recipe's block of it, and the data set with the number of `variants` of each
+    image that are made in all, unless that is 0. For `strict` see `StoredVariants`.
+
+    Raises:
+        StoreError: if the store cannot be opened for this generator.
+    """
+    store = VariantStore(folder, fingerprint=opened.facts.fingerprint, encoding=encoding)
+    try:
+        described = {"name": dataset.name, "images": len(dataset)} | ({"variants": variants} if variants else {})
+        blocks = generator_block(recipe), dataset_block(recipe)
+        describe_contents(store, opened.facts, blocks[0], dataset_digest(dataset), described, blocks[1])
+    except BaseException:
+        store.close()
+        raise
+    stored = StoredVariants(store, opened.facts, strict=strict)
     if opened.remote is not None:
-        opened.remote.received, opened.remote.lacking = stored.keep, stored.lacking
-    opened.source = stored
-    opened.provenance["store"] = store_provenance(stored)
+        opened.remote.with_store(stored)
+    else:
+        opened.source = StoredSource(stored, behind=opened.source)
+    opened.stored = stored
+    opened.provenance["store"] = store_provenance(stored.store)
     return stored
+
+
+def open_stored(recipe: Recipe, dataset: ImageDataset, load: Callable[[], GeneratorFacts]) -> OpenSource:
+    """Opens a store to be read alone; what it lacks is an error, or a real image if the recipe says so.
+
+    The generator is loaded only if the store's manifest does not know what this recipe's block came to; what was used
+    is told by its fingerprint in results.json.
+
+    Raises:
+        StoreError: if there is no store, or it is pinned to another generator.
+    """
+    variants = recipe.variants
+    assert variants.store is not None
+    if not variants.store.exists():
+        made = pregenerate_command(variants)
+        raise StoreError(f"variants.store: {variants.store} does not exist; make it: {made}")
+    facts = find_generator(read_manifest(variants.store), generator_block(recipe)) or load()
+    stored = StoredVariants(VariantStore(variants.store, readonly=True, fingerprint=facts.fingerprint), facts)
+    (first,) = stored.read([VariantRequest(0, dataset.source_id(0), 0)])
+    return OpenSource(
+        StoredSource(stored, missing="real" if variants.missing == "real" else "fail"),
+        {"source": "stored", **_identity(facts), "missing": variants.missing, "store": store_provenance(stored.store)},
+        facts,
+        image_size=0 if first is None else min(first.shape[1:]),
+        stored=stored,
+    )
 
 
 def open_in_process(
@@ -200,23 +222,32 @@ def open_remote(
     client_id: str = "genssl run",
     priority: Priority = "training",
 ) -> OpenSource:
-    """Connects to the recipe's servers.
+    """Connects to the recipe's servers, or to its own; the other arguments are those of `RemoteSource`.
 
-    Args:
-        recipe: names them and their generator.
-        dataset: has the sources.
-        ledger: gets the counts.
-        server: the embedded one, if there is one.
-        pool: see `RemoteSource`.
-        client_id: see `RemoteSource`.
-        priority: see `RemoteSource`.
-
-    Raises:
-        ServerUnavailableError, RequestRefusedError: if there are no variants to be had.
+    Raises ServerUnavailableError or RequestRefusedError if there are no variants to be had.
     """
-    remote = _remote(recipe, dataset, ledger, server, pool, client_id, priority)
+    assert recipe.generator is not None
+    variants = recipe.variants
+    if server is not None:
+        server.wait_until_bound()
+    token_file = variants.token_file if server is None else None
+    remote = RemoteSource(
+        targets=[server.address] if server else variants.targets,
+        generator_id=generator_id(recipe.generator),
+        parameters=_parameters(recipe, server),
+        dataset=dataset,
+        # A replay waits for exactly the variants that its log names.
+        config=variants.model_copy(update={"late": "block"}) if variants.replay is not None else variants,
+        ledger=ledger,
+        pool=pool,
+        limit=_variant_limit(recipe, dataset) if pool is not None else None,
+        token=read_token_file(token_file, "variants.token_file") if token_file is not None else None,
+        tls=variants.tls if server is None else None,
+        check=server.check if server else lambda: None,
+        client_id=client_id,
+        priority=priority,
+    )
     info = remote.generator
-    assert info is not None
     try:
         if server is None:
             _check_same_model(recipe, info)
@@ -241,39 +272,6 @@ def _identity(facts: GeneratorFacts) -> dict[str, Any]:
     }
 
 
-def _remote(
-    recipe: Recipe,
-    dataset: ImageDataset,
-    ledger: Ledger,
-    server: EmbeddedServer | None,
-    pool: VariantPool | None,
-    client_id: str,
-    priority: Priority,
-) -> RemoteSource:
-    assert recipe.generator is not None
-    variants = recipe.variants
-    if server is not None:
-        server.wait_until_bound()
-    return RemoteSource(
-        budget=_budget(recipe, dataset) if pool is not None else None,
-        targets=[server.address] if server else variants.targets,
-        generator_id=generator_id(recipe.generator),
-        parameters=_parameters(recipe, server),
-        dataset=dataset,
-        # A replay waits for exactly the variants that its log names.
-        config=variants.model_copy(update={"late": "block"}) if variants.replay is not None else variants,
-        ledger=ledger,
-        pool=pool,
-        token=read_token_file(variants.token_file, "variants.token_file")
-        if server is None and variants.token_file is not None
-        else None,
-        tls=variants.tls if server is None else None,
-        check=server.check if server else lambda: None,
-        client_id=client_id,
-        priority=priority,
-    )
-
-
 def _open_pool(recipe: Recipe, folder: Path | None) -> VariantPool | None:
     """Opens the pool of `late: reuse`, whose file in the run directory has no name and goes with the process."""
     variants = recipe.variants
@@ -288,12 +286,12 @@ def _open_pool(recipe: Recipe, folder: Path | None) -> VariantPool | None:
     )
 
 
-def _budget(recipe: Recipe, dataset: ImageDataset) -> Budget | None:
+def _variant_limit(recipe: Recipe, dataset: ImageDataset) -> VariantLimit | None:
     if recipe.variants.budget is None:
         return None
     batch = recipe.train.batch_size
     visits = recipe.train.epochs * (len(dataset) // batch * batch) / len(dataset)  # an epoch drops its last rows
-    return Budget(recipe.variants.budget, visits * recipe.views_per_pair(), len(dataset))
+    return VariantLimit(recipe.variants.budget, visits * recipe.views_per_pair(), len(dataset))
 
 
 def _check_same_model(recipe: Recipe, info: pb.GeneratorInfo) -> None:

@@ -36,13 +36,7 @@ def start_server(recipe: Recipe, log_path: Path, known: Sequence[str] = ()) -> I
 
 
 def server_file(recipe: Recipe, threads: int | Literal["auto"], known: Sequence[str] = ()) -> ServerFile:
-    """Returns what an embedded server serves: every picture that the data sets' own reader takes.
-
-    Args:
-        recipe: has the generator.
-        threads: that the server computes with on a CPU.
-        known: as `start_server` takes it.
-    """
+    """Returns what an embedded server serves with so many threads: every picture that the data sets' reader takes."""
     assert recipe.generator is not None
     return ServerFile(
         device=recipe.train.device,
@@ -73,14 +67,7 @@ def server_threads(recipe: Recipe) -> int:
 
 
 class JoinedServer(EmbeddedServer):
-    """The server that another rank of this machine started, and ends.
-
-    Args:
-        address: of its socket.
-        pid: its process.
-        log_path: its log.
-        ranks: the one that started it is among them.
-    """
+    """The server that another rank of this machine started, and ends."""
 
     def __init__(self, address: str, pid: int, log_path: Path, ranks: Ranks) -> None:
         self._folder, self.address, self.log_path = Path(address.removeprefix("unix:")).parent, address, log_path
@@ -112,11 +99,7 @@ def start_shared_server(
 ) -> Iterator[EmbeddedServer | None]:
     """Starts the embedded server if the recipe wants one and this rank is the first of its machine; else finds it.
 
-    Args:
-        recipe: of the run.
-        out: the run directory, which gets the server's log.
-        ranks: of the run.
-        known: see `start_server`.
+    The run directory `out` gets its log; for `known` see `start_server`.
     """
     name = f"server/{ranks.node}"
     log_path = out / ("server.log" if ranks.node == 0 else f"server-{ranks.node}.log")

@@ -1,23 +1,21 @@
-"""Where a recipe meets a store: laid under what makes variants, or read alone, after a look at what a run will want."""
+"""Where a recipe meets a store: what the manifest says of it, and whether the store has what a run will want."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from genssl.config.recipe import Recipe, VariantsConfig
 from genssl.data.base import ImageDataset
-from genssl.data.load import dataset_digest
 from genssl.variants.plan import ViewPlan
 from genssl.variants.replay import Replay
-from genssl.variants.source import REAL, VariantSource
-from genssl.variants.store.facts import GeneratorFacts, StoredNames, describe_contents, find_generator
+from genssl.variants.source import REAL
+from genssl.variants.store.facts import StoredNames
 from genssl.variants.store.manifest import MANIFEST, StoreError, foreign_to, read_manifest
-from genssl.variants.store.source import StoredSource
+from genssl.variants.store.source import StoredVariants
 from genssl.variants.store.store import VariantStore
 
 
@@ -37,11 +35,9 @@ def dataset_block(recipe: Recipe) -> dict[str, Any]:
 
 
 def refuse_foreign(folder: Path, where: str) -> None:
-    """Raises StoreError if a folder can never become or be a store; before anything expensive, and without a trace.
+    """Raises StoreError if a folder, which may be absent, can never become or be a store.
 
-    Args:
-        folder: may be absent.
-        where: the option or key path that named it.
+    Before anything expensive, and without a trace; `where` is the option or key path that named it.
     """
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"{where}: {folder} is a file; give a folder")
@@ -49,90 +45,26 @@ def refuse_foreign(folder: Path, where: str) -> None:
         read_manifest(folder)
 
 
-def lay_under(
-    behind: VariantSource,
-    facts: GeneratorFacts,
-    recipe: Recipe,
-    dataset: ImageDataset,
-    folder: Path,
-    *,
-    ahead: bool,
-    strict: bool = False,
-    encoding: Literal["raw", "png"] = "raw",
-    variants: int = 0,
-) -> StoredSource:
-    """Returns a source that stores what `behind` makes, and asks it only for what the store lacks.
-
-    Args:
-        behind: makes the variants; belongs to what is returned.
-        facts: of its generator.
-        recipe: whose generator block and data set the manifest will name.
-        dataset: has the sources.
-        folder: of the store; made if it is absent.
-        ahead: see `StoredSource`.
-        strict: see `StoredSource`.
-        encoding: of the images that are written.
-        variants: how many of each image are made in all; 0 if that is not known.
-
-    Raises:
-        StoreError: if the store cannot be opened for this generator.
-    """
-    store = VariantStore(folder, fingerprint=facts.fingerprint, encoding=encoding)
-    try:
-        described: dict[str, Any] = {"name": dataset.name, "images": len(dataset)}
-        if variants:
-            described["variants"] = variants
-        block = dataset_block(recipe)
-        describe_contents(store, facts, generator_block(recipe), dataset_digest(dataset), described, block)
-    except BaseException:
-        store.close()
-        raise
-    return StoredSource(store, facts, dataset, behind=behind, ahead=ahead, strict=strict)
-
-
-def open_stored(recipe: Recipe, dataset: ImageDataset, load: Callable[[], GeneratorFacts]) -> StoredSource:
-    """Returns a source that reads a store alone.
-
-    The generator is not needed if the store's manifest knows what this recipe's block came to; what was used is told by
-    its fingerprint in results.json.
-
-    Args:
-        recipe: names the store, and what happens to variants that it lacks.
-        dataset: has the sources.
-        load: loads the generator and says what it is.
-
-    Raises:
-        StoreError: if there is no store, or it is pinned to another generator.
-    """
-    variants = recipe.variants
-    assert variants.store is not None
-    if not variants.store.exists():
-        raise StoreError(f"variants.store: {variants.store} does not exist; make it: {_command(variants)}")
-    facts = find_generator(read_manifest(variants.store), generator_block(recipe)) or load()
-    store = VariantStore(variants.store, readonly=True, fingerprint=facts.fingerprint)
-    return StoredSource(store, facts, dataset, missing="real" if variants.missing == "real" else "fail")
-
-
-def store_provenance(source: StoredSource) -> dict[str, Any]:
+def store_provenance(store: VariantStore) -> dict[str, Any]:
     """Returns what results.json says of the store."""
-    manifest = source.store.manifest
+    manifest = store.manifest
     return {
-        "path": str(source.store.folder),
-        "records": len(source.store),
-        "bytes": source.store.bytes,
+        "path": str(store.folder),
+        "records": len(store),
+        "bytes": store.bytes,
         "manifest": manifest.model_dump(mode="json", exclude={"generator_blocks", "dataset_blocks"}),
     }
 
 
 def require_planned(
-    source: StoredSource, plan: ViewPlan | Replay, epochs: int, dataset: ImageDataset, variants: VariantsConfig
+    stored: StoredVariants, plan: ViewPlan | Replay, epochs: int, dataset: ImageDataset, variants: VariantsConfig
 ) -> None:
     """Looks at the whole plan of a run, before its first step.
 
     Raises:
         StoreError: if the store lacks variants, saying how many and how to make them.
     """
-    names = StoredNames(source.store)
+    names = StoredNames(stored.store)
     seen: dict[int, npt.NDArray[np.bool_]] = {}  # by index, which rows were looked at
     planned = lacking = highest = 0
     for epoch in range(epochs):
@@ -142,25 +74,25 @@ def require_planned(
             known[fresh] = True
             if not len(fresh):
                 continue
-            keys = source.facts.keys([dataset.source_id(int(row)) for row in fresh], [index] * len(fresh))
+            keys = stored.facts.keys([dataset.source_id(int(row)) for row in fresh], [index] * len(fresh))
             absent = int(names.lack([key.digest() for key in keys]).sum())
             planned, lacking = planned + len(fresh), lacking + absent
             if absent:
                 highest = max(highest, index)
     if not lacking:
         return
-    what = f"variants.store: {source.store.folder} lacks {lacking:,} of the {planned:,} variants that this run plans"
-    manifest, meant = source.store.manifest, source.facts.fingerprint.hex()
+    what = f"variants.store: {stored.store.folder} lacks {lacking:,} of the {planned:,} variants that this run plans"
+    manifest, meant = stored.store.manifest, stored.facts.fingerprint.hex()
     if lacking == planned and meant in manifest.generators:
         what += " (it holds variants of this generator, but with other parameters, or of other images)"
     elif lacking == planned and manifest.generators:
         held = "; ".join(map(manifest.describe, manifest.generators))
-        what += f" (it holds variants of {held}; the recipe's generator is {source.facts.name} ({source.facts.model}), "
+        what += f" (it holds variants of {held}; the recipe's generator is {stored.facts.name} ({stored.facts.model}), "
         what += f"fingerprint {meant})"
     if variants.per_image == "fresh":
         advice = "variants.per_image is fresh, which plans variants of this run's own; set it to the number stored"
     else:
-        advice = f"Make them: {_command(variants, highest + 1)}"
+        advice = f"Make them: {pregenerate_command(variants, highest + 1)}"
     raise StoreError(f"{what}. {advice}; or set variants.missing: generate or real")
 
 
@@ -172,7 +104,8 @@ def _by_index(plan: ViewPlan | Replay, epoch: int) -> dict[int, npt.NDArray[np.i
     return {int(index): rows[(indices == index).any(axis=1)] for index in np.unique(indices[indices != REAL])}
 
 
-def _command(variants: VariantsConfig, count: int | None = None) -> str:
+def pregenerate_command(variants: VariantsConfig, count: int | None = None) -> str:
+    """Returns what makes the variants that a recipe's store lacks, for messages."""
     number = count or (10 if variants.per_image == "fresh" else variants.per_image)
     if variants.per_image != "fresh":
         number = max(number, variants.per_image)

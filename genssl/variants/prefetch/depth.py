@@ -21,21 +21,12 @@ STEP_TIMES = 50
 class PrefetchDepth:
     """The number of steps, given, or worked out by Little's law from what was measured; never more than D_max.
 
-    "auto" is min(D_max, ceil(p95 of fetch latency / median step time) + 2). It is recomputed after 5, 10, 20, 30
-    and 40 steps and then every 50, and grows at most fourfold each time, so that the first answer of a server that is
-    still warming up does not announce half an epoch at once.
-    D_max is what fits `max_bytes`, and at most 1024.
-
-    Args:
-        setting: a number of steps, or "auto".
-        bytes_per_step: of the variants of one step.
-        max_bytes: of variants under way or waiting to be taken.
-        ledger: has the latencies; gets the depth.
-        first: the depth under "auto" before anything was measured; what is measured may be less.
+    "auto" is min(D_max, ceil(p95 of fetch latency / median step time) + 2). It is recomputed after 5, 10, 20, 30 and 40
+    steps and then every 50, and grows at most fourfold each time, so that the first answer of a server that is still
+    warming up does not announce half an epoch at once. D_max (`most`) is what fits `max_bytes`, and at most 1024.
 
     Attributes:
-        steps: the depth now.
-        most: D_max.
+        steps: the depth now; under "auto" `first` before anything was measured.
         note: says, for the user, that a given number was cut to D_max and what to do; empty if it was not.
     """
 
@@ -63,11 +54,6 @@ class PrefetchDepth:
         self._done = 0
         ledger.prefetch_depth = self.steps
 
-    @property
-    def cut(self) -> bool:
-        """Says whether fewer steps are asked for ahead than were given."""
-        return bool(self.note)
-
     def step_done(self, seconds: float) -> None:
         """Counts a step that took so many seconds, waiting for variants left out."""
         self._seconds.append(seconds)
@@ -84,11 +70,7 @@ class PrefetchDepth:
 def bytes_per_step(batch_size: int, views: int, probability: float, image_size: int) -> float:
     """Returns the bytes of a step's variants, uint8 [N, 3, S, S], that hardly any step exceeds (mean and 4 deviations).
 
-    Args:
-        batch_size: sources in a batch.
-        views: of each source that may be variants.
-        probability: that such a view is one.
-        image_size: S, in pixels.
+    A batch has `batch_size` sources, of each of which so many views are variants with this probability.
     """
     slots = batch_size * views
     deviation = math.sqrt(slots * probability * (1 - probability))

@@ -78,12 +78,8 @@ def refuse_after_fork(*, allow_fork: bool = False) -> None:
 def background_loop(*, allow_fork: bool = False) -> asyncio.AbstractEventLoop:
     """Returns this process's loop, starting it on first use.
 
-    Args:
-        allow_fork: gives a forked child a loop of its own all the same. gRPC may crash or hang there.
-
-    Raises:
-        UserError: in a process that was forked from one where the loop was live. Children by `forkserver` and `spawn`
-            get a loop of their own.
+    Raises UserError in a process that was forked from one where the loop was live, unless `allow_fork` gives it a loop
+    of its own all the same, with which gRPC may crash or hang. Children by `forkserver` and `spawn` get one.
     """
     refuse_after_fork(allow_fork=allow_fork)
     with _lock:
@@ -135,9 +131,6 @@ class Tasks:
     """The work that one user of the shared loop has under way, so that it can end its own and nobody else's.
 
     Thread-safe. Bound to the process in which it is first used.
-
-    Args:
-        allow_fork: see `background_loop`.
     """
 
     def __init__(self, *, allow_fork: bool = False) -> None:
@@ -148,9 +141,7 @@ class Tasks:
     def start(self, work: Work[T]) -> concurrent.futures.Future[T]:
         """Starts a coroutine on the loop from any thread; the future's `cancel` cancels it.
 
-        Raises:
-            RuntimeError: after `close`.
-            UserError: see `background_loop`.
+        Raises RuntimeError after `close`, and UserError as `background_loop`.
         """
         try:
             loop = background_loop(allow_fork=self._allow_fork)
@@ -165,25 +156,16 @@ class Tasks:
     def run(self, work: Work[T], timeout: float | None = None) -> T:
         """Runs a coroutine on the loop and returns its result; must not be called on the loop.
 
-        Args:
-            work: the coroutine; cancelled if the wait ends before it does, also by Ctrl-C.
-            timeout: seconds; None waits for ever.
-
-        Raises:
-            TimeoutError: after `timeout` seconds.
-            concurrent.futures.CancelledError: if `close` ended it.
-            RuntimeError, UserError: as `start`.
+        The coroutine is cancelled if the wait ends before it does: after `timeout` seconds, with TimeoutError, or by
+        Ctrl-C. Raises CancelledError if `close` ended it, and what `start` raises.
         """
         return _wait(self.start(work), timeout)
 
     def close(self, teardown: Work[None] | None = None, *, timeout: float = 5.0) -> None:
         """Cancels what was started here and waits for its end, then runs `teardown`, such as closing a channel.
 
-        The loop goes on. A second call, and one in a forked child, do nothing.
-
-        Args:
-            teardown: runs on the loop after everything else of this user.
-            timeout: seconds; what still runs then is left to itself, cancelled.
+        The loop goes on; what still runs after `timeout` seconds is left to itself, cancelled. A second call, and one
+        in a forked child, do nothing.
         """
         running = _loops.get(os.getpid())
         if self._closed or running is None:
@@ -214,12 +196,7 @@ _shared = Tasks()
 
 
 def run(work: Work[T], timeout: float | None = None) -> T:
-    """Runs a coroutine on the loop and returns its result, for what needs no `close`. See `Tasks.run`.
-
-    Raises:
-        TimeoutError: after `timeout` seconds; the coroutine is cancelled.
-        UserError: see `background_loop`.
-    """
+    """Runs a coroutine on the loop and returns its result, for what needs no `close`; raises as `Tasks.run`."""
     return _shared.run(work, timeout)
 
 

@@ -25,8 +25,7 @@ from genssl.errors import UserError
 
 log = logging.getLogger(__name__)
 
-SourceId = bytes  # the class has a property of the name `bytes`
-Name = tuple[SourceId, int]  # source and index
+Name = tuple[bytes, int]  # source and index
 MOST_PER_SOURCE = 32  # stand-ins enough for any max_reuse, and few to walk: 256 choices take 4 ms
 FRESH, KEPT = 1, 2  # bits of an entry's marks
 NONE = 0  # slots are numbered from 1, so that zeroed memory is an empty table, which costs nothing until it is touched
@@ -48,11 +47,6 @@ class VariantPool:
         max_age_steps: a variant received more steps ago stands in for nothing; None: no bound.
         max_per_source: variants of one source held at once; a plan of K variants an image gains from a pool that holds
             K. None: no bound, and look-ups that slow down as the pool fills.
-
-    Attributes:
-        reuses: stand-ins given so far.
-        max_reuse_seen: how often the most used variant has stood in for others.
-        refused: variants not kept because the disk refused.
     """
 
     def __init__(
@@ -65,8 +59,7 @@ class VariantPool:
         max_per_source: int | None = MOST_PER_SOURCE,
     ) -> None:
         assert max_per_source is None or max_per_source >= 1, "a source has at least one variant"
-        self.reuses = self.max_reuse_seen = self.refused = 0
-        self._reused = 0  # variants that stood in at least once
+        self.refused = 0  # variants not kept because the disk refused
         self._max_bytes, self._max_reuse = max_bytes, max_reuse
         self._max_age, self._max_per_source = max_age_steps, max_per_source
         self._lock = threading.Lock()
@@ -94,38 +87,22 @@ class VariantPool:
                 f"raise it to a multiple of that, at least {image_bytes}"
             )
 
-    def add(self, source_id: SourceId, index: int, image: UInt8Array, step: int) -> None:
-        """Keeps variant `index` of a source, uint8 [3, h, w], received at training step `step`.
-
-        One that is held already becomes the newest; its uses stay counted.
-
-        Raises:
-            PoolError: if `max_bytes` does not hold even one.
-        """
-        self.add_many([(source_id, index)], [image], step)
-
     def add_many(self, names: Sequence[Name], images: Sequence[UInt8Array], step: int) -> None:
-        """Keeps several variants, `names` being (source id, index) of each; see `add`."""
+        """Keeps variants uint8 [3, h, w] by (source id, index), received at training step `step`.
+
+        One that is held already becomes the newest; its uses stay counted. Raises PoolError if not even one has room.
+        """
         for (source_id, index), image in zip(names, images, strict=True):
             with self._lock:  # one at a time, so that the training thread never waits for a whole batch
                 if not self._closed:
                     self._add(source_id, index, image, step)
 
-    def choose(
-        self, source_id: SourceId, wanted_index: int, step: int, out: UInt8Array | None = None
-    ) -> tuple[int, UInt8Array] | None:
-        """Returns (index, image) to show in place of a variant that is late, or None.
+    def choose(self, source_id: bytes, wanted_index: int, step: int) -> tuple[int, UInt8Array] | None:
+        """Returns (index, image) to show in place of a variant that is late, or None, and counts the use.
 
         The wanted variant itself if it is held: it stands in for nothing, so it counts as a regular use and no bound
         applies. Else the least used variant of the source within `max_reuse` and `max_age_steps`; of equally used ones
-        the longest held, then the lowest index. The use is counted.
-
-        Args:
-            source_id: 16 bytes.
-            wanted_index: of the variant that is late.
-            step: the training step.
-            out: contiguous uint8 [3, h, w] that gets the image, such as a row of the batch; for large images
-                faster than a new array, whose memory the kernel hands out page by page.
+        the longest held, then the lowest index.
         """
         with self._lock:
             best, best_rank, exact = NONE, (0, 0, 0), False
@@ -142,8 +119,7 @@ class VariantPool:
                     best, best_rank = slot, rank
             if best == NONE:
                 return None
-            image = np.empty(self._shape, np.uint8) if out is None else out
-            assert image.shape == self._shape, "all variants of a run have one size"
+            image = np.empty(self._shape, np.uint8)
             if os.preadv(self._descriptor, [image.data.cast("B")], (best - 1) * self._slot_bytes) != image.nbytes:
                 self._drop(best)  # only a file that was cut short by someone else
                 self._free.append(best)
@@ -151,10 +127,10 @@ class VariantPool:
             if exact:
                 self._marks[best] |= FRESH
             else:
-                self._count_reuse(best)
+                self._uses[best] += 1
             return self._index[best], image
 
-    def holds(self, source_id: SourceId, index: int) -> bool:
+    def holds(self, source_id: bytes, index: int) -> bool:
         """Says whether variant `index` of a source is held now."""
         with self._lock:
             return self._find(source_id, index) != NONE
@@ -178,30 +154,15 @@ class VariantPool:
             lost, self._lost = self._lost, []
             return lost
 
-    def used_fresh(self, source_id: SourceId, index: int) -> None:
+    def used_fresh(self, source_id: bytes, index: int) -> None:
         """Marks the use of a variant where it was planned, if it is held; later choices prefer less used ones."""
         with self._lock:
             slot = self._find(source_id, index)
             if slot != NONE:
                 self._marks[slot] |= FRESH
 
-    @property
-    def mean_reuse(self) -> float:
-        """How often a variant that stood in for others did so, on average; 0 if none did."""
-        return self.reuses / self._reused if self._reused else 0.0
-
-    @property
-    def index_bytes(self) -> int:
-        """Bytes of memory that the index takes when it is full."""
-        return sum(array.nbytes for array in self._arrays) if self._capacity else 0
-
     def __len__(self) -> int:
         return self._count
-
-    @property
-    def bytes(self) -> int:
-        """Pixels held."""
-        return self._count * self._slot_bytes
 
     def close(self) -> None:
         """Frees the file; what is added later is dropped, and nothing is found any more."""
@@ -230,7 +191,7 @@ class VariantPool:
         self._index, self._step = column("Q"), column("q")
         self._uses, self._marks = column("I"), column("B")
 
-    def _add(self, source_id: SourceId, index: int, image: UInt8Array, step: int) -> None:
+    def _add(self, source_id: bytes, index: int, image: UInt8Array, step: int) -> None:
         if not self._shape:
             self._allocate(image)
         assert image.shape == self._shape, "all variants of a run have one size"
@@ -258,7 +219,7 @@ class VariantPool:
         self._link(slot)
         self._count += 1
 
-    def _slot_for(self, source_id: SourceId) -> int:
+    def _slot_for(self, source_id: bytes) -> int:
         """Returns a slot to write to: a free one, or that of the oldest entry, of the source if it has too many."""
         oldest = NONE
         if self._max_per_source is not None:
@@ -278,7 +239,7 @@ class VariantPool:
         self._drop(oldest)
         return oldest
 
-    def _chain(self, source_id: SourceId) -> list[int]:
+    def _chain(self, source_id: bytes) -> list[int]:
         """Returns the slots of a source, the newest first."""
         if not self._capacity:
             return []
@@ -291,16 +252,14 @@ class VariantPool:
             slot = self._next[slot]
         return slots
 
-    def _find(self, source_id: SourceId, index: int) -> int:
+    def _find(self, source_id: bytes, index: int) -> int:
         return next((slot for slot in self._chain(source_id) if self._index[slot] == index), NONE)
 
     def _drop(self, slot: int) -> None:
-        """Takes an entry out of the index."""
         self._unlink(slot)
         self._count -= 1
 
     def _renew(self, slot: int) -> None:
-        """Makes an entry that is held the newest."""
         self._unlink(slot)
         self._link(slot)
 
@@ -324,12 +283,6 @@ class VariantPool:
         older, newer = self._older[slot], self._newer[slot]
         self._newer[older], self._older[newer] = newer, older
 
-    def _count_reuse(self, slot: int) -> None:
-        self._uses[slot] += 1
-        self._reused += self._uses[slot] == 1
-        self.reuses += 1
-        self.max_reuse_seen = max(self.max_reuse_seen, self._uses[slot])
 
-
-def _words(source_id: SourceId) -> tuple[int, int]:
+def _words(source_id: bytes) -> tuple[int, int]:
     return int.from_bytes(source_id[:8], "little"), int.from_bytes(source_id[8:], "little")

@@ -1,7 +1,7 @@
 """The prefetch queue: asks for the variants of coming steps on the process's background loop.
 
-The queue knows nothing of servers; it is given a coroutine that fetches a list of requests. What it holds back is cut
-into pieces only when a piece may be sent, so that the choice of what to ask for next is never older than it must be.
+The queue knows nothing of servers; it is given a `Fetcher`. What it holds back is cut into pieces only when a piece may
+be sent, so that the choice of what to ask for next is never older than it must be.
 """
 
 from __future__ import annotations
@@ -10,18 +10,16 @@ import asyncio
 import concurrent.futures
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from itertools import islice
 
 from genssl.base.wording import counted
-from genssl.data.base import UInt8Array
 from genssl.errors import ServerUnavailableError
-from genssl.variants.ledger import Ledger, Origin
+from genssl.variants.ledger import Ledger
 from genssl.variants.prefetch.loop import Tasks
-from genssl.variants.source import VariantRequest
+from genssl.variants.prefetch.pool import VariantPool
+from genssl.variants.source import Fetcher, Image, VariantRequest
 
-Image = tuple[UInt8Array, Origin]
-Fetch = Callable[[Sequence[VariantRequest]], Awaitable[list[Image]]]
 Key = tuple[bytes, int]
 
 POLL_SECONDS = 0.2
@@ -46,43 +44,36 @@ class _Slot:
 class PrefetchQueue:
     """Keeps requests under way, bounded in number, and joins their results when a step takes them.
 
-    The caller bounds how much is held by how many steps it announces ahead; see `variants.depth`.
+    The caller bounds how much is held by how many steps it announces ahead; see `prefetch.depth`.
 
     Args:
-        fetch: fetches variants, at most `rows_per_request` at a time; raises when they cannot be had.
+        fetcher: gets the variants, at most `rows_per_request` at a time.
         rows_per_request: no piece has more variants than this.
         max_in_flight: pieces under way at once.
         deadline_seconds: how long `take` waits, and for how long `take_ready` goes without any variant at all.
         newest_first: asks first for the step farthest ahead. A server that is too slow for every step then works for
             steps still to come; in plan order it would always be busy with those that have just passed.
         ledger: gets latencies, and what was dropped or generated ahead.
-        fetch_bulk: fetches what `refresh` was given.
-        received: called in a thread with what arrived, after it was handed to those who wait.
-        dropped: called with each request that `take_ready` drops unsent; it must not call the queue.
-        check: called now and then while waiting; raises when waiting is pointless (the server process has died).
-        describe: says, for the error at the deadline, what is wrong with the source and what to do.
+        pool: gets, in a thread, all that arrives, after it was handed to those who wait.
+
+    Attributes:
+        step: the last one that was taken without waiting.
     """
 
     def __init__(
         self,
-        fetch: Fetch,
+        fetcher: Fetcher,
         *,
         rows_per_request: int,
         max_in_flight: int,
         deadline_seconds: float,
         newest_first: bool = False,
         ledger: Ledger | None = None,
-        fetch_bulk: Fetch | None = None,
-        received: Callable[[Sequence[VariantRequest], Sequence[Image]], None] | None = None,
-        dropped: Callable[[VariantRequest], None] | None = None,
-        check: Callable[[], None] = lambda: None,
-        describe: Callable[[], str] = lambda: "raise variants.deadline_seconds, or use a faster generator",
+        pool: VariantPool | None = None,
     ) -> None:
-        self.rows_per_request = rows_per_request
-        self._fetch, self._fetch_bulk, self._received, self._dropped = fetch, fetch_bulk or fetch, received, dropped
+        self.fetcher, self.rows_per_request, self.step = fetcher, rows_per_request, 0
         self._max_in_flight, self._deadline, self._newest_first = max_in_flight, deadline_seconds, newest_first
-        self._ledger = ledger or Ledger()
-        self._check, self._describe = check, describe
+        self._ledger, self._pool = ledger or Ledger(), pool
         self._tasks = Tasks()
         self._closed = False
         # Guards what follows: the trainer's thread announces and takes, the loop's thread sends and receives.
@@ -95,12 +86,12 @@ class PrefetchQueue:
         self._failure: BaseException | None = None
 
     def run_first(self, setup: Coroutine[None, None, None]) -> None:
-        """Runs a coroutine on the loop first, such as opening a channel."""
+        """Runs a coroutine on the loop first, such as opening a channel, as long as the fetcher's `check` lets it."""
         future = self._tasks.start(setup)
         try:
             while not future.done():
                 concurrent.futures.wait([future], timeout=POLL_SECONDS)
-                self._check()
+                self.fetcher.check()
         except BaseException:
             future.cancel()
             raise
@@ -111,71 +102,69 @@ class PrefetchQueue:
         """Says whether nothing that was announced or given to `refresh` is waiting to be sent."""
         return not self._unsent and not self._bulk
 
-    def plan(self, requests: Sequence[VariantRequest], step: int = 0) -> None:
+    def announce(self, requests: Sequence[VariantRequest], step: int = 0) -> None:
         """Starts fetching the variants of a step; those already announced are only counted once more."""
         with self._lock:
             for request in requests:
-                key = (request.source_id, request.index)
-                slot = self._slots.get(key)
+                slot = self._slots.get(request.key)
                 if slot is None:
-                    slot = self._slots[key] = _Slot()
-                    self._unsent.setdefault(step, {})[key] = request
-                    self._bulk.pop(key, None)
+                    slot = self._slots[request.key] = _Slot()
+                    self._unsent.setdefault(step, {})[request.key] = request
+                    self._bulk.pop(request.key, None)
                 slot.wanted += 1
                 slot.last_step = max(slot.last_step, step)
         self._send()
 
     def refresh(self, requests: Sequence[VariantRequest]) -> None:
-        """Fetches variants ahead of the plan, whenever nothing of the plan waits; they go to `received` alone."""
+        """Fetches variants ahead of the plan, whenever nothing of the plan waits; they go to the pool alone."""
         with self._lock:
             for request in requests:
-                key = (request.source_id, request.index)
-                if key not in self._slots:
-                    self._bulk[key] = request
+                if request.key not in self._slots:
+                    self._bulk[request.key] = request
         self._send()
 
     def take(self, requests: Sequence[VariantRequest], step: int = 0) -> list[Image]:
         """Waits for announced variants and forgets them.
 
         Raises:
-            ServerUnavailableError: if they are not there after `deadline_seconds`, or `check` says they never will be.
+            ServerUnavailableError: if they are not there after `deadline_seconds`, or the fetcher says they never will.
         """
-        self.plan([request for request in requests if not self._is_announced(request)], step)
+        self.announce([request for request in requests if not self._is_announced(request)], step)
         with self._lock:
-            slots = [self._slots[(request.source_id, request.index)] for request in requests]
+            slots = [self._slots[request.key] for request in requests]
         self._wait([slot.future for slot in slots])
         images = [slot.future.result() for slot in slots]
         with self._lock:
             self._forget(requests)
         return images
 
-    def take_ready(self, requests: Sequence[VariantRequest], step: int) -> list[Image | None]:
-        """Returns what is there of a step's variants, None for what is not; the step, and all before it, have passed.
+    def take_ready(
+        self, requests: Sequence[VariantRequest], step: int
+    ) -> tuple[list[Image | None], list[VariantRequest]]:
+        """Returns what is there of a step's variants, None for what is not, and the requests that were dropped unsent.
 
-        What has not been asked for then is dropped; what is under way still goes to `received`.
-
-        Args:
-            requests: of the step.
-            step: its number.
+        The step, and all before it, have passed: what has not been asked for then is dropped; what is under way still
+        goes to the pool.
 
         Raises:
-            ServerUnavailableError: if nothing at all has come for `deadline_seconds`, or `check` says nothing will.
+            ServerUnavailableError: if nothing at all has come for `deadline_seconds`, or the fetcher says nothing will.
             RequestRefusedError: if the generator refused a request.
         """
-        self._check()
+        self.step = step
+        self.fetcher.check()
         with self._lock:
-            slots = [self._slots.get((request.source_id, request.index)) for request in requests]
+            slots = [self._slots.get(request.key) for request in requests]
             found = [slot.future if slot is not None and slot.arrived else None for slot in slots]
             self._forget(requests)
-            self._drop_passed(step)
+            dropped = self._drop_passed(step)
             hungry = time.monotonic() - self._hungry_since if self._hungry_since is not None else 0.0
         self._send()
         if self._failure is not None:
             raise self._failure
         images = [future.result() if future is not None else None for future in found]
         if None in images and hungry > self._deadline:
-            raise ServerUnavailableError(f"no variant at all has come for {hungry:.0f} s: {self._describe()}")
-        return images
+            raise ServerUnavailableError(f"no variant at all has come for {hungry:.0f} s: {self.fetcher.describe()}")
+        return images, dropped
 
     def close(self, teardown: Coroutine[None, None, None] | None = None) -> None:
         """Cancels what is under way, then runs `teardown` on the loop, such as closing a channel."""
@@ -183,7 +172,7 @@ class PrefetchQueue:
         self._tasks.close(teardown, timeout=CLOSE_SECONDS)
 
     def _is_announced(self, request: VariantRequest) -> bool:
-        slot = self._slots.get((request.source_id, request.index))  # one look-up, which needs no lock
+        slot = self._slots.get(request.key)  # one look-up, which needs no lock
         return slot is not None and slot.wanted > 0  # what is under way ahead of the plan is nobody's yet
 
     def _wait(self, futures: Sequence[concurrent.futures.Future[Image]]) -> None:
@@ -195,32 +184,31 @@ class PrefetchQueue:
             )
             failed = next((future for future in done if future.exception() is not None), None)
             if failed is not None:
-                self._check()  # that the server process has died says more than that it gives no answer
+                self.fetcher.check()  # that the server process has died says more than that it gives no answer
                 failed.result()
             if not pending:
                 return
-            self._check()
+            self.fetcher.check()
             if time.monotonic() - started > self._deadline:
                 raise ServerUnavailableError(
                     f"{counted(len(pending), 'variant of this step was', 'variants of this step were')} "
-                    f"still missing after {self._deadline:g} s: "
-                    f"{self._describe()}"
+                    f"still missing after {self._deadline:g} s: {self.fetcher.describe()}"
                 )
 
     # ---- With the lock held ----
 
     def _forget(self, requests: Sequence[VariantRequest]) -> None:
         for request in requests:
-            key = (request.source_id, request.index)
-            slot = self._slots.get(key)
+            slot = self._slots.get(request.key)
             if slot is None:
                 continue
             slot.wanted -= 1
             if slot.wanted <= 0 and slot.future.done():
-                del self._slots[key]
+                del self._slots[request.key]
 
-    def _drop_passed(self, step: int) -> None:
-        """Drops what was not sent for steps up to `step`, unless a later step wants it too."""
+    def _drop_passed(self, step: int) -> list[VariantRequest]:
+        """Drops, and returns, what was not sent for steps up to `step`, unless a later step wants it too."""
+        dropped = []
         for passed in [number for number in self._unsent if number <= step]:
             for key, request in self._unsent.pop(passed).items():
                 slot = self._slots[key]
@@ -228,9 +216,9 @@ class PrefetchQueue:
                     self._unsent.setdefault(slot.last_step, {})[key] = request
                 else:
                     del self._slots[key]
-                    self._ledger.variants_dropped += 1
-                    if self._dropped is not None:
-                        self._dropped(request)
+                    dropped.append(request)
+        self._ledger.variants_dropped += len(dropped)
+        return dropped
 
     def _next_piece(self) -> tuple[list[VariantRequest], list[_Slot], bool] | None:
         """Picks what to send now, if anything may be, and counts it as under way."""
@@ -252,24 +240,15 @@ class PrefetchQueue:
         if self._hungry_since is None:
             self._hungry_since = time.monotonic()
         if bulk:  # a step may come to want what is under way ahead of the plan, so that has slots too
-            self._slots.update({(request.source_id, request.index): _Slot() for request in piece})
-        slots = [self._slots[(request.source_id, request.index)] for request in piece]
+            self._slots.update({request.key: _Slot() for request in piece})
+        slots = [self._slots[request.key] for request in piece]
         return piece, slots, bulk
-
-    def _arrived(self, piece: Sequence[VariantRequest], slots: Sequence[_Slot], bulk: bool, seconds: float) -> None:
-        if bulk:
-            self._ledger.variants_refreshed += len(piece)
-        else:
-            self._ledger.fetch_seconds.append(seconds)
-        self._hungry_since = time.monotonic()
-        self._forget_unwanted(piece, slots)
 
     def _forget_unwanted(self, piece: Sequence[VariantRequest], slots: Sequence[_Slot]) -> None:
         for request, slot in zip(piece, slots, strict=True):
-            key = (request.source_id, request.index)
             # The step that took this slot has forgotten it; by now another may have announced the same variant anew.
-            if slot.wanted <= 0 and self._slots.get(key) is slot:
-                del self._slots[key]
+            if slot.wanted <= 0 and self._slots.get(request.key) is slot:
+                del self._slots[request.key]
 
     # ---- Sending and receiving ----
 
@@ -287,15 +266,21 @@ class PrefetchQueue:
     async def _fetch_piece(self, piece: list[VariantRequest], slots: list[_Slot], bulk: bool) -> None:
         started = time.monotonic()
         try:
-            images = await (self._fetch_bulk if bulk else self._fetch)(piece)
+            images = await self.fetcher.fetch(piece, ahead=bulk)
             if len(images) != len(piece):
                 raise RuntimeError(f"{len(piece)} variants were fetched and {len(images)} came")
             with self._lock:  # no step may see a variant between its arrival and what is noted of it
                 for slot, image in zip(slots, images, strict=True):
                     slot.future.set_result(image)
-                self._arrived(piece, slots, bulk, time.monotonic() - started)
-            if self._received is not None:
-                await asyncio.to_thread(self._received, piece, images)
+                if bulk:
+                    self._ledger.variants_refreshed += len(piece)
+                else:
+                    self._ledger.fetch_seconds.append(time.monotonic() - started)
+                self._hungry_since = time.monotonic()
+                self._forget_unwanted(piece, slots)
+            if self._pool is not None:
+                names, pixels = [request.key for request in piece], [pixels for pixels, _ in images]
+                await asyncio.to_thread(self._pool.add_many, names, pixels, self.step)
         except asyncio.CancelledError:
             for slot in slots:
                 slot.future.cancel()

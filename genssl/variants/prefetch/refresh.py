@@ -6,46 +6,38 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from genssl.data.base import ImageDataset
-from genssl.variants.plan import ViewPlan, requests_of
+from genssl.variants.plan import ViewPlan
 from genssl.variants.source import VariantRequest
 
 SCANNED_STEPS = 4  # at most, in search of variants that the pool does not have
 
 
 class Refreshable(Protocol):
-    """A source that can be asked for variants which no step has announced."""
+    """A source that can be asked for variants which no step has announced; see `RemoteSource`."""
+
+    announced: int
 
     @property
     def wants_refresh(self) -> bool:
         """Whether nothing that was asked for waits to be sent."""
         ...
 
-    @property
-    def announced(self) -> int:
-        """The latest step that was announced."""
-        ...
-
-    def refresh(self, requests: Sequence[VariantRequest]) -> Sequence[object]:
-        """Asks for those that are neither in the pool nor under way; returns them."""
+    def refresh(self, requests: Sequence[VariantRequest]) -> Sequence[VariantRequest]:
+        """Asks for those that are neither at hand nor under way; returns them."""
         ...
 
 
 class Refresher:
-    """Asks for up to `budget` variants a training step that coming epochs will want, so that none is made in vain.
+    """Asks for up to `per_step` variants a training step that coming epochs will want, so that none is made in vain.
 
-    Args:
-        plan: a view plan of its own, since a plan remembers one epoch only.
-        epochs: of the run.
-        dataset: has the sources.
-        source: asked for the variants.
-        budget: variants a step.
+    The plan is one of its own, since a plan remembers one epoch only.
     """
 
-    def __init__(self, plan: ViewPlan, epochs: int, dataset: ImageDataset, source: Refreshable, budget: int) -> None:
+    def __init__(self, plan: ViewPlan, epochs: int, dataset: ImageDataset, source: Refreshable, per_step: int) -> None:
         self._plan, self._steps = plan, epochs * plan.steps_per_epoch
-        self._dataset, self._source, self._budget = dataset, source, budget
+        self._dataset, self._source, self._per_step = dataset, source, per_step
         self._position = 0  # the step of the run whose variants come next
-        self._left: list[VariantRequest] = []
+        self._left: Sequence[VariantRequest] = []
 
     def step(self) -> None:
         """Asks for the next variants, unless some of the plan or of an earlier call wait to be sent."""
@@ -56,16 +48,16 @@ class Refresher:
             # What the plan has announced is under way; the next epoch begins where a pool has most to gain.
             self._position = (announced // self._plan.steps_per_epoch + 1) * self._plan.steps_per_epoch
             self._left = []
-        budget = self._budget
+        most = self._per_step
         for _ in range(SCANNED_STEPS):
             if not self._left:
                 if self._position >= self._steps:
                     return
                 planned = self._plan.step(*divmod(self._position, self._plan.steps_per_epoch))
-                self._left = requests_of(planned, self._dataset)
+                self._left = planned.with_requests(self._dataset).requests
                 self._position += 1
-            while self._left and budget > 0:
-                part, self._left = self._left[:budget], self._left[budget:]
-                budget -= len(self._source.refresh(part))
-            if budget <= 0:
+            while self._left and most > 0:
+                part, self._left = self._left[:most], self._left[most:]
+                most -= len(self._source.refresh(part))
+            if most <= 0:
                 return

@@ -33,7 +33,7 @@ def take(recipe, dataset, server=None, folder=None):
     ledger = Ledger()
     requests = [VariantRequest(row, dataset.source_id(row), row % 3) for row in range(24)]
     with open_source(recipe, dataset, ledger, torch.device("cpu"), server, folder) as opened:
-        opened.source.plan(requests)
+        opened.source.announce(requests)
         delivery = opened.source.take(requests)
         return delivery, opened.facts, ledger
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import numpy as np
@@ -10,10 +11,10 @@ import pytest
 from genssl.variants.engine import VariantEngine
 from genssl.variants.in_process import InProcessSource
 from genssl.variants.ledger import Ledger
-from genssl.variants.source import REAL, Delivery, VariantRequest
+from genssl.variants.source import REAL, VariantRequest
 from genssl.variants.store.facts import GeneratorFacts, StoredNames, describe_contents, find_generator
 from genssl.variants.store.manifest import StoreError, read_manifest
-from genssl.variants.store.source import StoredSource
+from genssl.variants.store.source import StoredSource, StoredVariants, StoreFetcher
 from genssl.variants.store.store import VariantStore
 
 BLOCK = {"name": "g", "model": "m", "noise_level": 3}
@@ -34,28 +35,25 @@ def requests_of(dataset, rows, index: int = 0) -> list[VariantRequest]:
     return [VariantRequest(row, dataset.source_id(row), index) for row in rows]
 
 
-class Ahead:
-    """A source that works ahead, by a generator in this process: it wants to hear of every step, in order."""
+class Maker:
+    """A fetcher that makes variants in this process and notes what it was asked for."""
 
     def __init__(self, engine, dataset) -> None:
         self._source = InProcessSource(engine, dataset, Ledger())
-        self.stored: StoredSource | None = None
-        self.planned: dict[int | None, list[VariantRequest]] = {}
-        self.taken: list[tuple[int | None, list[VariantRequest]]] = []
+        self.asked: list[tuple[list[VariantRequest], bool]] = []
 
-    def plan(self, requests, step=None) -> None:
-        self.planned[step] = list(requests)
+    def look(self, requests):
+        return [None] * len(requests)
 
-    def take(self, requests, step=None) -> Delivery:
-        self.taken.append((step, list(requests)))
-        if not requests:
-            return Delivery(np.zeros((0, 3, 8, 8), np.uint8), [], [])
-        delivery = self._source.take(requests, step)
-        self.stored.keep(requests, [(image, "generated") for image in delivery.images])
-        return delivery
+    async def fetch(self, requests, *, ahead=False):
+        self.asked.append((list(requests), ahead))
+        return [(image, "generated") for image in self._source.take(requests).images]
 
-    def close(self) -> None:
-        self._source.close()
+    def describe(self) -> str:
+        return "a maker"
+
+    def check(self) -> None:
+        pass
 
 
 def test_what_is_made_is_stored_and_the_next_time_found(tmp_path, facts, engine, digits_test):
@@ -63,7 +61,7 @@ def test_what_is_made_is_stored_and_the_next_time_found(tmp_path, facts, engine,
     for origins in (["generated"] * 6, ["store"] * 6):
         ledger = Ledger()
         behind = InProcessSource(engine, digits_test, ledger)
-        source = StoredSource(VariantStore(tmp_path / "s"), facts, digits_test, behind=behind)
+        source = StoredSource(StoredVariants(VariantStore(tmp_path / "s"), facts), behind=behind)
         delivery = source.take(requests_of(digits_test, range(6)), 0)
         source.close()
         assert delivery.origins == origins
@@ -76,41 +74,42 @@ def test_only_what_the_store_lacks_is_asked_for_and_the_order_is_kept(tmp_path, 
     everything = requests_of(digits_test, range(7))
     expected = InProcessSource(engine, digits_test, Ledger()).take(everything).images
     behind = InProcessSource(engine, digits_test, Ledger())
-    source = StoredSource(VariantStore(tmp_path / "s"), facts, digits_test, behind=behind)
+    source = StoredSource(StoredVariants(VariantStore(tmp_path / "s"), facts), behind=behind)
     source.take(everything[1:6:2])
-    assert source.lacking(everything) == everything[0::2]
+    assert [image is None for image in source.stored.read(everything)] == [True, False] * 3 + [True]
     delivery = source.take(everything, 1)
     assert delivery.origins == ["generated", "store"] * 3 + ["generated"]
     assert np.array_equal(delivery.images, expected)
     source.close()
 
 
-def test_what_was_planned_behind_is_taken_there_though_it_has_been_stored_since(tmp_path, facts, engine, digits_test):
-    behind = Ahead(engine, digits_test)
-    source = behind.stored = StoredSource(VariantStore(tmp_path / "s"), facts, digits_test, behind=behind, ahead=True)
-    first, both = requests_of(digits_test, range(4)), requests_of(digits_test, range(2, 8))
-    source.plan(first, 0)
-    source.plan(both, 1)  # rows 2 and 3 once more, before they came
-    assert source.take(first, 0).origins == ["generated"] * 4
-    assert source.take(both, 1).origins == ["generated"] * 6
-    assert behind.taken == [(0, first), (1, both)]
-    source.plan(first, 2)
-    assert source.take(first, 2).origins == ["store"] * 4
-    assert behind.planned[2] == []
-    assert behind.taken[-1] == (2, []), "it hears that the step has passed"
-    source.close()
+def test_a_store_inside_the_fetch_has_at_hand_what_was_fetched_before(tmp_path, facts, engine, digits_test):
+    maker, stored = Maker(engine, digits_test), StoredVariants(VariantStore(tmp_path / "s"), facts)
+    fetcher = StoreFetcher(stored, maker)
+    wanted = requests_of(digits_test, range(4))
+    assert fetcher.look(wanted) == [None] * 4
+    images = asyncio.run(fetcher.fetch(wanted[1:3], ahead=True))
+    assert [origin for _, origin in images] == ["generated"] * 2
+    assert maker.asked == [(wanted[1:3], True)]
+    found = fetcher.look(wanted)
+    assert [image is None for image in found] == [True, False, False, True]
+    for image, (pixels, _) in zip(found[1:3], images, strict=True):
+        assert image[1] == "store"
+        assert np.array_equal(image[0], pixels)
+    assert fetcher.describe() == "a maker"
+    stored.close()
 
 
 def test_a_missing_variant_is_an_error_or_the_image_itself(tmp_path, facts, engine, digits_test):
     stored, missing = requests_of(digits_test, range(3)), requests_of(digits_test, range(3), index=5)
     behind = InProcessSource(engine, digits_test, Ledger())
-    source = StoredSource(VariantStore(tmp_path / "s"), facts, digits_test, behind=behind)
+    source = StoredSource(StoredVariants(VariantStore(tmp_path / "s"), facts), behind=behind)
     source.take(stored)
     source.close()
     wanted = [stored[0], missing[1], stored[2], missing[0]]
     with pytest.raises(StoreError, match=r"lacks 2 of the 4 variants .* such as variant 5 of image 1\."):
-        StoredSource(VariantStore(tmp_path / "s", readonly=True), facts, digits_test).take(wanted)
-    real = StoredSource(VariantStore(tmp_path / "s", readonly=True), facts, digits_test, missing="real").take(wanted)
+        StoredSource(StoredVariants(VariantStore(tmp_path / "s", readonly=True), facts)).take(wanted)
+    real = StoredSource(StoredVariants(VariantStore(tmp_path / "s", readonly=True), facts), missing="real").take(wanted)
     assert real.origins == ["store", "real", "store", "real"]
     assert real.indices == [0, REAL, 0, REAL]
     assert real.images.shape == (2, 3, 8, 8)
@@ -120,7 +119,7 @@ def test_a_full_store_ends_a_strict_source_and_no_other(tmp_path, facts, engine,
     for strict in (True, False):
         store = VariantStore(tmp_path / f"{strict}", max_bytes=2**17)
         behind = InProcessSource(engine, digits_test, Ledger())
-        source = StoredSource(store, facts, digits_test, behind=behind, strict=strict)
+        source = StoredSource(StoredVariants(store, facts, strict=strict), behind=behind)
         if strict:
             with pytest.raises(StoreError, match="has no room"):
                 source.take(requests_of(digits_test, range(120)))
@@ -130,10 +129,10 @@ def test_a_full_store_ends_a_strict_source_and_no_other(tmp_path, facts, engine,
 
 
 def test_what_arrives_after_the_closing_is_dropped(tmp_path, facts, engine, digits_test):
-    source = StoredSource(VariantStore(tmp_path / "s"), facts, digits_test)
-    source.close()
+    stored = StoredVariants(VariantStore(tmp_path / "s"), facts)
+    stored.close()
     image = np.zeros((3, 8, 8), np.uint8)
-    late = threading.Thread(target=source.keep, args=(requests_of(digits_test, [0]), [(image, "generated")]))
+    late = threading.Thread(target=stored.keep, args=(requests_of(digits_test, [0]), [image]))
     late.start()
     late.join()
     with VariantStore(tmp_path / "s", readonly=True) as store:

@@ -1,4 +1,4 @@
-"""What happens to a step's variants between the plan and the views: announced, taken, counted, logged."""
+"""A run's steps: their plan, how far ahead their variants are announced, and what is noted of what they get."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from genssl.base.ranks import ALONE, Ranks
 from genssl.base.wording import counted
+from genssl.client.source import RemoteSource
 from genssl.config.recipe import Recipe, VariantsConfig
 from genssl.data.base import ImageDataset
 from genssl.data.load import dataset_digest
@@ -17,14 +18,53 @@ from genssl.errors import UserError
 from genssl.training.progress import RunProgress
 from genssl.training.supply.open import OpenSource
 from genssl.variants.ledger import Ledger, Origin
-from genssl.variants.plan import StepPlan, ViewPlan, requests_of
+from genssl.variants.plan import StepPlan, ViewPlan
+from genssl.variants.prefetch.depth import PrefetchDepth, bytes_per_step
+from genssl.variants.prefetch.refresh import Refresher
 from genssl.variants.replay import AssignmentLog, Replay
 from genssl.variants.source import REAL, Delivery, VariantSource
 
 ONLINE_FRACTION = 0.5  # of fresh variants, below which a run is not simply called online
 
 
-def follow_log(
+def view_plan(recipe: Recipe, num_sources: int, ranks: Ranks = ALONE) -> ViewPlan:
+    """Returns the plan of a run, or of one rank of it."""
+    return ViewPlan(
+        seed=recipe.seed,
+        num_sources=num_sources,
+        batch_size=recipe.train.batch_size,
+        policy=recipe.views.policy if recipe.uses_variants() else "none",
+        probability=recipe.variant_probability(),
+        per_image=recipe.variants.per_image,
+        third_count=recipe.views.third_count,
+        rank=ranks.rank,
+        world_size=ranks.size,
+    )
+
+
+def prefetch_depth(recipe: Recipe, remote: RemoteSource | None, ledger: Ledger, ranks: Ranks = ALONE) -> PrefetchDepth:
+    """Returns how many steps ahead a rank asks for variants."""
+    size = remote.image_size if remote is not None else 0
+    views, probability = recipe.views.variant_slots, recipe.variant_probability()
+    return PrefetchDepth(
+        recipe.variants.prefetch_steps,
+        bytes_per_step=bytes_per_step(recipe.train.batch_size // ranks.size, views, probability, size),
+        max_bytes=recipe.variants.prefetch_bytes,
+        ledger=ledger,
+    )
+
+
+def build_refresher(
+    recipe: Recipe, dataset: ImageDataset, remote: RemoteSource | None, ranks: Ranks = ALONE
+) -> Refresher | None:
+    """Returns what generates ahead of the plan, if the recipe asks for it and there is a pool to put it."""
+    if recipe.variants.refresh is None or remote is None:
+        return None
+    plan = view_plan(recipe, len(dataset), ranks)
+    return Refresher(plan, recipe.train.epochs, dataset, remote, per_step=recipe.variants.refresh.budget)
+
+
+def open_assignments(
     recipe: Recipe,
     dataset: ImageDataset,
     plan: ViewPlan,
@@ -35,22 +75,14 @@ def follow_log(
 ) -> tuple[ViewPlan | Replay, AssignmentLog | None]:
     """Returns the plan that the run follows, and the log that it writes where the plan alone does not tell all.
 
-    Args:
-        recipe: of the run.
-        dataset: has the sources.
-        plan: of the recipe.
-        opened: the variant source.
-        out: the run directory.
-        done: steps that a run which goes on has done.
-        ranks: of the run; the log is that of one process, so several write none.
-
-    Raises:
-        UserError: if several ranks are to follow the log of one.
+    `done` is how many steps a run which goes on has done. The log is that of one process, so several ranks write none;
+    raises UserError if they are to follow one.
     """
-    if opened is None or (recipe.variants.late == "block" and recipe.variants.replay is None):
+    replay = recipe.variants.replay
+    if opened is None or (recipe.variants.late == "block" and replay is None):
         return plan, None
     if ranks.size > 1:
-        if recipe.variants.replay is not None:
+        if replay is not None:
             raise UserError("variants.replay: a log is of one process; replay it without torchrun")
         return plan, None
     header = {
@@ -67,13 +99,11 @@ def follow_log(
     }
     if recipe.views.policy == "third":
         header["third_count"] = recipe.views.third_count
-    if recipe.variants.replay is None:
-        return plan, AssignmentLog(out / "assignments.jsonl", header, done)
-    steps = recipe.train.epochs * plan.steps_per_epoch
-    return Replay(plan, recipe.variants.replay, header, steps), AssignmentLog(out / "assignments.jsonl", header, done)
+    followed = plan if replay is None else Replay(plan, replay, header, recipe.train.epochs * plan.steps_per_epoch)
+    return followed, AssignmentLog(out / "assignments.jsonl", header, done)
 
 
-def announced(
+def announce_ahead(
     plan: ViewPlan | Replay,
     epochs: int,
     dataset: ImageDataset,
@@ -86,31 +116,28 @@ def announced(
     for number in range(done, epochs * plan.steps_per_epoch):
         step_plan = plan.step(*divmod(number, plan.steps_per_epoch))
         if source is not None:
-            source.plan(requests_of(step_plan, dataset), number)
+            step_plan = step_plan.with_requests(dataset)
+            source.announce(step_plan.requests, number)
         coming.append(step_plan)
         while len(coming) > max(0, ahead()):
             yield coming.popleft()
     yield from coming
 
 
-def take(
-    step: int, step_plan: StepPlan, dataset: ImageDataset, source: VariantSource | None, ledger: Ledger
-) -> Delivery | None:
+def wait_for_variants(step: int, step_plan: StepPlan, source: VariantSource | None, ledger: Ledger) -> Delivery | None:
     """Takes a step's variants and enters the time that it waited in the ledger."""
-    requests = requests_of(step_plan, dataset)
-    if source is None or not requests:
+    if source is None or not step_plan.requests:
         return None
     started = time.perf_counter()
-    delivery = source.take(requests, step)
+    delivery = source.take(step_plan.requests, step)
     ledger.stall_seconds += time.perf_counter() - started
     return delivery
 
 
-def enter(
+def record_delivery(
     step: int,
     plan: ViewPlan | Replay,
     step_plan: StepPlan,
-    dataset: ImageDataset,
     delivery: Delivery | None,
     ledger: Ledger,
     write: Callable[[int, list[Origin], list[int]], None] | None,
@@ -122,20 +149,16 @@ def enter(
     if isinstance(plan, Replay):
         slots = plan.slots(step)
         origins, indices = plan.relabelled(step, delivery)
-    for row, origin, index in zip(step_plan.rows[slots], origins, indices, strict=True):
-        ledger.deliver(dataset.source_id(int(row)), index, origin, int(row))
+    # A slot for which a log names the image itself has no request; its source id does not matter.
+    source_ids = {request.row: request.source_id for request in step_plan.requests}
+    for row, origin, index in zip(step_plan.rows[slots].tolist(), origins, indices, strict=True):
+        ledger.deliver(source_ids.get(row, b""), index, origin, row)
     if write is not None:
         write(step, origins, indices)
 
 
-def how_online(ledger: Ledger, progress: RunProgress, variants: VariantsConfig) -> dict[str, Any]:
-    """Says, for results.json and the user, if most of the variants were not the planned ones.
-
-    Args:
-        ledger: of the finished training.
-        progress: tells the user.
-        variants: the recipe's.
-    """
+def online_label(ledger: Ledger, progress: RunProgress, variants: VariantsConfig) -> dict[str, Any]:
+    """Says, for results.json and the user, if most of the variants were not the planned ones."""
     fresh = ledger.fresh_fraction
     if not ledger.wanted or fresh >= ONLINE_FRACTION:
         return {}
@@ -145,9 +168,9 @@ def how_online(ledger: Ledger, progress: RunProgress, variants: VariantsConfig) 
             "Call this run by these numbers, not simply stored: genssl pregenerate makes what is missing"
         )
     else:
-        budget, why = variants.budget, "its generator was too slow for it"
-        if budget is not None:
-            why = f"variants.budget allows {counted(budget, 'variant')} an image"
+        most, why = variants.budget, "its generator was too slow for it"
+        if most is not None:
+            why = f"variants.budget allows {counted(most, 'variant')} an image"
         said = (
             f"only {fresh:.0%} of the wanted variants came as planned; {ledger.origins['reused'] / ledger.wanted:.0%} "
             f"were other variants of the same image, {ledger.origins['real'] / ledger.wanted:.0%} real images. Call "
