@@ -117,7 +117,7 @@ def build_own_unclip(folder: Path, pipeline: Path, *, width: int = 4, seed: int 
     block = ResNet18Config(stem="small", width=width)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        save_encoder(folder / FILE, BACKBONES.get("resnet18")(block), block, 32)
+        save_encoder(folder / FILE, BACKBONES.get("resnet18")(block), block, image_size="32")
     index = folder / "model_index.json"
     nothing = {"image_encoder": [None, None], "feature_extractor": [None, None]}
     index.write_text(json.dumps(json.loads(index.read_text()) | nothing))

@@ -30,7 +30,7 @@ def build_tiny_flow(folder: Path, seed: int = 0) -> Path:
     block = ResNet18Config(stem="small", width=4)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        save_encoder(folder / FILE, BACKBONES.get("resnet18")(block), block, 16)
+        save_encoder(folder / FILE, BACKBONES.get("resnet18")(block), block, image_size="16")
         network = build_network(FACTS)
         for parameter in network.parameters():  # so that time, image and condition all reach the output
             parameter.data.mul_(1.5)
