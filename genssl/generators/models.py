@@ -178,6 +178,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def licence_of(folder: Path, otherwise: str) -> str:
+    """Returns the licence that a model's card.json names, or `otherwise`."""
+    card = folder / "card.json"
+    licence = read_json(card).get("licence") if card.exists() else None
+    return licence or otherwise
+
+
 def _download(
     model: str, revision: str | None, parts: Sequence[str], key: str, *, whole: bool = True, inside: Sequence[str] = ()
 ) -> Path:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from genssl.errors import RequestRefusedError, suggest
-from genssl.generators.base import Generator
+from genssl.generators.base import EmbedsForeground, Generator
 from genssl.generators.configs import ADAPTIVE, ADAPTS, SIZES, GeneratorConfig
 from genssl.generators.parameters import (
     ADAPTIVE_NAME,
@@ -155,7 +155,7 @@ def _variation(generator: Generator, whole: Parameters) -> Variation | None:
     adaptive = ADAPTIVE_NAME in whole
     if adaptive and (whole[ADAPTIVE_NAME] != 1 or ADAPTS in ranges):
         raise RequestRefusedError(f"{spec.name}: parameter {ADAPTIVE_NAME} is 1, and {ADAPTS} then has no range")
-    if adaptive and not hasattr(generator, "embed_with_foreground"):
+    if adaptive and not isinstance(generator, EmbedsForeground):
         raise RequestRefusedError(
             f"{spec.name}: {ADAPTS}: {ADAPTIVE} needs a conditioner with a feature map, which this generator has not; "
             "give a number or a range"

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from genssl.errors import RequestRefusedError
 from genssl.generators.configs import FlowConfig, ICGANConfig, StableUnCLIPConfig
-from genssl.generators.diffusion.foreground import foreground_ratio
+from genssl.generators.diffusion.unclip_encoder import foreground_ratio
 from genssl.generators.open import open_generator
 from genssl.generators.parameters import merge
 from genssl.generators.variation import Variation, adaptive_noise_level, complete, redraw_seed, varying_parameters

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
-from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from genssl.base import safetensors_file
@@ -105,16 +105,9 @@ def image_encoder(
     return load_network(CLIPVisionModelWithProjection, folder, "image_encoder", dtype, device), preprocessing
 
 
-def empty_prompt(folder: Path, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Returns the hidden states [1, tokens, width] of the empty prompt; text encoder and tokenizer are not kept."""
-    tokenizer = load_part(CLIPTokenizer, folder, "tokenizer")
-    encoder = load_network(CLIPTextModel, folder, "text_encoder", dtype, device)
-    tokens = tokenizer(
-        "", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-    )
-    with torch.inference_mode():
-        hidden_states: torch.Tensor = encoder(tokens.input_ids.to(device))[0]
-    return hidden_states
+def factor_of(vae: Any) -> int:
+    """Returns how many pixels of an autoencoder's images a latent has at each side."""
+    return int(2 ** (len(vae.config["block_out_channels"]) - 1))
 
 
 def pipeline_files(folder: Path, networks: Sequence[str], others: Sequence[str] = ()) -> list[str]:
@@ -132,22 +125,6 @@ def pipeline_files(folder: Path, networks: Sequence[str], others: Sequence[str] 
         files += tokenizer_files(part) if part.startswith("tokenizer") else []
         files += [f"{part}/scheduler_config.json", f"{part}/preprocessor_config.json"]
     return files
-
-
-def check_width(folder: Path, what: str, width: int, where: str, unet: Any) -> None:
-    """Raises GeneratorError if `what` of this width does not fit the cross-attention of a UNet."""
-    expected = unet.config["cross_attention_dim"]
-    if width != expected:
-        raise GeneratorError(
-            f"{folder}: {what} has {width} numbers, but {where} takes {expected}; the parts do not fit"
-        )
-
-
-def licence_of(folder: Path, otherwise: str) -> str:
-    """Returns the licence that a model's card.json names, or `otherwise`."""
-    card = folder / "card.json"
-    licence = read_json(card).get("licence") if card.exists() else None
-    return licence or otherwise
 
 
 @contextmanager

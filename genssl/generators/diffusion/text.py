@@ -18,23 +18,18 @@ class Prompt:
 
     Attributes:
         tokens: [1, 77, width] of the prompt.
-        pooled: [1, width] of the prompt, for SDXL; None for Stable Diffusion 1 and 2.
+        pooled: [1, width] of the prompt, for SDXL; of width 0 for Stable Diffusion 1 and 2.
     """
 
     tokens: torch.Tensor
-    pooled: torch.Tensor | None
-
-    def zeros(self) -> Prompt:
-        """Returns a prompt of the same shape that is all zeros."""
-        pooled = None if self.pooled is None else torch.zeros_like(self.pooled)
-        return Prompt(torch.zeros_like(self.tokens), pooled)
+    pooled: torch.Tensor
 
 
 @torch.inference_mode()
 def embed_prompts(folder: Path, prompts: list[str], xl: bool, dtype: torch.dtype, device: torch.device) -> list[Prompt]:
     """Embeds prompts as Stable Diffusion's pipelines do: SDXL takes the last layer but one of two encoders."""
     tokens: list[list[torch.Tensor]] = [[] for _ in prompts]
-    pooled: list[torch.Tensor | None] = [None for _ in prompts]
+    pooled = [torch.zeros((1, 0)) for _ in prompts]
     for suffix in ["", "_2"] if xl else [""]:
         tokenizer = load_part(CLIPTokenizer, folder, f"tokenizer{suffix}")
         kind = CLIPTextModelWithProjection if suffix else CLIPTextModel
@@ -59,5 +54,6 @@ def embed_prompt_and_empty(
 ) -> tuple[Prompt, Prompt]:
     """Returns the prompt and what guidance compares it with: the empty prompt, or zeros where an SDXL model says so."""
     given, empty = embed_prompts(folder, [prompt, ""], xl, dtype, device)
-    zeros = xl and bool(read_json(folder / DIFFUSERS).get("force_zeros_for_empty_prompt", True))
-    return given, given.zeros() if zeros else empty
+    if xl and bool(read_json(folder / DIFFUSERS).get("force_zeros_for_empty_prompt", True)):
+        empty = Prompt(torch.zeros_like(given.tokens), torch.zeros_like(given.pooled))
+    return given, empty

@@ -13,11 +13,10 @@ import torch
 from genssl import __version__
 from genssl.base.safetensors_file import write_tensors
 from genssl.errors import UserError
-from genssl.generators.icgan.features import FILE as FEATURES
-from genssl.generators.icgan.features import Preprocess
 from genssl.generators.icgan.generator import CLASS, FORMAT, WEIGHTS
 from genssl.generators.icgan.networks import Architecture
-from genssl.generators.icgan.official import convert_features, convert_generator, read_tensors
+from genssl.generators.icgan.official import FILE as FEATURES
+from genssl.generators.icgan.official import Preprocess, convert_features, convert_generator, read_tensors
 
 LICENCE = "CC-BY-NC-4.0"
 

@@ -7,14 +7,13 @@ neighbour in a bank, drawn by the variant's seed, so that what lies between is s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
-from genssl.data.base import UInt8Array
-from genssl.errors import GeneratorError, RequestRefusedError
-from genssl.generators.base import Alive, Generator
+from genssl.errors import RequestRefusedError
+from genssl.generators.base import Alive, EmbedsForeground, GeneratesExactly, Generator, check_defaults
 from genssl.generators.parameters import Parameters
 from genssl.generators.retrieval.bank import open_bank
 from genssl.generators.retrieval.configs import InterpolationConfig
@@ -40,6 +39,7 @@ class Interpolated:
 
     def __init__(self, generator: Generator, config: InterpolationConfig, device: torch.device) -> None:
         self._inner = generator
+        self.preprocess, self.embed = generator.preprocess, generator.embed
         spec = generator.spec
         self._bank = open_bank(config, generator.preprocess, generator.embed, spec.fingerprint, device, spec.former)
         low = config.amount if isinstance(config.amount, float) else config.amount[0]
@@ -48,20 +48,9 @@ class Interpolated:
             lambda name: hashlib.blake2b(VERSION.encode() + name + bank, digest_size=16).digest(),
             defaults=spec.defaults | {AMOUNT: low, NEIGHBOURS: config.neighbours},
         )
-        if hasattr(generator, "embed_with_foreground"):
+        if isinstance(generator, EmbedsForeground):
             self.embed_with_foreground = generator.embed_with_foreground
-        try:
-            self.check(self.spec.defaults)
-        except RequestRefusedError as error:
-            raise GeneratorError(f"generator {spec.model}: {error}") from None
-
-    def preprocess(self, image: UInt8Array) -> UInt8Array:
-        """See the generator's."""
-        return self._inner.preprocess(image)
-
-    def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """See the generator's."""
-        return self._inner.embed(images)
+        check_defaults(self, spec.model)
 
     def check(self, parameters: Parameters) -> None:
         """Raises RequestRefusedError for an amount outside 0..1, too many neighbours, or as the generator."""
@@ -101,7 +90,7 @@ class Interpolated:
     ) -> torch.Tensor:
         """Does as `generate`; see `Generator`."""
         between, plain = self._between(embeddings, seeds, parameters)
-        generate: Callable[..., torch.Tensor] = getattr(self._inner, "generate_exact", self._inner.generate)
+        generate = self._inner.generate_exact if isinstance(self._inner, GeneratesExactly) else self._inner.generate
         return generate(between, seeds, plain, alive=alive, sizes=sizes)
 
     def _between(
