@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.models import shown
 from genssl.generators.parameters import Parameters
 
@@ -55,24 +54,26 @@ class GeneratorSpec:
             **changes,
         )
 
-    def to_proto(self, generator_id: str) -> pb.GeneratorInfo:
-        """Returns what a server says of the generator that it offers under this id; of paths, the last part."""
-        return pb.GeneratorInfo(
-            generator_id=generator_id,
-            name=self.name,
-            model=shown(self.model),
-            fingerprint=self.fingerprint,
-            embedding_dim=self.embedding_dim,
-            image_size=self.image_size,
-            licence=self.licence,
-            default_parameters={name: float(value) for name, value in self.defaults.items()},
-            settings={name: shown(value) for name, value in self.settings.items()},
-            tflops=self.tflops or 0.0,
-        )
+    def to_proto(self) -> dict[str, Any]:
+        """Returns the fields of a `generation.v1.GeneratorInfo`, but for the server's id; of paths, the last part.
+
+        Fields and no message, since batching, which has specs at hand, is kept free of the wire.
+        """
+        return {
+            "name": self.name,
+            "model": shown(self.model),
+            "fingerprint": self.fingerprint,
+            "embedding_dim": self.embedding_dim,
+            "image_size": self.image_size,
+            "licence": self.licence,
+            "default_parameters": {name: float(value) for name, value in self.defaults.items()},
+            "settings": {name: shown(value) for name, value in self.settings.items()},
+            "tflops": self.tflops or 0.0,
+        }
 
     @classmethod
-    def from_proto(cls, info: pb.GeneratorInfo) -> GeneratorSpec:
-        """Returns what a server said; all parameters are floats there."""
+    def from_proto(cls, info: Any) -> GeneratorSpec:
+        """Returns what a server said in a `generation.v1.GeneratorInfo`; all parameters are floats there."""
         return cls(
             name=info.name,
             model=info.model,

@@ -112,7 +112,7 @@ class Hosted:
 
     def info(self) -> pb.GeneratorInfo:
         """Returns what ListGenerators says of it."""
-        return self.engine.generator.spec.to_proto(self.generator_id)
+        return pb.GeneratorInfo(generator_id=self.generator_id, **self.engine.generator.spec.to_proto())
 
     def settings(self, parameters: Mapping[str, float]) -> Settings:
         """Returns the complete settings of given parameters.
