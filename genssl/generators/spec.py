@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genssl.generators.models import shown
 from genssl.generators.parameters import Parameters
+
+if TYPE_CHECKING:
+    from genssl.generation.v1 import generation_pb2 as pb
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class GeneratorSpec:
         }
 
     @classmethod
-    def from_proto(cls, info: Any) -> GeneratorSpec:
+    def from_proto(cls, info: pb.GeneratorInfo) -> GeneratorSpec:
         """Returns what a server said in a `generation.v1.GeneratorInfo`; all parameters are floats there."""
         return cls(
             name=info.name,
