@@ -21,7 +21,7 @@ from genssl.base.safetensors_file import read_tensors
 from genssl.errors import GeneratorError, RequestRefusedError
 from genssl.generators.conditioner import FILE, Conditioner
 from genssl.generators.configs import FlowConfig
-from genssl.generators.diffusion.guided import FloatArray, GuidedDiffusion
+from genssl.generators.diffusion.guided import Columns, GuidedDiffusion
 from genssl.generators.diffusion.loading import load_network
 from genssl.generators.diffusion.sampling import Sampler
 from genssl.generators.fingerprint import fingerprint_file, fingerprint_model, network_files
@@ -129,9 +129,7 @@ class Flow(GuidedDiffusion):
     def _noised(self, embeddings: torch.Tensor, noise: torch.Tensor, levels: list[float | int]) -> torch.Tensor:
         return noise_embeddings(embeddings, noise, torch.tensor([float(level) for level in levels]))
 
-    def _output(
-        self, x: torch.Tensor, time: float, condition: torch.Tensor, own: FloatArray, free: int
-    ) -> torch.Tensor:
+    def _output(self, x: torch.Tensor, time: float, condition: torch.Tensor, own: Columns, free: int) -> torch.Tensor:
         times = torch.full((len(x),), time, device=self._device)
         return velocity(self._network, x.to(self._dtype), times, condition.to(self._dtype)).float()
 
@@ -194,15 +192,7 @@ def build_network(facts: dict[str, Any]) -> UNet2DConditionModel:
 
 @dataclass
 class FlowParts:
-    """A flow's networks, frozen and in evaluation mode.
-
-    Attributes:
-        folder: of the model.
-        facts: its config.json.
-        conditioner: makes embeddings.
-        network: the velocity.
-        autoencoder: of a flow of latents.
-    """
+    """A flow's frozen networks, in evaluation mode, and its config.json; without an autoencoder if it makes pixels."""
 
     folder: Path
     facts: dict[str, Any]
@@ -212,11 +202,7 @@ class FlowParts:
 
     @classmethod
     def load(cls, folder: Path) -> FlowParts:
-        """Loads a flow's folder to the CPU, float32.
-
-        Raises:
-            GeneratorError: if it is incomplete, or its files belong to different models.
-        """
+        """Loads a flow's folder to the CPU, float32; raises GeneratorError if its files do not fit."""
         facts, cpu = read_json(folder / "config.json"), torch.device("cpu")
         conditioner = Conditioner.load(folder, cpu)
         network = _load_network(folder, facts).eval().requires_grad_(False)

@@ -55,13 +55,7 @@ class Variation:
     max_tries: int = 1
 
     def settle(self, parameters: Parameters, seed: int, foreground: float | None) -> Parameters:
-        """Returns the parameters of one variant.
-
-        Args:
-            parameters: with the low end of every range.
-            seed: of the variant's noise.
-            foreground: of its source, 0..1; needed if the noise level is adaptive.
-        """
+        """Returns the parameters of the variant with this seed; an adaptive one needs its source's `foreground`."""
         settled = dict(parameters)
         for name, (low, high) in self.ranges.items():
             part = _uniform(seed, name)

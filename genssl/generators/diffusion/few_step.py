@@ -71,7 +71,7 @@ class _Consistency(Sampler):
     def move(
         self, step: ConsistencyStep, latents: torch.Tensor, output: torch.Tensor, noise: torch.Tensor | None
     ) -> torch.Tensor:
-        """Moves latents [B, C, h, w] one step on, given the network's output and new noise of the same shape."""
+        """Moves latents one step on, with new noise of the same shape."""
         clean, noisy = predictions(self._prediction, step.alpha, latents, output)
         if self._limited:
             clean = limit(self._scheduler, clean)
@@ -98,9 +98,7 @@ class LCM(_Consistency):
 class TCD(_Consistency):
     """Strategic stochastic sampling (Zheng et al. 2024, arXiv 2402.19159, algorithm 4).
 
-    Args:
-        folder: of the model, whose scheduler config names the noise schedule.
-        gamma: 0..1; how much of each step is new noise.
+    Of each step, the part `gamma`, 0..1, is new noise.
     """
 
     def __init__(self, folder: Path, gamma: float) -> None:
@@ -124,18 +122,13 @@ class TCD(_Consistency):
 
 
 def fuse_lora(unet: Any, path: Path, tensors: dict[str, torch.Tensor], scale: float) -> None:
-    """Adds `scale` * alpha / rank * up @ down to the layers that a LoRA names, in place and in float32.
+    """Adds `scale` * alpha / rank * up @ down to the layers of a UNet that a LoRA names, in place and in float32.
 
-    Args:
-        unet: whose layers are named.
-        path: where the LoRA came from, for messages.
-        tensors: its content: keys of kohya's layout (`lora_unet_..._to_q.lora_down.weight`, `.alpha`) or of diffusers'
-            and peft's (`unet.....to_q.lora_A.weight`, `...processor.to_q_lora.down.weight`).
-            Layers of text encoders are left out.
-        scale: 1 for the whole LoRA.
+    Keys of `tensors` are kohya's (`lora_unet_..._to_q.lora_down.weight`, `.alpha`) or diffusers' and peft's
+    (`unet.....to_q.lora_A.weight`, `...processor.to_q_lora.down.weight`); layers of text encoders are left out.
 
     Raises:
-        GeneratorError: if a layer is not in the UNet, its shape does not fit, or nothing is a LoRA's.
+        GeneratorError: naming `path`, if a layer is not in the UNet, its shape does not fit, or nothing is a LoRA's.
     """
     modules = {name: module for name, module in unet.named_modules() if getattr(module, "weight", None) is not None}
     flat = {name.replace(".", "_"): module for name, module in modules.items()}

@@ -18,7 +18,7 @@ from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
 
 from genssl.errors import GeneratorError
 from genssl.generators.diffusion.configs import Flux2KleinConfig
-from genssl.generators.diffusion.guided import FloatArray, GuidedDiffusion
+from genssl.generators.diffusion.guided import Columns, GuidedDiffusion
 from genssl.generators.diffusion.loading import factor_of, load_network, load_part, pipeline_files
 from genssl.generators.diffusion.sampling import Sampler
 from genssl.generators.diffusion.scheduler_config import FLOW_FIELDS, build_scheduler, read_scheduler
@@ -130,9 +130,7 @@ class Flux2Klein(GuidedDiffusion):
         # As in the stock pipeline, guidance compares with no prompt, not with no reference.
         return condition
 
-    def _output(
-        self, x: torch.Tensor, time: float, condition: torch.Tensor, own: FloatArray, free: int
-    ) -> torch.Tensor:
+    def _output(self, x: torch.Tensor, time: float, condition: torch.Tensor, own: Columns, free: int) -> torch.Tensor:
         prompts = [(self._empty, free), (self._given, len(x) - free)]
         text = torch.cat([prompt.expand(rows, -1, -1) for prompt, rows in prompts])
         made, reference = x.flatten(2).transpose(1, 2), condition.flatten(2).transpose(1, 2)

@@ -17,7 +17,7 @@ from genssl.generators.diffusion.sampling import Sampler, decode, guide, row_noi
 from genssl.generators.fingerprint import Fingerprint
 from genssl.generators.parameters import Parameters
 
-FloatArray = npt.NDArray[np.float64]
+Columns = npt.NDArray[np.float64]  # parameters of rows, a column each
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Rows:
 
     x: torch.Tensor
     condition: torch.Tensor
-    own: FloatArray
+    own: Columns
     guidance: torch.Tensor
     guided: torch.Tensor
     noise: torch.Tensor
@@ -49,20 +49,13 @@ class GuidedDiffusion(DescribedGenerator):
     """A diffusion model or flow whose rows differ in condition, guidance and seed.
 
     A subclass loads its networks, calls `__init__` and `_describe`, and says how embeddings become conditions, and
-    latents images.
+    latents images. Latents have `channels`, and `scale` pixels at each side.
 
     Attributes:
         BY_ROW: parameters that every row of a batch has for itself.
         NOISE: the parameter that says how much noise lies on the embedding, for which a row draws first of all.
         PARAMETERS: all of them, in the order of the spec.
         SETTINGS: fields of the config that the spec shows.
-
-    Args:
-        config: has `dtype`.
-        device: where the networks run.
-        sampler: of the schedule.
-        channels: of the latents.
-        scale: pixels of a latent at each side.
     """
 
     BY_ROW: ClassVar[tuple[str, ...]] = ("guidance_scale",)
@@ -136,9 +129,7 @@ class GuidedDiffusion(DescribedGenerator):
         return torch.zeros_like(condition)
 
     @abstractmethod
-    def _output(
-        self, x: torch.Tensor, time: float, condition: torch.Tensor, own: FloatArray, free: int
-    ) -> torch.Tensor:
+    def _output(self, x: torch.Tensor, time: float, condition: torch.Tensor, own: Columns, free: int) -> torch.Tensor:
         """Returns the network's output [B, C, h, w].
 
         Args:
@@ -177,22 +168,15 @@ class GuidedDiffusion(DescribedGenerator):
         forwards = count + int(_guided_steps([parameters]).sum())
         return forwards * count_tflops(forward) + count_tflops(lambda: self._costly_decode(latents()))
 
-    def _own(self, parameters: Sequence[Parameters]) -> FloatArray:
+    def _own(self, parameters: Sequence[Parameters]) -> Columns:
         return np.array([[float(row[name]) for name in self.BY_ROW] for row in parameters])
 
     @torch.inference_mode()
     def generate(
-        self,
-        embeddings: torch.Tensor,
-        seeds: Sequence[int],
-        parameters: Sequence[Parameters],
-        *,
-        alive: Alive | None = None,
-        sizes: Sequence[int] = (),
-        exact: bool = False,
+        self, embeddings: torch.Tensor, seeds: Sequence[int], parameters: Sequence[Parameters], **hooks: Any
     ) -> torch.Tensor:
-        """Makes one image a row; see `Generator.generate`, and `GeneratesExactly` for `exact`."""
-        latents, rows = self.sample(embeddings, seeds, parameters, alive=alive, sizes=sizes, exact=exact)
+        """Makes one image a row; see `Generator.generate`, and `sample` for the hooks."""
+        latents, rows = self.sample(embeddings, seeds, parameters, **hooks)
         image_size, output_size = (
             int(parameters[0].get(name, self.spec.image_size)) for name in ("image_size", "output_size")
         )
@@ -215,6 +199,8 @@ class GuidedDiffusion(DescribedGenerator):
         exact: bool = False,
     ) -> tuple[torch.Tensor, list[int]]:
         """Makes the latents of `generate`, as the autoencoder's own scale has not touched them yet.
+
+        If `exact`, at an equal batch size a row's bits depend on no other row, see `GeneratesExactly`.
 
         Returns:
             [B, C, h, w] in the model's dtype on its device, and which row lies at each position.

@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from genssl.data.base import UInt8Array
 from genssl.errors import GeneratorError
 from genssl.generators.diffusion.configs import ImageVariationConfig
-from genssl.generators.diffusion.guided import FloatArray, GuidedDiffusion
+from genssl.generators.diffusion.guided import Columns, GuidedDiffusion
 from genssl.generators.diffusion.loading import factor_of, load_network, load_vae, pipeline_files
 from genssl.generators.diffusion.sampling import read_ddim
 from genssl.generators.diffusion.unclip_encoder import CLIPEncoder
@@ -78,8 +78,6 @@ class ImageVariation(GuidedDiffusion):
     def _condition(self, embeddings: torch.Tensor) -> torch.Tensor:
         return embeddings[:, None]
 
-    def _output(
-        self, x: torch.Tensor, time: float, condition: torch.Tensor, own: FloatArray, free: int
-    ) -> torch.Tensor:
+    def _output(self, x: torch.Tensor, time: float, condition: torch.Tensor, own: Columns, free: int) -> torch.Tensor:
         output: torch.Tensor = self._unet(x, time, encoder_hidden_states=condition, return_dict=False)[0]
         return output

@@ -16,8 +16,9 @@ from transformers import CLIPVisionModelWithProjection
 from genssl.errors import GeneratorError
 from genssl.generators.diffusion.configs import IPAdapterConfig
 from genssl.generators.diffusion.few_step import LCM, TCD, fuse_lora
-from genssl.generators.diffusion.guided import FloatArray, GuidedDiffusion
+from genssl.generators.diffusion.guided import Columns, GuidedDiffusion
 from genssl.generators.diffusion.loading import (
+    embed_prompt_and_empty,
     factor_of,
     load_network,
     load_vae,
@@ -26,7 +27,6 @@ from genssl.generators.diffusion.loading import (
     read_tensors,
 )
 from genssl.generators.diffusion.sampling import Sampler, read_ddim
-from genssl.generators.diffusion.text import embed_prompt_and_empty
 from genssl.generators.fingerprint import Fact, fingerprint_file, fingerprint_model, network_files
 from genssl.generators.finite import check_weights
 from genssl.generators.models import DIFFUSERS, find_file, find_model, find_part, licence_of, read_json
@@ -178,9 +178,7 @@ class IPAdapter(GuidedDiffusion):
     def _unconditioned(self, condition: torch.Tensor) -> torch.Tensor:
         return self._blank.to(condition.dtype).expand_as(condition)
 
-    def _output(
-        self, x: torch.Tensor, time: float, condition: torch.Tensor, own: FloatArray, free: int
-    ) -> torch.Tensor:
+    def _output(self, x: torch.Tensor, time: float, condition: torch.Tensor, own: Columns, free: int) -> torch.Tensor:
         scales = own[:, self.BY_ROW.index("adapter_scale")].tolist()
         scale: float | RowScales = scales[0]
         if any(other != scale for other in scales):

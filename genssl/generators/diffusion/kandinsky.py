@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel, VQModel
 
 from genssl.errors import GeneratorError
 from genssl.generators.diffusion.configs import KandinskyConfig
-from genssl.generators.diffusion.guided import FloatArray, GuidedDiffusion
+from genssl.generators.diffusion.guided import Columns, GuidedDiffusion
 from genssl.generators.diffusion.loading import factor_of, load_network, pipeline_files
 from genssl.generators.diffusion.sampling import read_ddim
 from genssl.generators.diffusion.unclip_encoder import CLIPEncoder
@@ -73,9 +73,7 @@ class Kandinsky(GuidedDiffusion):
         blank: torch.Tensor = self._blank.expand_as(condition)
         return blank
 
-    def _output(
-        self, x: torch.Tensor, time: float, condition: torch.Tensor, own: FloatArray, free: int
-    ) -> torch.Tensor:
+    def _output(self, x: torch.Tensor, time: float, condition: torch.Tensor, own: Columns, free: int) -> torch.Tensor:
         added = {"image_embeds": condition}
         output = self._unet(x, time, encoder_hidden_states=None, added_cond_kwargs=added, return_dict=False)[0]
         # The second half is a learned variance, which deterministic steps do not read.

@@ -129,12 +129,7 @@ def limit(scheduler: Any, clean: torch.Tensor) -> torch.Tensor:
 def read_ddim(folder: Path, spacing: str | None = None) -> DDIM:
     """Returns DDIM over the noise schedule of a model, whatever scheduler its folder names.
 
-    Args:
-        folder: of the model.
-        spacing: of the time steps; None leaves the config's.
-
-    Raises:
-        GeneratorError: if the config asks for what DDIM cannot do.
+    A `spacing` of the time steps replaces the config's. Raises GeneratorError for what DDIM cannot do.
     """
     config = read_scheduler(folder, SPACED_DDIM_FIELDS if spacing else DDIM_FIELDS)
     # A config without clip_sample would get diffusers' default True, and very different latents.
@@ -161,11 +156,7 @@ def read_trailing_ddim(folder: Path, zero_terminal_snr: bool) -> DDIM:
 
 
 def row_noise(seeds: Sequence[int], *shapes: tuple[int, ...]) -> list[torch.Tensor]:
-    """Draws standard normal noise row by row, each row from one CPU stream of its seed, in the order of `shapes`.
-
-    Returns:
-        One float32 [B, *shape] a shape, on the CPU.
-    """
+    """Draws standard normal noise float32 [B, *shape] (CPU) in the order of `shapes`, a stream a row, by its seed."""
     drawn: list[list[torch.Tensor]] = [[] for _ in shapes]
     for seed in seeds:
         stream = torch.Generator("cpu").manual_seed(seed)
@@ -191,16 +182,8 @@ def decode(
 ) -> torch.Tensor:
     """Decodes latents to images uint8 [B, 3, output_size, output_size] on the CPU.
 
-    Args:
-        decoder: latents [B, C, h, w] to images [B, 3, image_size, image_size] in -1..1.
-        latents: as the decoder wants them.
-        image_size: pixels of the decoder's images.
-        output_size: pixels of the images returned; resized with an antialiased bicubic filter if they differ.
-        whose: the generator, for messages.
-        dtype: of its networks.
-
-    Raises:
-        NotFiniteError: if images hold NaN or infinities, which would be black.
+    The `decoder` makes images [B, 3, image_size, image_size] in -1..1, which are resized (bicubic, antialiased).
+    Raises NotFiniteError, naming `whose` they are, for NaN or infinities, which would be black.
     """
     # In slices: at 768 px one image takes over a GB of activations, though the denoiser can take many rows.
     at_once = max(1, DECODED_PIXELS // image_size**2)

@@ -18,13 +18,11 @@ from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 
 from genssl.errors import GeneratorError
-from genssl.generators.base import Alive
 from genssl.generators.configs import StableUnCLIPConfig
-from genssl.generators.diffusion.guided import FloatArray, GuidedDiffusion
-from genssl.generators.diffusion.loading import factor_of, load_decoder, load_network, pipeline_files
+from genssl.generators.diffusion.guided import Columns, GuidedDiffusion
+from genssl.generators.diffusion.loading import embed_prompts, factor_of, load_decoder, load_network, pipeline_files
 from genssl.generators.diffusion.sampling import read_trailing_ddim
 from genssl.generators.diffusion.scheduler_config import NOISING_FIELDS, build_scheduler, read_scheduler
-from genssl.generators.diffusion.text import embed_prompts
 from genssl.generators.diffusion.unclip_encoder import CLIPEncoder, SelfSupervisedEncoder, open_image_encoder
 from genssl.generators.fingerprint import fingerprint_model
 from genssl.generators.models import find_model, licence_of
@@ -122,24 +120,16 @@ class StableUnCLIP(GuidedDiffusion):
         }
 
     def generate_exact(
-        self,
-        embeddings: torch.Tensor,
-        seeds: Sequence[int],
-        parameters: Sequence[Parameters],
-        *,
-        alive: Alive | None = None,
-        sizes: Sequence[int] = (),
+        self, embeddings: torch.Tensor, seeds: Sequence[int], parameters: Sequence[Parameters], **hooks: Any
     ) -> torch.Tensor:
         """See `GeneratesExactly`; a step in which some rows are guided and some are not takes a forward more."""
-        return self.generate(embeddings, seeds, parameters, alive=alive, sizes=sizes, exact=True)
+        return self.generate(embeddings, seeds, parameters, exact=True, **hooks)
 
     def _noised(self, embeddings: torch.Tensor, noise: torch.Tensor, levels: list[float | int]) -> torch.Tensor:
         steps = torch.tensor([int(level) for level in levels])
         return noise_embeddings(self._normalizer, self._noising, embeddings, noise, steps)
 
-    def _output(
-        self, x: torch.Tensor, time: float, condition: torch.Tensor, own: FloatArray, free: int
-    ) -> torch.Tensor:
+    def _output(self, x: torch.Tensor, time: float, condition: torch.Tensor, own: Columns, free: int) -> torch.Tensor:
         text = self._text.expand(len(x), -1, -1)
         # A tensor, since a compiled network would be compiled anew for every number.
         step = torch.tensor(time, device=self._device)

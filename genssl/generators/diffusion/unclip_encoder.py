@@ -27,13 +27,8 @@ FOREGROUND = 0.5  # of the scaled component, from which on a patch is foreground
 class CLIPEncoder:
     """The CLIPVisionModelWithProjection in `image_encoder/` of a pipeline's folder; see `ImageEncoder`.
 
-    Args:
-        folder: the pipeline's.
-        dtype: of the network.
-        device: where it runs.
-        lazy: it is loaded when it is first needed, and not now, when its faults would show.
-        processor: the sub-folder with its preprocessing.
-        rule: of that, see `read_preprocessing`.
+    If `lazy`, it is loaded when it is first needed, and not now, when its faults would show. The sub-folder `processor`
+    and the `rule` say how it is shown a source, see `read_preprocessing`.
     """
 
     def __init__(

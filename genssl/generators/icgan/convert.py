@@ -31,12 +31,8 @@ def convert_weights(checkpoint: Path, features: Path, folder: Path, preprocess: 
         folder: written; refused if it exists.
         preprocess: how a source is shown to the ResNet, see `ResNetFeatures`.
 
-    Returns:
-        What the checkpoint's shapes tell of the model.
-
     Raises:
-        UserError: if the folder exists or cannot be made.
-        GeneratorError: if a file cannot be read, holds code, or is of another network.
+        UserError: if the folder exists or cannot be made, or a file is of another network or holds code.
     """
     if folder.exists():
         raise UserError(f"{folder} exists already; give another folder with --out, or remove it")

@@ -19,7 +19,7 @@ from torch import nn
 
 from genssl.base.safetensors_file import read_tensors
 from genssl.errors import GeneratorError
-from genssl.generators.base import Alive, DescribedGenerator, count_tflops
+from genssl.generators.base import DescribedGenerator, count_tflops
 from genssl.generators.conditioner import FILE, Conditioner
 from genssl.generators.configs import ICGANConfig
 from genssl.generators.fingerprint import fingerprint_model
@@ -87,13 +87,7 @@ class ICGAN(DescribedGenerator):
 
     @torch.inference_mode()
     def generate(
-        self,
-        embeddings: torch.Tensor,
-        seeds: Sequence[int],
-        parameters: Sequence[Parameters],
-        *,
-        alive: Alive | None = None,
-        sizes: Sequence[int] = (),
+        self, embeddings: torch.Tensor, seeds: Sequence[int], parameters: Sequence[Parameters], **hooks: Any
     ) -> torch.Tensor:
         """Makes one image a row; see `Generator.generate`.
 
@@ -152,16 +146,7 @@ class ICGAN(DescribedGenerator):
 
 
 def truncated_normal(shape: tuple[int, ...], truncation: float, seed: int) -> torch.Tensor:
-    """Draws from a standard normal restricted to [-2 truncation, 2 truncation].
-
-    Args:
-        shape: of the result.
-        truncation: 0 (all zeros) to 4 (hardly truncated).
-        seed: below 2**64.
-
-    Returns:
-        float64, on the CPU.
-    """
+    """Draws float64 (CPU) from a standard normal restricted to [-2 truncation, 2 truncation]; 4 hardly truncates."""
     uniform = torch.rand(shape, dtype=torch.float64, generator=torch.Generator("cpu").manual_seed(seed))
     below = 0.5 * math.erfc(2 * truncation / math.sqrt(2))  # the part of a normal under the lower bound
     drawn: torch.Tensor = torch.special.ndtri(below + uniform * (1 - 2 * below))

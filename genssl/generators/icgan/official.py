@@ -54,8 +54,7 @@ _NORMS = ("norm", "norm1.norm", "norm2.norm")
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Returns the tensors of a .pth or .safetensors file on the CPU, without the prefix that DataParallel gives.
 
-    Raises:
-        GeneratorError: if the file is missing, broken, holds other objects than tensors, or is no flat mapping.
+    Raises GeneratorError if it is missing, broken, holds other objects than tensors, or is no flat mapping.
     """
     try:
         if path.suffix == ".safetensors":
@@ -77,14 +76,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def infer_architecture(state: Tensors) -> Architecture:
-    """Returns the architecture that an official generator's shapes tell.
-
-    Args:
-        state: tensors by official name; only shapes are looked at.
-
-    Raises:
-        GeneratorError: naming what is missing or does not fit.
-    """
+    """Returns the architecture that the shapes of an official generator's tensors tell, or raises GeneratorError."""
     try:
         first, feature = state["linear.weight"].shape, state["shared_feat.weight"].shape
         numbers = sorted({int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.0\.conv1\.weight$", name))})
@@ -119,11 +111,7 @@ def infer_architecture(state: Tensors) -> Architecture:
 
 
 def convert_generator(state: Tensors) -> tuple[Architecture, dict[str, torch.Tensor]]:
-    """Turns an official generator's tensors into `GeneratorNetwork`'s, in float32.
-
-    Raises:
-        GeneratorError: if tensors are missing, unknown, of a wrong shape or not finite.
-    """
+    """Turns an official generator's tensors into `GeneratorNetwork`'s (float32); GeneratorError says what is amiss."""
     architecture = infer_architecture(state)
     modules = {"embed_feature": "shared_feat", "first": "linear", "norm": "output_layer.0", "to_rgb": "output_layer.2"}
     for number in range(architecture.blocks):
@@ -172,16 +160,10 @@ def convert_generator(state: Tensors) -> tuple[Architecture, dict[str, torch.Ten
 
 
 def fold_spectral_norm(weight: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    """Divides a weight by its spectral norm as BigGAN estimates it: one power iteration from the stored vector.
+    """Divides a weight [out, ...] by its spectral norm as BigGAN estimates it, by one power iteration of the vector.
 
-    An exact singular value would give other images, since the averaged generator's vectors are averages too.
-
-    Args:
-        weight: float32 [out, ...].
-        vector: float32 [1, out], not of unit length.
-
-    Returns:
-        float32, the weight's shape.
+    An exact singular value would give other images, since the averaged generator's vectors [1, out], not of unit
+    length, are averages too.
     """
     matrix = weight.flatten(1)
     right = F.normalize(vector @ matrix, eps=SPECTRAL_EPS)
@@ -192,11 +174,7 @@ def fold_spectral_norm(weight: torch.Tensor, vector: torch.Tensor) -> torch.Tens
 def convert_features(state: Tensors) -> dict[str, torch.Tensor]:
     """Returns the trunk of a ResNet-50 (SwAV's, or torchvision's for class-conditional models) in float32.
 
-    Args:
-        state: tensors by torchvision's names; projection head, prototypes and classifier are left out.
-
-    Raises:
-        GeneratorError: if it is another network, or not finite.
+    Projection head, prototypes and classifier are left out. Raises GeneratorError for another or a damaged network.
     """
     trunk = {name: tensor for name, tensor in state.items() if not name.startswith(HEADS)}
     with torch.device("meta"):
@@ -212,11 +190,7 @@ def convert_features(state: Tensors) -> dict[str, torch.Tensor]:
 
 
 def load_resnet(folder: Path) -> ResNet:
-    """Loads features.safetensors from a generator's folder; maps normalised images to features [B, 2048].
-
-    Raises:
-        GeneratorError: if the weights are missing, broken or of another network.
-    """
+    """Loads features.safetensors from a generator's folder; maps normalised images to features [B, 2048]."""
     try:
         weights = convert_features(read_tensors(folder / FILE))
     except GeneratorError as error:
@@ -235,19 +209,6 @@ class ResNetFeatures:
     "train", what the models were trained with, resizes it to 224 px (bicubic, not antialiased, align_corners false);
     "colab" does so with align_corners true, as the official notebook; "raw" takes it as it is, as GenerativeSSL's
     script took its 256 px files.
-
-    Attributes:
-        embedding_dim: 2048.
-        image_size: side of the images that `embed` takes, the generator's resolution.
-
-    Args:
-        folder: of the generator; holds features.safetensors.
-        image_size: the generator's resolution in pixels.
-        preprocess: one of the three rules.
-        device: where it runs.
-
-    Raises:
-        GeneratorError: if the weights are missing, broken or of another network.
     """
 
     def __init__(self, folder: Path, image_size: int, preprocess: Preprocess, device: torch.device) -> None:

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from genssl.base.devices import seeded_initialisation
 from genssl.config.base import ComponentConfig
 from genssl.data.decode import decode, resize_and_crop
 from genssl.errors import GeneratorError
-from genssl.generators.base import Alive, DescribedGenerator
+from genssl.generators.base import DescribedGenerator
 from genssl.generators.conditioner import FILE, Conditioner, has_own_encoder, load_encoder
 from genssl.generators.configs import RetrievalConfig
 from genssl.generators.finite import check_weights
@@ -76,13 +76,7 @@ class Retrieval(DescribedGenerator):
         return ()
 
     def generate(
-        self,
-        embeddings: torch.Tensor,
-        seeds: Sequence[int],
-        parameters: Sequence[Parameters],
-        *,
-        alive: Alive | None = None,
-        sizes: Sequence[int] = (),
+        self, embeddings: torch.Tensor, seeds: Sequence[int], parameters: Sequence[Parameters], **hooks: Any
     ) -> torch.Tensor:
         """Takes one of the nearest images a row, drawn by its seed; see `Generator.generate`."""
         images = []

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from genssl.errors import RequestRefusedError
-from genssl.generators.base import Alive, EmbedsForeground, GeneratesExactly, Generator, check_defaults
+from genssl.generators.base import EmbedsForeground, GeneratesExactly, Generator, check_defaults
 from genssl.generators.parameters import Parameters
 from genssl.generators.retrieval.bank import open_bank
 from genssl.generators.retrieval.configs import InterpolationConfig
@@ -26,11 +27,6 @@ class Interpolated:
     """A generator whose rows are conditioned on an embedding between the source's and a neighbour's.
 
     It has two parameters more: `interpolation`, 0 (the source) to 1 (the neighbour), and `interpolation_neighbours`.
-
-    Args:
-        generator: makes the images; its conditioner embeds the bank.
-        config: names the bank, and gives the default parameters.
-        device: where neighbours are searched.
 
     Raises:
         GeneratorError: if the bank's embeddings were kept for another conditioner.
@@ -67,31 +63,19 @@ class Interpolated:
         return self._inner.batch_key(_without(parameters))
 
     def generate(
-        self,
-        embeddings: torch.Tensor,
-        seeds: Sequence[int],
-        parameters: Sequence[Parameters],
-        *,
-        alive: Alive | None = None,
-        sizes: Sequence[int] = (),
+        self, embeddings: torch.Tensor, seeds: Sequence[int], parameters: Sequence[Parameters], **hooks: Any
     ) -> torch.Tensor:
         """Makes one image a row; see `Generator.generate`."""
         between, plain = self._between(embeddings, seeds, parameters)
-        return self._inner.generate(between, seeds, plain, alive=alive, sizes=sizes)
+        return self._inner.generate(between, seeds, plain, **hooks)
 
     def generate_exact(
-        self,
-        embeddings: torch.Tensor,
-        seeds: Sequence[int],
-        parameters: Sequence[Parameters],
-        *,
-        alive: Alive | None = None,
-        sizes: Sequence[int] = (),
+        self, embeddings: torch.Tensor, seeds: Sequence[int], parameters: Sequence[Parameters], **hooks: Any
     ) -> torch.Tensor:
-        """Does as `generate`; see `Generator`."""
+        """Does as `generate`; see `GeneratesExactly`."""
         between, plain = self._between(embeddings, seeds, parameters)
-        generate = self._inner.generate_exact if isinstance(self._inner, GeneratesExactly) else self._inner.generate
-        return generate(between, seeds, plain, alive=alive, sizes=sizes)
+        exact = self._inner.generate_exact if isinstance(self._inner, GeneratesExactly) else self._inner.generate
+        return exact(between, seeds, plain, **hooks)
 
     def _between(
         self, embeddings: torch.Tensor, seeds: Sequence[int], parameters: Sequence[Parameters]
@@ -108,14 +92,9 @@ class Interpolated:
 
 
 def slerp(first: torch.Tensor, second: torch.Tensor, amount: float) -> torch.Tensor:
-    """Interpolates the directions of two embeddings along the great circle, and their lengths linearly.
+    """Interpolates the directions of two embeddings [D] along the great circle, and their lengths linearly.
 
-    Args:
-        first, second: float32 [D].
-        amount: 0 gives the first, 1 the second.
-
-    Returns:
-        float32 [D]. Of opposite directions, between which no circle is the shortest, the chord is taken.
+    Of opposite directions, between which no circle is the shortest, the chord is taken.
     """
     a, b = first.double(), second.double()
     length = torch.lerp(a.norm(), b.norm(), amount)
