@@ -106,7 +106,7 @@ def _checked(folder: Path, index: str, kinds: Sequence[str], missing: str) -> Pa
 def find_file(reference: str, key: str) -> Path:
     """Returns a safetensors file here, or OWNER/NAME[@REVISION]/FILE of the hub; `key` says where it was named."""
     if not reference.endswith(".safetensors"):
-        raise GeneratorError(f"{key}: {reference!r} is no .safetensors file; other formats can run code when loaded")
+        raise GeneratorError(f"{key}: {reference!r} is not a .safetensors file; other formats can run code when loaded")
     path = Path(reference) if Path(reference).is_file() else _hub_part(reference, key, whole=False)
     if not path.is_file():
         raise GeneratorError(f"{key}: {reference!r} is not there")

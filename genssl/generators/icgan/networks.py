@@ -2,7 +2,7 @@
 
 One module for every size: the official 64, 128 and 256 px models, half capacity and class-conditional ones included,
 and the small ones that `genssl train-generator` makes. Written from the architecture; no official code is in it.
-Layers are plain: spectral norm is folded into the weights when a checkpoint is converted (`icgan_official`), and our
+Layers are plain: spectral norm is folded into the weights when a checkpoint is converted (`icgan.official`), and our
 own training has none in the generator.
 """
 

@@ -126,8 +126,8 @@ def _backbone(encoder: str | ComponentConfig) -> tuple[nn.Module, int | None, Pr
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
         raise GeneratorError(
-            f"generator.encoder: {encoder!r} is no run directory, encoder.safetensors or generator (a folder with an "
-            f"encoder, or builtin:NAME), and no backbone's block; {file} does not exist"
+            f"generator.encoder: {encoder!r} is not a run directory, encoder.safetensors or generator (a folder with "
+            f"an encoder, or builtin:NAME), nor a backbone's block; {file} does not exist"
         )
     backbone, _, size = load_encoder(file)
     return backbone, size, None

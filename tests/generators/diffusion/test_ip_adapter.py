@@ -168,7 +168,7 @@ def test_a_lora_is_fused_in_every_layout(models, tmp_path):
 
 
 def test_what_does_not_fit_is_refused_with_a_sentence(models, tmp_path):
-    with pytest.raises(GeneratorError, match=r"generator.adapter: 'x.bin' is no .safetensors file"):
+    with pytest.raises(GeneratorError, match=r"generator.adapter: 'x.bin' is not a .safetensors file"):
         IPAdapter(
             IPAdapterConfig(model=str(models / "sd"), adapter="x.bin", image_encoder=str(models / "encoder")), CPU
         )
