@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from genssl.config.base import ComponentConfig, Section
+from genssl.generators.models import foreign_data, trained_on
 from genssl.generators.retrieval.configs import BankConfig, Encoder, InterpolationConfig
-from genssl.generators.suitability import foreign_data, trained_on
 
 ADAPTIVE = "adaptive"
 ADAPTS = "noise_level"  # the parameter that has a rule for `adaptive`

@@ -15,8 +15,8 @@ from genssl.config.server import ServerFile
 from genssl.data.base import UInt8Array
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
+from genssl.generators.models import foreign_data, trained_on
 from genssl.generators.parameters import merge
-from genssl.generators.suitability import foreign_data, trained_on
 from genssl.server.batching.batcher import Batcher
 from genssl.server.batching.embedder import Embedder
 from genssl.server.batching.jobs import DeadlinePassedError, Made, Spent

@@ -10,7 +10,7 @@ from genssl.config.recipe import Recipe
 from genssl.data.load import left_out_note
 from genssl.errors import UserError
 from genssl.evaluators.splits import load_splits
-from genssl.generators.suitability import small_variants
+from genssl.generators.models import small_variants
 from genssl.training.parameter_grid import draw_parameters, parse_vary
 from genssl.training.samples import draw_run_samples
 from genssl.training.supply.open import open_source
