@@ -13,8 +13,8 @@ from genssl.errors import GeneratorError
 from genssl.generators.conditioner import FILE as OWN_ENCODER
 from genssl.generators.conditioner import has_own_encoder
 from genssl.generators.conditioner import load_encoder as load_own
-from genssl.generators.icgan.features import FILE as RESNET
-from genssl.generators.icgan.features import MEAN, NETWORK_SIZE, STD, load_resnet
+from genssl.generators.icgan.official import FILE as RESNET
+from genssl.generators.icgan.official import MEAN, NETWORK_SIZE, STD, load_resnet
 from genssl.generators.models import BUILTIN, DIFFUSERS, builtin_models, read_json
 
 Statistics = tuple[Sequence[float], Sequence[float]]

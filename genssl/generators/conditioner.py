@@ -40,8 +40,6 @@ class Conditioner:
 
     Args:
         backbone: maps float [B, 3, S, S] in [0, 1] to features float [B, D] and has the attribute `feature_dim`.
-        image_size: S.
-        device: where it runs.
     """
 
     def __init__(self, backbone: nn.Module, image_size: int, device: torch.device) -> None:
@@ -52,11 +50,7 @@ class Conditioner:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> Conditioner:
-        """Loads `encoder.safetensors` from a generator's folder.
-
-        Raises:
-            GeneratorError: if it is missing, broken, or of another format.
-        """
+        """Loads `encoder.safetensors` from a generator's folder; raises GeneratorError if it is missing or broken."""
         path = folder / FILE
         backbone, _, image_size = load_encoder(path)
         if image_size is None:
@@ -76,14 +70,10 @@ class Conditioner:
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Embeds preprocessed images.
+        """Embeds preprocessed images uint8 [B, 3, S, S]; returns float32 [B, D] on the CPU, each row of length sqrt(D).
 
-        Args:
-            images: uint8 [B, 3, S, S].
-
-        Returns:
-            float32 [B, D] on the CPU, each row of length sqrt(D). Rows of length 1 would have components so small that
-            a generator learns to ignore them (measured on the digits: an IC-GAN's label agreement 0.59 against 0.91).
+        Rows of length 1 would have components so small that a generator learns to ignore them (measured on the digits:
+        an IC-GAN's label agreement 0.59 against 0.91).
         """
         features: torch.Tensor = self._backbone(images.to(self._device).float() / 255)
         return (F.normalize(features.float(), dim=1) * math.sqrt(self.embedding_dim)).cpu()
@@ -103,11 +93,7 @@ def save_encoder(path: Path, backbone: nn.Module, config: ComponentConfig, **fac
 
 
 def has_own_encoder(folder: Path) -> bool:
-    """Says whether a diffusers pipeline sees images with `encoder.safetensors` in place of a CLIP.
-
-    Raises:
-        GeneratorError: if it has neither, or both, of which one was not there when the pipeline was trained.
-    """
+    """Says whether a diffusers pipeline sees images with `encoder.safetensors` and not a CLIP; it must have one."""
     own, clip = (folder / FILE).is_file(), (folder / CLIP).is_dir()
     if own and clip:
         raise GeneratorError(
@@ -125,11 +111,8 @@ def has_own_encoder(folder: Path) -> bool:
 def load_encoder(path: Path) -> tuple[nn.Module, ComponentConfig, int | None]:
     """Reads the encoder of a run directory or of a generator's folder.
 
-    Returns:
-        The backbone on the CPU, its config, and its image size if the file says it.
-
-    Raises:
-        GeneratorError: if it is missing, damaged, of another format, or not finite.
+    Returns the backbone on the CPU, its config, and its image size if the file says it. Raises GeneratorError if it is
+    missing, damaged, of another format, or not finite.
     """
     try:
         tensors, metadata = read_tensors(path)

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from genssl.config.base import ComponentConfig, Section
+from genssl.generators.models import foreign_data, trained_on
 from genssl.generators.retrieval.configs import BankConfig, Encoder, InterpolationConfig
-from genssl.generators.suitability import foreign_data, trained_on
 
 ADAPTIVE = "adaptive"
 ADAPTS = "noise_level"  # the parameter that has a rule for `adaptive`
@@ -85,7 +85,7 @@ class GeneratorConfig(ComponentConfig):
                 continue
             if name not in _numeric(type(self)) or name in SIZES:
                 allowed = ", ".join(name for name in _numeric(type(self)) if name not in SIZES)
-                raise ValueError(f"varying.{name}: is no number that can vary; there are {allowed}")
+                raise ValueError(f"varying.{name}: is not a number that can vary; there are {allowed}")
             if not _is_range(value):
                 raise ValueError(f"varying.{name}: a range [low, high] with low < high is expected")
             given = {key: getattr(self, key) for key in self.model_fields_set if key not in ("varying", name)}

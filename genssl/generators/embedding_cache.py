@@ -31,14 +31,9 @@ MAX_READERS = 1024
 
 
 class DiskEmbeddings:
-    """The embeddings of one conditioner in one folder. Any thread, and any number of processes of one machine.
+    """The embeddings [D] of one conditioner in one folder. Any thread, and any number of processes of one machine.
 
     Not usable across fork: a child may use neither what it inherits nor, as long as that lives, the folder.
-
-    Args:
-        folder: made if it is absent.
-        conditioner: 16 bytes that name the conditioner.
-        width: D.
 
     Raises:
         GeneratorError: if the folder holds embeddings of another conditioner, is something else, or cannot be used; in
@@ -125,11 +120,7 @@ def kept_conditioner(folder: str) -> bytes | None:
 
 
 def rounded(embeddings: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Returns embeddings float32 [D] as they come back from disk, so that fresh and kept ones are equal.
-
-    Raises:
-        GeneratorError: for one that float16 cannot hold.
-    """
+    """Returns embeddings float32 [D] as they come back from disk; raises GeneratorError if float16 cannot hold one."""
     found = [embedding.half().float() for embedding in embeddings]
     if not all(embedding.isfinite().all() for embedding in found):
         raise GeneratorError(

@@ -60,11 +60,8 @@ def fingerprint_model(
 ) -> Fingerprint:
     """Returns the name of a model: BLAKE2b-128 over the relative path and content of its files, and over `facts`.
 
-    Args:
-        folder: of the model.
-        files: that are loaded, relative to it; see `network_files` and its like. Those that are absent do not count.
-        facts: such as the sampler's version and the dtype.
-        keep_order: of those files, configs of genssl, which are not written in the order of their keys.
+    The `files` are what is loaded, see `network_files` and its like; those that are absent do not count. Those in
+    `keep_order` are configs of genssl, which are not written in the order of their keys.
     """
     digest = hashlib.blake2b(digest_size=16)
     for fact in facts:

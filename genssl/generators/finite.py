@@ -31,11 +31,7 @@ def _counted(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def check_weights(where: Path | str, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Checks what was loaded, in the dtype that it is used in.
-
-    Raises:
-        GeneratorError: naming the first tensors that hold NaN or infinities, what may be the cause, and what to do.
-    """
+    """Raises GeneratorError, saying where and why, for NaN or infinities in weights, in the dtype they are used in."""
     bad = {name: tensor for name, tensor in tensors.items() if not is_finite(tensor)}
     if not bad:
         return
@@ -53,17 +49,7 @@ def check_weights(where: Path | str, tensors: Mapping[str, torch.Tensor]) -> Non
 
 
 def check_made(made: torch.Tensor, whose: str, what: str, dtype: torch.dtype) -> None:
-    """Checks what a network made, a row each, before it is rounded.
-
-    Args:
-        made: [B, ...].
-        whose: the generator.
-        what: "images" or "embeddings".
-        dtype: of the network.
-
-    Raises:
-        NotFiniteError: saying how many rows hold NaN or infinities, what may be the cause, and what to do.
-    """
+    """Raises NotFiniteError for NaN or infinities in what a network made, [B, ...], before it is rounded."""
     if is_finite(made):
         return
     bad = int((~made.isfinite()).flatten(1).any(dim=1).sum())

@@ -8,8 +8,8 @@ flow, a student, has learnt one number of steps, often 1 (`genssl.generator_trai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,15 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
 
 from genssl.base.safetensors_file import read_tensors
-from genssl.data.base import UInt8Array
 from genssl.errors import GeneratorError, RequestRefusedError
-from genssl.generators.base import Alive, GeneratorSpec
 from genssl.generators.conditioner import FILE, Conditioner
 from genssl.generators.configs import FlowConfig
-from genssl.generators.cost import count_tflops
+from genssl.generators.diffusion.guided import Columns, GuidedDiffusion
 from genssl.generators.diffusion.loading import load_network
-from genssl.generators.diffusion.sampling import decode, denoise, guidance_column, guide, row_noise, spread
+from genssl.generators.diffusion.sampling import Sampler
 from genssl.generators.fingerprint import fingerprint_file, fingerprint_model, network_files
 from genssl.generators.finite import check_weights
-from genssl.generators.models import OWN, find_trained, read_json
+from genssl.generators.models import OWN, find_trained, licence_of, read_json
 from genssl.generators.parameters import Parameters
 
 SAMPLER_VERSION = "flow/1"
@@ -39,41 +37,59 @@ NORM_GROUPS = 8
 TIME_SCALE = 1000  # the UNet's sinusoidal time embedding expects 0..1000
 
 
-class Flow:
-    """A flow of genssl on one device.
+@dataclass(frozen=True)
+class Step:
+    """One of `count` Euler steps, from the time `timestep` (0..1) on."""
 
-    Args:
-        config: names the model and gives the default parameters.
-        device: where the networks run.
+    timestep: float
+    count: int
+
+
+class Euler(Sampler):
+    """Euler steps of equal length."""
+
+    def steps(self, count: int, side: int = 0) -> list[Step]:
+        """Returns the `count` steps from noise to image."""
+        return [Step(number / count, count) for number in range(count)]
+
+    def move(
+        self, step: Step, latents: torch.Tensor, output: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Moves latents along the network's velocity."""
+        return latents + output / step.count
+
+
+class Flow(GuidedDiffusion):
+    """A flow of genssl on one device.
 
     Raises:
         GeneratorError: if the model cannot be found, is of another kind, or is incomplete.
     """
 
+    BY_ROW = ("guidance_scale", "embedding_noise")
+    NOISE = "embedding_noise"
+    _notes: Mapping[str, str] = {"embedding_noise": ", the noise that it was trained with"}
+
     def __init__(self, config: FlowConfig, device: torch.device) -> None:
         folder = find_trained(config.model, CLASS)
         parts = FlowParts.load(folder)
         facts = parts.facts
-        self._device = device
-        self._dtype: torch.dtype = getattr(torch, config.dtype)
+        channels, side, _ = latent_shape(facts)
+        image_size = int(facts["image_size"])
+        super().__init__(config, device, sampler=Euler(), channels=channels, scale=image_size // side)
+        self._latent_dtype = torch.float32  # the networks alone run in the config's dtype
         parts.to(device, self._dtype)
-        self._conditioner, self._network, self._vae = parts.conditioner, parts.network, parts.autoencoder
+        self._encoder, self._network, self._vae = parts.conditioner, parts.network, parts.autoencoder
         self._conditioner_fingerprint = fingerprint_file(folder / FILE)
         self._max_noise = float(facts["max_embedding_noise"])
         self._student_steps: int | None = facts.get("student_steps")
         self._shape = latent_shape(facts)
-        card = folder / "card.json"
-        licence = read_json(card).get("licence") if card.exists() else None
         files = [OWN, WEIGHTS, FILE, *(network_files(folder, VAE) if self._vae is not None else [])]
-        fingerprint = fingerprint_model(folder, files, SAMPLER_VERSION, config.dtype, keep_order=[OWN])
-        self.spec = GeneratorSpec(
-            name=config.name,
-            model=config.model,
-            fingerprint=fingerprint.digest,
-            former=fingerprint.former,
-            embedding_dim=self._conditioner.embedding_dim,
-            image_size=int(facts["image_size"]),
-            licence=licence or "unknown (the folder has no card.json)",
+        self._describe(
+            config,
+            fingerprint_model(folder, files, SAMPLER_VERSION, config.dtype, keep_order=[OWN]),
+            image_size=image_size,
+            licence=licence_of(folder, "unknown (the folder has no card.json)"),
             settings={"dtype": config.dtype},
             defaults={
                 "num_inference_steps": config.num_inference_steps or self._student_steps or DEFAULT_STEPS,
@@ -81,22 +97,9 @@ class Flow:
                 "embedding_noise": config.embedding_noise,
             },
         )
-        try:
-            self.check(self.spec.defaults)
-        except RequestRefusedError as error:
-            raise GeneratorError(f"generator {config.model}: {error}") from None
-        self.spec = replace(self.spec, tflops=self._tflops())
-
-    def preprocess(self, image: UInt8Array) -> UInt8Array:
-        """Resizes and centre-crops uint8 [3, H, W] of any size to the encoder's input size."""
-        return self._conditioner.preprocess(image)
-
-    def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Embeds uint8 [B, 3, S, S]; returns float32 [B, embedding_dim] of length sqrt(embedding_dim), on the CPU."""
-        return self._conditioner.embed(images)
 
     def conditioner_fingerprint(self) -> bytes:
-        """Returns 16 bytes that name the conditioner alone."""
+        """See `HasConditionerFingerprint`."""
         return self._conditioner_fingerprint
 
     def check(self, parameters: Parameters) -> None:
@@ -111,78 +114,31 @@ class Flow:
             raise RequestRefusedError(
                 "parameter guidance_scale: the model was distilled with its teacher's guidance built in; leave it out"
             )
-        bounds = {
+        super().check(parameters)
+
+    def _bounds(self) -> dict[str, tuple[float, float]]:
+        return {
             "num_inference_steps": (1, 1000),
             "guidance_scale": (0, 100),
             "embedding_noise": (0, self._max_noise),
         }
-        for name, (low, high) in bounds.items():
-            if not low <= parameters[name] <= high:
-                trained = ", the noise that it was trained with" if name == "embedding_noise" else ""
-                raise RequestRefusedError(f"parameter {name}: {parameters[name]} is outside {low}..{high:g}{trained}")
 
-    def batch_key(self, parameters: Parameters) -> tuple[object, ...]:
-        """Steps must agree within a batch, and guided rows go apart since they cost two forwards."""
-        return (parameters["num_inference_steps"], parameters["guidance_scale"] > 1)
+    def _latent_shape(self, parameters: Parameters) -> tuple[int, int, int]:
+        return self._shape
 
-    @torch.inference_mode()
-    def generate(
-        self,
-        embeddings: torch.Tensor,
-        seeds: Sequence[int],
-        parameters: Sequence[Parameters],
-        *,
-        alive: Alive | None = None,
-        sizes: Sequence[int] = (),
-    ) -> torch.Tensor:
-        """Makes one image a row; see `Generator.generate`."""
-        shared = parameters[0]
-        embedding_noise, noise = row_noise(seeds, (embeddings.shape[1],), self._shape)
-        levels = torch.tensor([float(row["embedding_noise"]) for row in parameters])
-        condition = noise_embeddings(embeddings.float(), embedding_noise, levels).to(self._device)
-        x = noise.to(self._device)  # float32 throughout; the networks alone run in the config's dtype
-        steps, guided = int(shared["num_inference_steps"]), bool(shared["guidance_scale"] > 1)
+    def _noised(self, embeddings: torch.Tensor, noise: torch.Tensor, levels: list[float | int]) -> torch.Tensor:
+        return noise_embeddings(embeddings, noise, torch.tensor([float(level) for level in levels]))
 
-        def advance(step: int, x: torch.Tensor, condition: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
-            return x + self._velocity(x, step / steps, condition, guidance if guided else None) / steps
-
-        x, rows = denoise(range(steps), [x, condition, guidance_column(parameters, x)], advance, alive, sizes)
-        made = decode(
-            self._pixels, x, self.spec.image_size, self.spec.image_size, whose=self.spec.title, dtype=self._dtype
-        )
-        return spread(made, rows, len(embeddings))
-
-    def _pixels(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns images [B, 3, S, S] in about -1..1 of where the flow has ended."""
-        if self._vae is None:
-            return x
-        scaled = (x / self._vae.config["scaling_factor"]).to(self._dtype)
-        images: torch.Tensor = self._vae.decode(scaled, return_dict=False)[0]
-        return images
-
-    def _tflops(self) -> float:
-        """Returns what a variant costs at the defaults, see `GeneratorSpec.tflops`."""
-        width, defaults = self.spec.embedding_dim + 1, self.spec.defaults
-        x = torch.zeros((1, *self._shape), device="meta", dtype=self._dtype)
-        forward = count_tflops(
-            self._network,
-            x,
-            torch.zeros(1, device="meta"),
-            encoder_hidden_states=None,
-            class_labels=torch.zeros((1, width), device="meta", dtype=self._dtype),
-        )
-        steps: float = forward * defaults["num_inference_steps"] * (2 if defaults["guidance_scale"] > 1 else 1)
-        return steps if self._vae is None else steps + count_tflops(self._vae.decoder, x)
-
-    def _velocity(
-        self, x: torch.Tensor, time: float, condition: torch.Tensor, guidance: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Returns the velocity float32 [B, C, h, w], guided row by row if `guidance` [B, 1, 1, 1] is given."""
-        if guidance is not None:
-            x, condition = torch.cat([x, x]), torch.cat([torch.zeros_like(condition), condition])
+    def _output(self, x: torch.Tensor, time: float, condition: torch.Tensor, own: Columns, free: int) -> torch.Tensor:
         times = torch.full((len(x),), time, device=self._device)
-        output = velocity(self._network, x.to(self._dtype), times, condition.to(self._dtype)).float()
-        return output if guidance is None else guide(output, guidance)
+        return velocity(self._network, x.to(self._dtype), times, condition.to(self._dtype)).float()
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents if self._vae is None else super()._decode(latents)
+
+    def _costly_decode(self, latents: torch.Tensor) -> torch.Tensor:
+        decoded: torch.Tensor = latents if self._vae is None else self._vae.decoder(latents.to(self._dtype))
+        return decoded
 
 
 def noise_embeddings(embeddings: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
@@ -236,15 +192,7 @@ def build_network(facts: dict[str, Any]) -> UNet2DConditionModel:
 
 @dataclass
 class FlowParts:
-    """A flow's networks, frozen and in evaluation mode.
-
-    Attributes:
-        folder: of the model.
-        facts: its config.json.
-        conditioner: makes embeddings.
-        network: the velocity.
-        autoencoder: of a flow of latents.
-    """
+    """A flow's frozen networks, in evaluation mode, and its config.json; without an autoencoder if it makes pixels."""
 
     folder: Path
     facts: dict[str, Any]
@@ -254,11 +202,7 @@ class FlowParts:
 
     @classmethod
     def load(cls, folder: Path) -> FlowParts:
-        """Loads a flow's folder to the CPU, float32.
-
-        Raises:
-            GeneratorError: if it is incomplete, or its files belong to different models.
-        """
+        """Loads a flow's folder to the CPU, float32; raises GeneratorError if its files do not fit."""
         facts, cpu = read_json(folder / "config.json"), torch.device("cpu")
         conditioner = Conditioner.load(folder, cpu)
         network = _load_network(folder, facts).eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Finds a model: built in, in a folder, or on the Hugging Face hub."""
+"""Finds a model: built in, in a folder, or on the Hugging Face hub; and says whether it suits the images it gets."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from genssl.errors import GeneratorError, suggest
 BUILTIN = Path(__file__).parent / "builtin"
 DIFFUSERS = "model_index.json"
 OWN = "config.json"
+CARD = "card.json"
+OTHERS = (
+    "make one of your own images with `genssl train-generator recipes/generators/folder_flow.yaml dataset.root=FOLDER "
+    "--out my-flow` and name {name: flow, model: my-flow} in its place, or name another generator"
+)
 
 
 def builtin_models(index: str = DIFFUSERS) -> list[str]:
@@ -41,24 +46,14 @@ def find_model(
         GeneratorError: saying what was looked for, where, and how to get it.
     """
     kinds = (pipeline,) if isinstance(pipeline, str) else tuple(pipeline)
-    folder = _local(model, DIFFUSERS, *kinds)
-    if folder is None and model.count("/") == 1 and not model.startswith((".", "/", "~")):
-        folder = _download(model, revision, parts, key)
+    folder = _local(model, DIFFUSERS, *kinds) or _from_hub(model, revision, parts, key)
     if folder is None:
         raise GeneratorError(f"{key}: {model!r} is neither a folder here, nor builtin:NAME, nor a hub id (owner/name)")
-    index = folder / DIFFUSERS
-    if not index.is_file():
-        raise GeneratorError(f"{folder}: is not a diffusers model (it has no model_index.json)")
-    _check_class(index, *kinds)
-    return folder
+    return _checked(folder, DIFFUSERS, kinds, f"{folder}: is not a diffusers model (it has no model_index.json)")
 
 
 def shown(reference: str) -> str:
-    """Returns what of a model's name others may see: of a path on this machine, its last part; anything else as it is.
-
-    Args:
-        reference: "builtin:NAME", a hub id or a path; or any other setting, which is no path.
-    """
+    """Returns what of a model's name, or another setting, others may see: of a path on this machine, its last part."""
     local = reference.startswith(("/", "./", "../", "~/"))
     # A long prompt is no file name, at which Path.exists would raise.
     local = local or ("/" in reference and os.path.exists(reference))  # noqa: PTH110
@@ -66,51 +61,23 @@ def shown(reference: str) -> str:
 
 
 def find_network(model: str, kind: str, setting: str) -> Path:
-    """Returns the folder of a single diffusers model, such as an autoencoder.
-
-    Args:
-        model: a folder, or a hub id "owner/name".
-        kind: what `_class_name` in its config.json must be.
-        setting: the key path that names it, for errors.
-
-    Raises:
-        GeneratorError: saying what was looked for, where, and how to get it.
-    """
-    folder = Path(model) if Path(model).is_dir() else None
-    if folder is None and model.count("/") == 1 and not model.startswith((".", "/", "~")):
-        folder = _download(model, None, (), setting)
+    """Does as `find_model` with a single network, such as an autoencoder, in a folder or on the hub."""
+    folder = Path(model) if Path(model).is_dir() else _from_hub(model, None, (), setting)
     if folder is None:
         raise GeneratorError(f"{setting}: {model!r} is neither a folder here nor a hub id (owner/name)")
-    index = folder / OWN
-    if not index.is_file():
-        raise GeneratorError(f"{setting}: {folder} is not a diffusers model (it has no config.json)")
-    _check_class(index, kind)
-    return folder
+    return _checked(folder, OWN, (kind,), f"{setting}: {folder} is not a diffusers model (it has no config.json)")
 
 
 def find_trained(model: str, kind: str) -> Path:
-    """Returns the folder of a model in genssl's own format, as `genssl train-generator` writes it.
-
-    Args:
-        model: "builtin:NAME" or a folder.
-        kind: what `_class_name` in the folder's config.json must be.
-
-    Raises:
-        GeneratorError: saying what was looked for, and how to get it.
-    """
+    """Does as `find_model` with a model in genssl's own format, built in or of `genssl train-generator`."""
     folder = _local(model, OWN, kind)
     if folder is None:
         raise GeneratorError(
             f"generator.model: {model!r} is neither a folder here nor builtin:NAME; make one with "
             "`genssl train-generator RECIPE --out DIR` and set generator.model: DIR"
         )
-    index = folder / OWN
-    if not index.is_file():
-        raise GeneratorError(
-            f"{folder}: is not a model that `genssl train-generator` wrote for this generator (it has no config.json)"
-        )
-    _check_class(index, kind)
-    return folder
+    missing = "is not a model that `genssl train-generator` wrote for this generator (it has no config.json)"
+    return _checked(folder, OWN, (kind,), f"{folder}: {missing}")
 
 
 def _local(model: str, index: str, *kinds: str) -> Path | None:
@@ -124,20 +91,27 @@ def _local(model: str, index: str, *kinds: str) -> Path | None:
     return BUILTIN / name
 
 
-def _check_class(index: Path, *kinds: str) -> None:
-    found = read_json(index).get("_class_name")
+def _from_hub(model: str, revision: str | None, parts: Sequence[str], key: str) -> Path | None:
+    """Returns the folder of a hub id, downloaded if need be; None if it is none."""
+    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+        return None
+    return _download(model, revision, parts, key)
+
+
+def _checked(folder: Path, index: str, kinds: Sequence[str], missing: str) -> Path:
+    """Returns a folder whose index names one of the kinds; says what is `missing` if there is no index."""
+    if not (folder / index).is_file():
+        raise GeneratorError(missing)
+    found = read_json(folder / index).get("_class_name")
     if found not in kinds:
-        raise GeneratorError(f"{index}: the model is a {found}; this generator needs a {' or a '.join(kinds)}")
+        raise GeneratorError(f"{folder / index}: the model is a {found}; this generator needs a {' or a '.join(kinds)}")
+    return folder
 
 
 def find_file(reference: str, key: str) -> Path:
-    """Returns a safetensors file here, or OWNER/NAME[@REVISION]/FILE of the hub, downloaded if need be.
-
-    Raises:
-        GeneratorError: if it is neither, or not safetensors; `key` says where it was named.
-    """
+    """Returns a safetensors file here, or OWNER/NAME[@REVISION]/FILE of the hub; `key` says where it was named."""
     if not reference.endswith(".safetensors"):
-        raise GeneratorError(f"{key}: {reference!r} is no .safetensors file; other formats can run code when loaded")
+        raise GeneratorError(f"{key}: {reference!r} is not a .safetensors file; other formats can run code when loaded")
     path = Path(reference) if Path(reference).is_file() else _hub_part(reference, key, whole=False)
     if not path.is_file():
         raise GeneratorError(f"{key}: {reference!r} is not there")
@@ -164,11 +138,7 @@ def _hub_part(reference: str, key: str, *, whole: bool) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the content of a model folder's JSON file.
-
-    Raises:
-        GeneratorError: if it is missing or broken, as an interrupted download leaves it.
-    """
+    """Returns a model folder's JSON file; raises GeneratorError if it is broken, as a download may leave it."""
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -176,6 +146,13 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read ({error}); the model folder is incomplete, get it again"
         ) from None
     return content
+
+
+def licence_of(folder: Path, otherwise: str) -> str:
+    """Returns the licence that a model's card.json names, or `otherwise`."""
+    card = folder / "card.json"
+    licence = read_json(card).get("licence") if card.exists() else None
+    return licence or otherwise
 
 
 def _download(
@@ -196,3 +173,35 @@ def _download(
             "Check the id and the network (private models need HF_TOKEN), or download it elsewhere with "
             f"`hf download {model} --local-dir DIR` and set {key}: {'/'.join(['DIR', *inside])}"
         ) from None
+
+
+def trained_on(model: str) -> str | None:
+    """Returns the registry name of the data set that a built-in model was trained on; None for any other model.
+
+    Args:
+        model: as a config or a server names it, such as "builtin:digits-flow".
+    """
+    name = model.removeprefix("builtin:")
+    card = BUILTIN / name / CARD
+    if name == model or "/" in name or not card.is_file():
+        return None
+    return str(read_json(card)["dataset"]["name"])
+
+
+def foreign_data(model: str, found: str) -> str:
+    """Says that a built-in model was not trained on what was `found`, and what to use instead."""
+    return (
+        f"{model} was trained on the data set {trained_on(model)} alone and makes such images of whatever it is given, "
+        f"but {found}; {OTHERS}"
+    )
+
+
+def small_variants(variant: int, view: int) -> str | None:
+    """Says that variants of so many pixels (short side) are smaller than views of so many; None if they are not."""
+    if variant >= view:
+        return None
+    return (
+        f"the variants have {variant} pixels a side and the views {view}, so that they are enlarged and lack what "
+        "real images show; raise the generator's output_size or image_size where it has one, lower the size of the "
+        "views, or name another generator (`genssl train-generator` makes one of your own images)"
+    )

@@ -11,7 +11,7 @@ import torch
 
 from genssl.config.base import ComponentConfig
 from genssl.errors import GeneratorError, RequestRefusedError
-from genssl.generators.base import Generator
+from genssl.generators.base import EmbedsForeground, Generator, HasConditionerFingerprint, ReleasesConditioner
 from genssl.generators.configs import GeneratorConfig
 from genssl.generators.embedding_cache import kept_conditioner, open_embeddings
 from genssl.generators.retrieval.interpolation import Interpolated
@@ -59,7 +59,7 @@ def open_generator(config: ComponentConfig, device: torch.device, known: Collect
 def _keep_embeddings(generator: Generator, conditioner: Generator, folder: str) -> None:
     """Lays a folder under the embeddings of `generator`, which embeds by `conditioner`."""
     # A plug-in that does not name its conditioner shares embeddings with nobody else.
-    if hasattr(conditioner, "conditioner_fingerprint"):
+    if isinstance(conditioner, HasConditionerFingerprint):
         name = conditioner.conditioner_fingerprint()
         former = getattr(conditioner, "former_conditioner_fingerprint", None)
     else:
@@ -68,9 +68,9 @@ def _keep_embeddings(generator: Generator, conditioner: Generator, folder: str) 
     if former is not None and kept not in (None, name) and kept == former():
         name = kept
     # The engine keeps what tells the foreground of a source beside its embedding.
-    width = generator.spec.embedding_dim + hasattr(generator, "embed_with_foreground")
+    width = generator.spec.embedding_dim + isinstance(generator, EmbedsForeground)
     generator.kept_embeddings = open_embeddings(folder, name, width)  # type: ignore[attr-defined]
-    if generator is not conditioner and hasattr(conditioner, "release_conditioner"):
+    if generator is not conditioner and isinstance(conditioner, ReleasesConditioner):
         generator.release_conditioner = conditioner.release_conditioner  # type: ignore[attr-defined]
     # Rounding changes variants by a little, so they have names of their own.
     generator.spec = generator.spec.derived(

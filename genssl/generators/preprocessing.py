@@ -80,12 +80,9 @@ class Preprocessing:
 
 
 def read_preprocessing(folder: Path, subfolder: str = "feature_extractor", rule: Rule | None = None) -> Preprocessing:
-    """Reads how an image encoder wants images from a pipeline's folder.
+    """Reads how an image encoder wants images from `preprocessor_config.json` in a pipeline's sub-folder.
 
-    Args:
-        folder: of the pipeline.
-        subfolder: with the preprocessor_config.json.
-        rule: None: `square` for a model that genssl trained, as its card says, and `clip` for any other.
+    Without a rule, it is `square` for a model that genssl trained, as its card says, and `clip` for any other.
 
     Raises:
         GeneratorError: if the config is missing, or asks for what is not done here.
@@ -141,11 +138,8 @@ def resize_then_crop(
     Args:
         pixels: uint8 [3, H, W].
         resize: pixels of the shorter side, the longer one keeping the proportion, rounded down; or (height, width).
-        crop: side of the result, at most that of the resized image.
+        crop: side of the result uint8 [3, crop, crop], at most that of the resized image.
         resample: Pillow's filter.
-
-    Returns:
-        uint8 [3, crop, crop]; the input itself if that is its shape and nothing is to be resized.
     """
     _, height, width = pixels.shape
     if isinstance(resize, tuple):
@@ -174,14 +168,9 @@ def _window(length: int, resized: int, crop: int) -> tuple[tuple[float, float], 
 
 
 def crop_then_resize(pixels: UInt8Array, size: int) -> UInt8Array:
-    """Cuts the centre square out, to a whole pixel, and resizes it, as torchvision's CenterCrop and Resize do.
+    """Cuts the centre square out of uint8 [3, H, W], to a whole pixel, and resizes it to uint8 [3, size, size].
 
-    Args:
-        pixels: uint8 [3, H, W].
-        size: side of the result; bilinear and antialiased.
-
-    Returns:
-        uint8 [3, size, size].
+    Bilinear and antialiased, as torchvision's CenterCrop and Resize do.
     """
     _, height, width = pixels.shape
     side = min(height, width)

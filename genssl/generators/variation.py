@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from genssl.errors import RequestRefusedError, suggest
-from genssl.generators.base import Generator
+from genssl.generators.base import EmbedsForeground, Generator
 from genssl.generators.configs import ADAPTIVE, ADAPTS, SIZES, GeneratorConfig
 from genssl.generators.parameters import (
     ADAPTIVE_NAME,
@@ -55,13 +55,7 @@ class Variation:
     max_tries: int = 1
 
     def settle(self, parameters: Parameters, seed: int, foreground: float | None) -> Parameters:
-        """Returns the parameters of one variant.
-
-        Args:
-            parameters: with the low end of every range.
-            seed: of the variant's noise.
-            foreground: of its source, 0..1; needed if the noise level is adaptive.
-        """
+        """Returns the parameters of the variant with this seed; an adaptive one needs its source's `foreground`."""
         settled = dict(parameters)
         for name, (low, high) in self.ranges.items():
             part = _uniform(seed, name)
@@ -155,7 +149,7 @@ def _variation(generator: Generator, whole: Parameters) -> Variation | None:
     adaptive = ADAPTIVE_NAME in whole
     if adaptive and (whole[ADAPTIVE_NAME] != 1 or ADAPTS in ranges):
         raise RequestRefusedError(f"{spec.name}: parameter {ADAPTIVE_NAME} is 1, and {ADAPTS} then has no range")
-    if adaptive and not hasattr(generator, "embed_with_foreground"):
+    if adaptive and not isinstance(generator, EmbedsForeground):
         raise RequestRefusedError(
             f"{spec.name}: {ADAPTS}: {ADAPTIVE} needs a conditioner with a feature map, which this generator has not; "
             "give a number or a range"

@@ -15,9 +15,8 @@ from genssl.config.server import ServerFile
 from genssl.data.base import UInt8Array
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.generators.models import shown
+from genssl.generators.models import foreign_data, trained_on
 from genssl.generators.parameters import merge
-from genssl.generators.suitability import foreign_data, trained_on
 from genssl.server.batching.batcher import Batcher
 from genssl.server.batching.embedder import Embedder
 from genssl.server.batching.jobs import DeadlinePassedError, Made, Spent
@@ -113,19 +112,7 @@ class Hosted:
 
     def info(self) -> pb.GeneratorInfo:
         """Returns what ListGenerators says of it."""
-        spec = self.engine.generator.spec
-        return pb.GeneratorInfo(
-            generator_id=self.generator_id,
-            name=spec.name,
-            model=shown(spec.model),
-            fingerprint=spec.fingerprint,
-            embedding_dim=spec.embedding_dim,
-            image_size=spec.image_size,
-            licence=spec.licence,
-            default_parameters={key: float(value) for key, value in spec.defaults.items()},
-            settings={key: shown(value) for key, value in spec.settings.items()},
-            tflops=spec.tflops or 0.0,
-        )
+        return pb.GeneratorInfo(generator_id=self.generator_id, **self.engine.generator.spec.to_proto())
 
     def settings(self, parameters: Mapping[str, float]) -> Settings:
         """Returns the complete settings of given parameters.

@@ -17,8 +17,8 @@ from genssl.data.load import left_out_note
 from genssl.errors import RequestRefusedError, UserError
 from genssl.evaluators.splits import load_splits
 from genssl.generators.configs import ADAPTIVE, ADAPTS
+from genssl.generators.models import small_variants
 from genssl.generators.parameters import ADAPTIVE_NAME, MAX, Parameters, merge
-from genssl.generators.suitability import small_variants
 from genssl.training.samples import ColumnGroup, draw_run_samples, sources_and_views, variant_indices, write_groups
 from genssl.training.supply.open import open_source
 from genssl.training.supply.steps import view_plan

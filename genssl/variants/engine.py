@@ -15,7 +15,15 @@ import torch
 import torch.nn.functional as F
 
 from genssl.data.base import UInt8Array
-from genssl.generators.base import Alive, Cancelled, Generator
+from genssl.generators.base import (
+    Alive,
+    Cancelled,
+    EmbedsForeground,
+    GeneratesExactly,
+    Generator,
+    KeepsEmbeddings,
+    ReleasesConditioner,
+)
 from genssl.generators.embedding_cache import DiskEmbeddings, rounded
 from genssl.generators.finite import check_made
 from genssl.generators.parameters import Parameters
@@ -81,9 +89,9 @@ class VariantEngine:
         self.deterministic = deterministic
         self.redrawn = 0
         # A generator that can tells how much of a source is foreground, in the same pass of its conditioner.
-        self._embed = getattr(generator, "embed_with_foreground", generator.embed)
-        self._knows_foreground = hasattr(generator, "embed_with_foreground")
-        self.kept: DiskEmbeddings | None = getattr(generator, "kept_embeddings", None)
+        self._knows_foreground = isinstance(generator, EmbedsForeground)
+        self._embed = generator.embed_with_foreground if isinstance(generator, EmbedsForeground) else generator.embed
+        self.kept: DiskEmbeddings | None = generator.kept_embeddings if isinstance(generator, KeepsEmbeddings) else None
         self._embedded: float | None = None
 
     def complete(self, given: Parameters) -> Settings:
@@ -142,7 +150,8 @@ class VariantEngine:
         """Frees the conditioner once all embeddings have come from disk for a while."""
         if self._embedded is not None and time.monotonic() - self._embedded > IDLE_SECONDS:
             self._embedded = None
-            getattr(self.generator, "release_conditioner", lambda: None)()
+            if isinstance(self.generator, ReleasesConditioner):
+                self.generator.release_conditioner()
 
     def batches(self, rows: Sequence[Row]) -> list[list[int]]:
         """Returns positions of rows that can go through `generate` together, every position once."""
@@ -178,8 +187,8 @@ class VariantEngine:
         if self._knows_foreground:
             embeddings = embeddings[:, :-1]
         generate = self.generator.generate
-        if self.deterministic:
-            generate = getattr(self.generator, "generate_exact", generate)
+        if self.deterministic and isinstance(self.generator, GeneratesExactly):
+            generate = self.generator.generate_exact
         images = generate(
             _pad(embeddings, bucket),
             [*seeds, *[0] * filler],

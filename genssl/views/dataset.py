@@ -20,7 +20,7 @@ from genssl.client.images import array_pixels, read_picture, wanted_variants
 from genssl.config.views import Policy
 from genssl.data.base import UInt8Array
 from genssl.errors import ServerUnavailableError, UserError
-from genssl.generators.suitability import foreign_data, small_variants, trained_on
+from genssl.generators.models import foreign_data, small_variants, trained_on
 from genssl.variants.ledger import Ledger, Origin
 from genssl.variants.plan import draw_indices, view_columns
 from genssl.variants.prefetch.loop import FORK_ADVICE, was_forked_from_live

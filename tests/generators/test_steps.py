@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from genssl.generators.diffusion.ddim import DDIM
 from genssl.generators.diffusion.few_step import LCM, TCD
 from genssl.generators.diffusion.flux2_klein import FlowEuler
-from genssl.generators.diffusion.guided import Deterministic, Sampler
-from genssl.generators.diffusion.sampling import row_noise
+from genssl.generators.diffusion.sampling import DDIM, Sampler, read_ddim, row_noise
 
 TRAINED = 1000
 SPACINGS = ("trailing", "leading", "linspace")
@@ -53,7 +51,7 @@ def test_the_last_step_of_a_mended_count_leads_to_the_image():
 
 def samplers(path: Path) -> list[Sampler]:
     folder = folder_of(path, num_train_timesteps=TRAINED, prediction_type="epsilon", steps_offset=1)
-    return [Deterministic(folder), *(Deterministic(folder, one) for one in SPACINGS), LCM(folder), TCD(folder, 0.3)]
+    return [*(read_ddim(folder, one) for one in (None, *SPACINGS)), LCM(folder), TCD(folder, 0.3)]
 
 
 def test_the_samplers_of_the_other_generators_do_too(tmp_path):

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from genssl.errors import RequestRefusedError
 from genssl.generators.configs import FlowConfig, ICGANConfig, StableUnCLIPConfig
-from genssl.generators.diffusion.foreground import foreground_ratio
+from genssl.generators.diffusion.unclip_encoder import foreground_ratio
 from genssl.generators.open import open_generator
 from genssl.generators.parameters import merge
 from genssl.generators.variation import Variation, adaptive_noise_level, complete, redraw_seed, varying_parameters
@@ -34,7 +34,11 @@ def test_a_range_and_adaptive_stand_in_place_of_a_number_and_survive_a_dump():
         (StableUnCLIPConfig, {"guidance_scale": [2, 101]}, "guidance_scale: 101: .*less than or equal to 100"),
         (StableUnCLIPConfig, {"num_inference_steps": [1, 4.5]}, "4.5"),
         (StableUnCLIPConfig, {"output_size": [8, 16]}, "one size"),
-        (StableUnCLIPConfig, {"varying": {"dtype": [1, 2]}}, "no number that can vary; there are num_inference_steps"),
+        (
+            StableUnCLIPConfig,
+            {"varying": {"dtype": [1, 2]}},
+            "not a number that can vary; there are num_inference_steps",
+        ),
         (StableUnCLIPConfig, {"guidance_scale": 3, "varying": {"guidance_scale": [2, 8]}}, "give one of the two"),
         (FlowConfig, {"embedding_noise": "adaptive"}, "valid number"),
         (FlowConfig, {"varying": {"noise_level": "adaptive"}}, "only noise_level can be adaptive, where"),

@@ -7,7 +7,6 @@ at load, after which the text encoder is dropped. For equal seeds and parameters
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +16,14 @@ from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
 
-from genssl.errors import GeneratorError, RequestRefusedError
+from genssl.errors import GeneratorError
 from genssl.generators.diffusion.configs import Flux2KleinConfig
-from genssl.generators.diffusion.guided import GuidedDiffusion
-from genssl.generators.diffusion.loading import licence_of, load_network, load_part, pipeline_files
+from genssl.generators.diffusion.guided import Columns, GuidedDiffusion
+from genssl.generators.diffusion.loading import factor_of, load_network, load_part, pipeline_files
+from genssl.generators.diffusion.sampling import Sampler
 from genssl.generators.diffusion.scheduler_config import FLOW_FIELDS, build_scheduler, read_scheduler
 from genssl.generators.fingerprint import fingerprint_model
-from genssl.generators.models import DIFFUSERS, find_model, read_json
-from genssl.generators.parameters import Parameters
+from genssl.generators.models import DIFFUSERS, find_model, licence_of, read_json
 from genssl.generators.preprocessing import Preprocessing
 
 SAMPLER_VERSION = "flux2_klein/1"
@@ -42,20 +41,13 @@ class FlowStep:
     length: float
 
 
-class FlowEuler:
-    """Euler steps of a rectified flow, shifted towards noise the more the larger the image.
-
-    Args:
-        folder: of the model, whose scheduler config names the shift.
-    """
-
-    most_steps = 1000
+class FlowEuler(Sampler):
+    """Euler steps of a rectified flow, shifted towards noise the more the larger the image, as the folder says."""
 
     def __init__(self, folder: Path) -> None:
-        self.facts: list[str] = []
         self._scheduler = build_scheduler(FlowMatchEulerDiscreteScheduler, folder, read_scheduler(folder, FLOW_FIELDS))
 
-    def steps(self, count: int, side: int) -> list[FlowStep]:
+    def steps(self, count: int, side: int = 0) -> list[FlowStep]:
         """Returns the `count` steps from noise to image for latents of `side` x `side` tokens."""
         shift = compute_empirical_mu(image_seq_len=side**2, num_steps=count)
         self._scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / count, count), mu=shift)
@@ -63,12 +55,8 @@ class FlowEuler:
         times = (self._scheduler.timesteps / 1000).tolist()
         return [FlowStep(t, after - at) for t, at, after in zip(times, sigmas, sigmas[1:], strict=False)]
 
-    def noises(self, count: int) -> int:
-        """Returns 0: the steps are deterministic."""
-        return 0
-
     def move(
-        self, step: FlowStep, latents: torch.Tensor, output: torch.Tensor, noise: torch.Tensor | None
+        self, step: FlowStep, latents: torch.Tensor, output: torch.Tensor, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Moves latents along the velocity that the transformer predicts, in float32."""
         return (latents.float() + step.length * output).to(latents.dtype)
@@ -77,18 +65,18 @@ class FlowEuler:
 class Flux2Klein(GuidedDiffusion):
     """A FLUX.2 klein model on one device.
 
-    Args:
-        config: names the model and gives the default parameters.
-        device: where the networks run.
-
     Raises:
         GeneratorError: if the model cannot be found, is of another kind, or has no safetensors weights.
     """
+
+    SETTINGS = ("revision", "dtype", "prompt", "prompt_tokens", "reference_size", "image_size", "output_size")
 
     def __init__(self, config: Flux2KleinConfig, device: torch.device) -> None:
         folder = find_model(config.model, config.revision, PIPELINE, PARTS)
         dtype = getattr(torch, config.dtype)
         self._distilled = bool(read_json(folder / DIFFUSERS).get("is_distilled", False))
+        if self._distilled:
+            self._notes = {"guidance_scale": ": the model is distilled"}
         self._transformer = load_network(Flux2Transformer2DModel, folder, "transformer", dtype, device)
         self._vae = load_network(AutoencoderKLFlux2, folder, "vae", dtype, device)
         channels = int(self._transformer.config["in_channels"])
@@ -97,14 +85,9 @@ class Flux2Klein(GuidedDiffusion):
                 f"{folder}: the transformer takes {channels} channels, and the autoencoder makes "
                 f"{self._vae.bn.num_features}; the parts do not fit"
             )
-        patch = 2 * 2 ** (len(self._vae.config["block_out_channels"]) - 1)
-        super().__init__(
-            config,
-            device,
-            sampler=FlowEuler(folder),
-            preprocessing=Preprocessing(config.reference_size),
-            latents=(channels, patch),
-        )
+        patch = 2 * factor_of(self._vae)
+        super().__init__(config, device, sampler=FlowEuler(folder), channels=channels, scale=patch)
+        self.preprocess = Preprocessing(config.reference_size).preprocess  # type: ignore[method-assign]
         self._given, self._empty = self._embed_prompts(folder, [config.prompt, ""], config.prompt_tokens)
         self._reference_side = config.reference_size // patch
         variance = self._vae.bn.running_var + self._vae.config["batch_norm_eps"]
@@ -114,14 +97,10 @@ class Flux2Klein(GuidedDiffusion):
         facts = (config.dtype, f"prompt={config.prompt_tokens},{config.prompt}", f"reference={config.reference_size}")
         files = pipeline_files(folder, ["transformer", "vae", "text_encoder"], ["scheduler", "tokenizer"])
         files.append("text_encoder/generation_config.json")
-        self._describe(
-            config,
-            fingerprint=fingerprint_model(folder, files, SAMPLER_VERSION, *facts),
-            embedding_dim=channels * self._reference_side**2,
-            native_size=NATIVE_SIZE,
-            licence=licence_of(folder, "see the model's page (FLUX.2 klein 4B: Apache-2.0)"),
-            settings=("prompt", "prompt_tokens", "reference_size", "image_size", "output_size"),
-        )
+        fingerprint = fingerprint_model(folder, files, SAMPLER_VERSION, *facts)
+        licence = licence_of(folder, "see the model's page (FLUX.2 klein 4B: Apache-2.0)")
+        width = channels * self._reference_side**2
+        self._describe_sizes(config, fingerprint, NATIVE_SIZE, licence, embedding_dim=width)
 
     @torch.inference_mode()
     def _embed_prompts(self, folder: Path, prompts: list[str], length: int) -> list[torch.Tensor]:
@@ -141,13 +120,8 @@ class Flux2Klein(GuidedDiffusion):
         patches: torch.Tensor = (torch.nn.functional.pixel_unshuffle(latents, 2) - self._mean) / self._std
         return patches.float().flatten(1).cpu()
 
-    def check(self, parameters: Parameters) -> None:
-        """Raises RequestRefusedError for steps, guidance or sizes outside what the model can do."""
-        super().check(parameters)
-        if self._distilled and parameters["guidance_scale"] > 1:
-            raise RequestRefusedError(
-                f"parameter guidance_scale: {parameters['guidance_scale']} is outside 0..1: the model is distilled"
-            )
+    def _bounds(self) -> dict[str, tuple[float, float]]:
+        return super()._bounds() | ({"guidance_scale": (0, 1)} if self._distilled else {})
 
     def _condition(self, embeddings: torch.Tensor) -> torch.Tensor:
         return embeddings.view(-1, self._channels, self._reference_side, self._reference_side)
@@ -156,18 +130,9 @@ class Flux2Klein(GuidedDiffusion):
         # As in the stock pipeline, guidance compares with no prompt, not with no reference.
         return condition
 
-    def _output(
-        self,
-        x: torch.Tensor,
-        timestep: float,
-        condition: torch.Tensor,
-        guided: bool,
-        shared: Parameters,
-        own: Mapping[str, Sequence[float]],
-    ) -> torch.Tensor:
-        rows = len(x) // 2 if guided else len(x)
-        prompts = [self._empty] * guided + [self._given]
-        text = torch.cat([prompt.expand(rows, -1, -1) for prompt in prompts])
+    def _output(self, x: torch.Tensor, time: float, condition: torch.Tensor, own: Columns, free: int) -> torch.Tensor:
+        prompts = [(self._empty, free), (self._given, len(x) - free)]
+        text = torch.cat([prompt.expand(rows, -1, -1) for prompt, rows in prompts])
         made, reference = x.flatten(2).transpose(1, 2), condition.flatten(2).transpose(1, 2)
         side = x.shape[-1]
         positions = [
@@ -176,7 +141,7 @@ class Flux2Klein(GuidedDiffusion):
         ]
         output = self._transformer(
             hidden_states=torch.cat([made, reference], dim=1),
-            timestep=x.new_full((len(x),), timestep),
+            timestep=x.new_full((len(x),), time),
             guidance=None,
             encoder_hidden_states=text,
             txt_ids=_positions(0, 1, 1, text.shape[1]).to(self._device)[None].expand(len(x), -1, -1),

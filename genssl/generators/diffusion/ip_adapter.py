@@ -7,39 +7,34 @@ one-by-one results; one row alone equals the stock pipeline's. The prompt is one
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPVisionModelWithProjection
 
-from genssl.errors import GeneratorError, RequestRefusedError
+from genssl.errors import GeneratorError
 from genssl.generators.diffusion.configs import IPAdapterConfig
-from genssl.generators.diffusion.few_step import LCM, TCD
-from genssl.generators.diffusion.guided import Deterministic, GuidedDiffusion, Sampler
+from genssl.generators.diffusion.few_step import LCM, TCD, fuse_lora
+from genssl.generators.diffusion.guided import Columns, GuidedDiffusion
 from genssl.generators.diffusion.loading import (
-    licence_of,
+    embed_prompt_and_empty,
+    factor_of,
     load_network,
     load_vae,
     pipeline_files,
     quiet_libraries,
     read_tensors,
 )
-from genssl.generators.diffusion.lora import fuse_lora
-from genssl.generators.diffusion.text import embed_prompt_and_empty
+from genssl.generators.diffusion.sampling import Sampler, read_ddim
 from genssl.generators.fingerprint import Fact, fingerprint_file, fingerprint_model, network_files
 from genssl.generators.finite import check_weights
-from genssl.generators.models import DIFFUSERS, find_file, find_model, find_part, read_json
-from genssl.generators.parameters import Parameters
+from genssl.generators.models import DIFFUSERS, find_file, find_model, find_part, licence_of, read_json
 from genssl.generators.preprocessing import Preprocessing
 
 SAMPLER_VERSION = "ip_adapter/1"
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
-SETTINGS = (
-    "adapter", "image_encoder", "lora", "lora_scale", "sampler", "gamma", "prompt", "preprocess", "image_size",
-)  # fmt: skip
 # CLIP's own, with which all IP-Adapters were trained; their repositories hold no preprocessor config.
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
@@ -62,15 +57,16 @@ class RowScales:
 class IPAdapter(GuidedDiffusion):
     """A Stable Diffusion model with an IP-Adapter on one device.
 
-    Args:
-        config: names model, adapter, image encoder and LoRA, and gives the default parameters.
-        device: where the networks run.
-
     Raises:
         GeneratorError: if a part cannot be found, is of another kind, does not fit, or is not safetensors.
     """
 
-    BY_ROW = (*GuidedDiffusion.BY_ROW, "adapter_scale")
+    BY_ROW = ("guidance_scale", "adapter_scale")
+    PARAMETERS = (*GuidedDiffusion.PARAMETERS, "adapter_scale")
+    SETTINGS = (
+        "revision", "dtype", "adapter", "image_encoder", "lora", "lora_scale", "sampler", "gamma", "prompt",
+        "preprocess", "image_size",
+    )  # fmt: skip
 
     def __init__(self, config: IPAdapterConfig, device: torch.device) -> None:
         folder = find_model(config.model, config.revision, PIPELINES, PARTS)
@@ -88,24 +84,11 @@ class IPAdapter(GuidedDiffusion):
         check_weights("generator.adapter or generator.lora, in the UNet", self._unet.state_dict())
         self._unet.eval().requires_grad_(False)
         self._given, self._empty = embed_prompt_and_empty(folder, config.prompt, self._xl, dtype, device)
-        scale = 2 ** (len(self._vae.config["block_out_channels"]) - 1)
-        samplers: dict[str, Sampler] = {}
-        match config.sampler:
-            case "lcm":
-                samplers["lcm"] = LCM(folder)
-            case "tcd":
-                samplers["tcd"] = TCD(folder, config.gamma)
-            case spacing:
-                samplers[spacing] = Deterministic(folder, "trailing" if spacing == "ddim_trailing" else None)
-        vision = self._image_encoder.config
-        preprocessing = Preprocessing(int(vision.image_size), MEAN, STD, config.preprocess)
-        super().__init__(
-            config,
-            device,
-            sampler=samplers[config.sampler],
-            preprocessing=preprocessing,
-            latents=(int(self._unet.config["in_channels"]), scale),
-        )
+        vision, sampler = self._image_encoder.config, _sampler(config, folder)
+        self._preprocessing = Preprocessing(int(vision.image_size), MEAN, STD, config.preprocess)
+        self.preprocess = self._preprocessing.preprocess  # type: ignore[method-assign]
+        channels, scale = int(self._unet.config["in_channels"]), factor_of(self._vae)
+        super().__init__(config, device, sampler=sampler, channels=channels, scale=scale)
         self._shape = (
             (1 + (vision.image_size // vision.patch_size) ** 2, vision.hidden_size)
             if self._tokens
@@ -126,17 +109,15 @@ class IPAdapter(GuidedDiffusion):
             f"adapter={fingerprint_file(adapter).hex()}",
             ("encoder=", fingerprint_model(encoder, network_files(encoder))),
             f"lora={fingerprint_file(lora).hex()},{config.lora_scale}" if lora else "lora=none",
-            *preprocessing.facts(),
-            *self._sampler.facts,
+            *self._preprocessing.facts(),
+            *sampler.facts,
         ]
-        self._describe(
+        self._describe_sizes(
             config,
-            fingerprint=fingerprint_model(folder, files, *facts),
+            fingerprint_model(folder, files, *facts),
+            int(self._unet.config["sample_size"]) * scale,
+            licence_of(folder, "see the models' pages (IP-Adapter: Apache-2.0; SD 1.5 and SDXL: OpenRAIL)"),
             embedding_dim=self._shape[0] * self._shape[1],
-            native_size=int(self._unet.config["sample_size"]) * scale,
-            licence=licence_of(folder, "see the models' pages (IP-Adapter: Apache-2.0; SD 1.5 and SDXL: OpenRAIL)"),
-            settings=SETTINGS,
-            adapter_scale=config.adapter_scale,
         )
 
     def _load_adapter(self, path: Path) -> bool:
@@ -188,11 +169,8 @@ class IPAdapter(GuidedDiffusion):
         pixels = self._preprocessing.normalise(images).to(self._device, self._dtype)
         return self._encode(pixels).float().flatten(1).cpu()
 
-    def check(self, parameters: Parameters) -> None:
-        """Raises RequestRefusedError for steps, guidance, sizes or an adapter's scale outside what can be done."""
-        super().check(parameters)
-        if not 0 <= parameters["adapter_scale"] <= 10:
-            raise RequestRefusedError(f"parameter adapter_scale: {parameters['adapter_scale']} is outside 0..10")
+    def _bounds(self) -> dict[str, tuple[float, float]]:
+        return super()._bounds() | {"adapter_scale": (0, 10)}
 
     def _condition(self, embeddings: torch.Tensor) -> torch.Tensor:
         return embeddings.view(-1, *self._shape)
@@ -200,43 +178,35 @@ class IPAdapter(GuidedDiffusion):
     def _unconditioned(self, condition: torch.Tensor) -> torch.Tensor:
         return self._blank.to(condition.dtype).expand_as(condition)
 
-    def _output(
-        self,
-        x: torch.Tensor,
-        timestep: float,
-        condition: torch.Tensor,
-        guided: bool,
-        shared: Parameters,
-        own: Mapping[str, Sequence[float]],
-    ) -> torch.Tensor:
-        scales = own["adapter_scale"]
+    def _output(self, x: torch.Tensor, time: float, condition: torch.Tensor, own: Columns, free: int) -> torch.Tensor:
+        scales = own[:, self.BY_ROW.index("adapter_scale")].tolist()
         scale: float | RowScales = scales[0]
         if any(other != scale for other in scales):
-            scale = RowScales(
-                torch.tensor(scales, dtype=torch.float32, device=x.device).repeat(1 + guided).view(-1, 1, 1)
-            )
+            scale = RowScales(torch.tensor(scales, dtype=torch.float32, device=x.device).view(-1, 1, 1))
         for processor in self._unet.attn_processors.values():
             if hasattr(processor, "to_k_ip"):
                 processor.scale = [scale]
-        rows = len(x) // 2 if guided else len(x)
-        prompts = [self._empty] * guided + [self._given]
-        text = torch.cat([prompt.tokens.expand(rows, -1, -1) for prompt in prompts])
+        prompts = [(self._empty, free), (self._given, len(x) - free)]
+        text = torch.cat([prompt.tokens.expand(rows, -1, -1) for prompt, rows in prompts])
         # A row, one image, its tokens: the axis of images is what the stock pipeline fills with the other rows.
         added: dict[str, object] = {"image_embeds": [condition[:, None] if self._tokens else condition]}
         if self._xl:
-            size = float(shared["image_size"])
-            added["text_embeds"] = torch.cat([_pooled(prompt.pooled).expand(rows, -1) for prompt in prompts])
+            size = float(x.shape[-1] * self._scale)
+            added["text_embeds"] = torch.cat([prompt.pooled.expand(rows, -1) for prompt, rows in prompts])
             added["time_ids"] = x.new_tensor([size, size, 0, 0, size, size]).expand(len(x), -1)
         output: torch.Tensor = self._unet(
-            x, timestep, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False
+            x, time, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False
         )[0]
         return output
 
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        images: torch.Tensor = self._vae.decode(latents / self._vae.config["scaling_factor"], return_dict=False)[0]
-        return images
 
-
-def _pooled(tensor: torch.Tensor | None) -> torch.Tensor:
-    assert tensor is not None, "SDXL's prompts have a pooled embedding"
-    return tensor
+def _sampler(config: IPAdapterConfig, folder: Path) -> Sampler:
+    match config.sampler:
+        case "lcm":
+            return LCM(folder)
+        case "tcd":
+            return TCD(folder, config.gamma)
+        case "ddim_trailing":
+            return read_ddim(folder, "trailing")
+        case "ddim":
+            return read_ddim(folder)

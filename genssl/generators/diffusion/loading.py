@@ -1,9 +1,13 @@
-"""Loads the parts of a diffusers folder: safetensors only, nothing downloaded, and every failure in one sentence."""
+"""Loads the parts of a diffusers folder: safetensors only, nothing downloaded, and every failure in one sentence.
+
+The one constant prompt of a Stable Diffusion model is embedded at load time; the text encoders are not kept.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
-from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from genssl.base import safetensors_file
@@ -26,8 +30,7 @@ def load_network(kind: Any, folder: Path, subfolder: str, dtype: torch.dtype, de
     """Loads one network of a pipeline, frozen and in evaluation mode; `*.fp16.safetensors` where there is no other.
 
     Raises:
-        GeneratorError: if it is missing, of another kind or shape, or has no safetensors weights, or none that are
-            finite.
+        GeneratorError: if it is missing, of another kind or shape, or has no finite safetensors weights.
     """
     _, variant = find_weights(folder / subfolder)
     chosen = {"variant": variant} if variant else {}
@@ -68,11 +71,7 @@ def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
 def load_decoder(folder: Path, tiny: str | None, dtype: torch.dtype, device: torch.device) -> tuple[Any, list[Fact]]:
     """Loads what decodes latents: the folder's own autoencoder, or a tiny one of a folder or hub id in its place.
 
-    Returns:
-        The autoencoder, and what a generator's name owes to it beside its own folder.
-
-    Raises:
-        GeneratorError: if it cannot be had, or was made for other latents.
+    Returns the autoencoder, and what a generator's name owes to it beside its own folder.
     """
     if tiny is None:
         return load_vae(folder, dtype, device), []
@@ -96,35 +95,18 @@ def image_encoder(
     processor: str = "feature_extractor",
     rule: Rule | None = None,
 ) -> tuple[Any, Preprocessing]:
-    """Loads the image encoder of a model's folder alone, and how it wants images; see `read_preprocessing`.
-
-    Raises:
-        GeneratorError: if it is missing, broken, or has no safetensors weights.
-    """
+    """Loads the image encoder of a model's folder alone, and how it wants images; see `read_preprocessing`."""
     preprocessing = read_preprocessing(folder, processor, rule)
     return load_network(CLIPVisionModelWithProjection, folder, "image_encoder", dtype, device), preprocessing
 
 
-def empty_prompt(folder: Path, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Returns the hidden states [1, tokens, width] of the empty prompt; text encoder and tokenizer are not kept."""
-    tokenizer = load_part(CLIPTokenizer, folder, "tokenizer")
-    encoder = load_network(CLIPTextModel, folder, "text_encoder", dtype, device)
-    tokens = tokenizer(
-        "", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-    )
-    with torch.inference_mode():
-        hidden_states: torch.Tensor = encoder(tokens.input_ids.to(device))[0]
-    return hidden_states
+def factor_of(vae: Any) -> int:
+    """Returns how many pixels of an autoencoder's images a latent has at each side."""
+    return int(2 ** (len(vae.config["block_out_channels"]) - 1))
 
 
 def pipeline_files(folder: Path, networks: Sequence[str], others: Sequence[str] = ()) -> list[str]:
-    """Returns what is loaded of a diffusers pipeline's folder, relative to it.
-
-    Args:
-        folder: of the pipeline.
-        networks: the sub-folders with a config and weights.
-        others: schedulers, tokenizers and image processors.
-    """
+    """Returns what is loaded of a pipeline's folder, relative to it: `networks` have weights, `others` have none."""
     files = [DIFFUSERS]
     for part in networks:
         files += network_files(folder, part)
@@ -132,22 +114,6 @@ def pipeline_files(folder: Path, networks: Sequence[str], others: Sequence[str] 
         files += tokenizer_files(part) if part.startswith("tokenizer") else []
         files += [f"{part}/scheduler_config.json", f"{part}/preprocessor_config.json"]
     return files
-
-
-def check_width(folder: Path, what: str, width: int, where: str, unet: Any) -> None:
-    """Raises GeneratorError if `what` of this width does not fit the cross-attention of a UNet."""
-    expected = unet.config["cross_attention_dim"]
-    if width != expected:
-        raise GeneratorError(
-            f"{folder}: {what} has {width} numbers, but {where} takes {expected}; the parts do not fit"
-        )
-
-
-def licence_of(folder: Path, otherwise: str) -> str:
-    """Returns the licence that a model's card.json names, or `otherwise`."""
-    card = folder / "card.json"
-    licence = read_json(card).get("licence") if card.exists() else None
-    return licence or otherwise
 
 
 @contextmanager
@@ -162,3 +128,50 @@ def quiet_libraries() -> Iterator[None]:
         diffusers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the denoiser is told by text.
+
+    Attributes:
+        tokens: [1, 77, width] of the prompt.
+        pooled: [1, width] of the prompt, for SDXL; of width 0 for Stable Diffusion 1 and 2.
+    """
+
+    tokens: torch.Tensor
+    pooled: torch.Tensor
+
+
+@torch.inference_mode()
+def embed_prompts(folder: Path, prompts: list[str], xl: bool, dtype: torch.dtype, device: torch.device) -> list[Prompt]:
+    """Embeds prompts as Stable Diffusion's pipelines do: SDXL takes the last layer but one of two encoders."""
+    tokens: list[list[torch.Tensor]] = [[] for _ in prompts]
+    pooled = [torch.zeros((1, 0)) for _ in prompts]
+    for suffix in ["", "_2"] if xl else [""]:
+        tokenizer = load_part(CLIPTokenizer, folder, f"tokenizer{suffix}")
+        kind = CLIPTextModelWithProjection if suffix else CLIPTextModel
+        encoder = load_network(kind, folder, f"text_encoder{suffix}", dtype, device)
+        for row, prompt in enumerate(prompts):
+            ids = tokenizer(
+                prompt,
+                padding="max_length",
+                max_length=tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids.to(device)
+            encoded = encoder(ids, output_hidden_states=xl)
+            tokens[row].append(encoded.hidden_states[-2] if xl else encoded[0])
+            if suffix:
+                pooled[row] = encoded[0]
+    return [Prompt(torch.cat(parts, dim=-1), pool) for parts, pool in zip(tokens, pooled, strict=True)]
+
+
+def embed_prompt_and_empty(
+    folder: Path, prompt: str, xl: bool, dtype: torch.dtype, device: torch.device
+) -> tuple[Prompt, Prompt]:
+    """Returns the prompt and what guidance compares it with: the empty prompt, or zeros where an SDXL model says so."""
+    given, empty = embed_prompts(folder, [prompt, ""], xl, dtype, device)
+    if xl and bool(read_json(folder / DIFFUSERS).get("force_zeros_for_empty_prompt", True)):
+        empty = Prompt(torch.zeros_like(given.tokens), torch.zeros_like(given.pooled))
+    return given, empty

@@ -148,19 +148,11 @@ FLOW_FIELDS = Fields(
 
 
 def read_scheduler(folder: Path, fields: Fields, part: str = "scheduler") -> dict[str, Any]:
-    """Reads a scheduler's config, and warns of fields that are not known here.
-
-    Args:
-        folder: of the pipeline.
-        fields: what the sampler makes of them.
-        part: the sub-folder.
-
-    Returns:
-        The config as it stands in the file.
+    """Returns the scheduler's config in a sub-folder as it stands, and warns of fields that are not known here.
 
     Raises:
-        GeneratorError: if it is missing or broken, of another kind of scheduler, or has a value that the sampler cannot
-            do.
+        GeneratorError: if it is missing or broken, of another kind of scheduler, or has a value that the sampler, of
+            which `fields` tell, cannot do.
     """
     path = folder / part / "scheduler_config.json"
     config = read_json(path)

@@ -13,11 +13,10 @@ import torch
 from genssl import __version__
 from genssl.base.safetensors_file import write_tensors
 from genssl.errors import UserError
-from genssl.generators.icgan.features import FILE as FEATURES
-from genssl.generators.icgan.features import Preprocess
 from genssl.generators.icgan.generator import CLASS, FORMAT, WEIGHTS
 from genssl.generators.icgan.networks import Architecture
-from genssl.generators.icgan.official import convert_features, convert_generator, read_tensors
+from genssl.generators.icgan.official import FILE as FEATURES
+from genssl.generators.icgan.official import Preprocess, convert_features, convert_generator, read_tensors
 
 LICENCE = "CC-BY-NC-4.0"
 
@@ -32,12 +31,8 @@ def convert_weights(checkpoint: Path, features: Path, folder: Path, preprocess: 
         folder: written; refused if it exists.
         preprocess: how a source is shown to the ResNet, see `ResNetFeatures`.
 
-    Returns:
-        What the checkpoint's shapes tell of the model.
-
     Raises:
-        UserError: if the folder exists or cannot be made.
-        GeneratorError: if a file cannot be read, holds code, or is of another network.
+        UserError: if the folder exists or cannot be made, or a file is of another network or holds code.
     """
     if folder.exists():
         raise UserError(f"{folder} exists already; give another folder with --out, or remove it")

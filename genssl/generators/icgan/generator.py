@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,16 @@ from safetensors import SafetensorError
 from torch import nn
 
 from genssl.base.safetensors_file import read_tensors
-from genssl.data.base import UInt8Array
-from genssl.errors import GeneratorError, RequestRefusedError
-from genssl.generators.base import Alive, GeneratorSpec
+from genssl.errors import GeneratorError
+from genssl.generators.base import DescribedGenerator, count_tflops
 from genssl.generators.conditioner import FILE, Conditioner
 from genssl.generators.configs import ICGANConfig
-from genssl.generators.cost import count_tflops
 from genssl.generators.fingerprint import fingerprint_model
 from genssl.generators.finite import check_made, check_weights
-from genssl.generators.icgan.features import FILE as FEATURES
-from genssl.generators.icgan.features import ResNetFeatures
 from genssl.generators.icgan.networks import Architecture, GeneratorNetwork
-from genssl.generators.models import OWN, find_trained, read_json
+from genssl.generators.icgan.official import FILE as FEATURES
+from genssl.generators.icgan.official import ResNetFeatures
+from genssl.generators.models import OWN, find_trained, licence_of, read_json
 from genssl.generators.parameters import Parameters
 
 SAMPLER_VERSION = "icgan/1"
@@ -42,16 +39,14 @@ MAX_TRUNCATION = 4.0
 MAX_BEST_OF = 64
 
 
-class ICGAN:
+class ICGAN(DescribedGenerator):
     """An IC-GAN on one device: trained by `genssl train-generator`, or made of official weights by `convert-weights`.
-
-    Args:
-        config: names the model and gives the default parameters.
-        device: where the networks run.
 
     Raises:
         GeneratorError: if the model cannot be found, is of another kind, or its files do not fit each other.
     """
+
+    _encoder: Conditioner | ResNetFeatures
 
     def __init__(self, config: ICGANConfig, device: torch.device) -> None:
         folder = find_trained(config.model, CLASS)
@@ -59,54 +54,32 @@ class ICGAN:
         self._device = device
         self._dtype: torch.dtype = getattr(torch, config.dtype)
         self._network = _load_network(folder, facts, self._dtype, device)
-        self._conditioner, preprocess = _conditioner(folder, facts, config, self._network.architecture, device)
-        card = folder / "card.json"
-        licence = read_json(card).get("licence") if card.exists() else None
-        architecture = self._network.architecture
+        self._architecture = architecture = self._network.architecture
+        self._encoder, preprocess = _conditioner(folder, facts, config, architecture, device)
         self._output_size = config.output_size or architecture.resolution
         defaults: Parameters = {"truncation": config.truncation, "best_of": config.best_of}
         if architecture.classes:
             defaults["class_id"] = config.class_id or 0
         elif config.class_id is not None:
             raise GeneratorError(f"generator.class_id: {config.model} is not class-conditional; leave it out")
-        encoder = FILE if isinstance(self._conditioner, Conditioner) else FEATURES
-        settings = [config.dtype, f"preprocess={preprocess}", f"output_size={self._output_size}"]
-        if encoder == FEATURES:  # once the square was cut out to half a pixel
-            settings.append("crop=pixel")
-        fingerprint = fingerprint_model(folder, [OWN, WEIGHTS, encoder], SAMPLER_VERSION, *settings, keep_order=[OWN])
-        self.spec = GeneratorSpec(
-            name=config.name,
-            model=config.model,
-            fingerprint=fingerprint.digest,
-            former=fingerprint.former,
-            embedding_dim=self._conditioner.embedding_dim,
+        own = isinstance(self._encoder, Conditioner)
+        named = [config.dtype, f"preprocess={preprocess}", f"output_size={self._output_size}"]
+        if not own:  # once the square was cut out to half a pixel
+            named.append("crop=pixel")
+        files = [OWN, WEIGHTS, FILE if own else FEATURES]
+        self._describe(
+            config,
+            fingerprint_model(folder, files, SAMPLER_VERSION, *named, keep_order=[OWN]),
             image_size=self._output_size,
-            licence=licence or "unknown: the folder has no card.json",
+            licence=licence_of(folder, "unknown: the folder has no card.json"),
             settings={"dtype": config.dtype, "preprocess": preprocess, "output_size": str(self._output_size)},
             defaults=defaults,
         )
-        try:
-            self.check(self.spec.defaults)
-        except RequestRefusedError as error:
-            raise GeneratorError(f"generator {config.model}: {error}") from None
-        self.spec = replace(self.spec, tflops=self._tflops())
 
-    def preprocess(self, image: UInt8Array) -> UInt8Array:
-        """Brings a source uint8 [3, H, W] of any size to the conditioner's uint8 [3, S, S]."""
-        return self._conditioner.preprocess(image)
-
-    def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Embeds preprocessed images uint8 [B, 3, S, S]; returns float32 [B, embedding_dim] on the CPU."""
-        return self._conditioner.embed(images)
-
-    def check(self, parameters: Parameters) -> None:
-        """Raises RequestRefusedError for a truncation, number of tries or class outside what the model can do."""
+    def _bounds(self) -> dict[str, tuple[float, float]]:
         bounds: dict[str, tuple[float, float]] = {"truncation": (0, MAX_TRUNCATION), "best_of": (1, MAX_BEST_OF)}
-        if classes := self._network.architecture.classes:
-            bounds["class_id"] = (0, classes - 1)
-        for name, (low, high) in bounds.items():
-            if not low <= parameters[name] <= high:
-                raise RequestRefusedError(f"parameter {name}: {parameters[name]} is outside {low:g}..{high:g}")
+        classes = self._architecture.classes
+        return bounds | ({"class_id": (0, classes - 1)} if classes else {})
 
     def batch_key(self, parameters: Parameters) -> tuple[object, ...]:
         """Only the number of tries must agree within a batch, since it multiplies the cost."""
@@ -114,13 +87,7 @@ class ICGAN:
 
     @torch.inference_mode()
     def generate(
-        self,
-        embeddings: torch.Tensor,
-        seeds: Sequence[int],
-        parameters: Sequence[Parameters],
-        *,
-        alive: Alive | None = None,
-        sizes: Sequence[int] = (),
+        self, embeddings: torch.Tensor, seeds: Sequence[int], parameters: Sequence[Parameters], **hooks: Any
     ) -> torch.Tensor:
         """Makes one image a row; see `Generator.generate`.
 
@@ -129,12 +96,12 @@ class ICGAN:
         """
         tries = int(parameters[0]["best_of"])
         rows = [
-            truncated_normal((tries, self._network.architecture.noise_dim), float(row["truncation"]), seed)
+            truncated_normal((tries, self._architecture.noise_dim), float(row["truncation"]), seed)
             for row, seed in zip(parameters, seeds, strict=True)
         ]
         noise = torch.stack(rows).float()
         classes = None
-        if self._network.architecture.classes:
+        if self._architecture.classes:
             classes = torch.tensor([int(row["class_id"]) for row in parameters])
         best = self._images(noise[:, 0], embeddings, classes)
         if tries > 1:
@@ -150,18 +117,14 @@ class ICGAN:
         return best
 
     def _tflops(self) -> float:
-        """Returns what a variant costs at the defaults, see `GeneratorSpec.tflops`; all tries of it."""
-        architecture = self._network.architecture
-        noise, embedding = (
-            torch.zeros((1, width), device="meta", dtype=self._dtype)
-            for width in (architecture.noise_dim, architecture.feature_dim)
-        )
-        classes = torch.zeros(1, dtype=torch.long, device="meta") if architecture.classes else None
-        return count_tflops(self._network, noise, embedding, classes) * self.spec.defaults["best_of"]
+        one = torch.zeros((1, 1), device=self._device, dtype=self._dtype)
+        noise, feature = (one.expand(1, width) for width in (self._architecture.noise_dim, self._encoder.embedding_dim))
+        classes = one[0].long() if self._architecture.classes else None
+        return count_tflops(lambda: self._network(noise, feature, classes)) * self.spec.defaults["best_of"]
 
     def _images(self, noise: torch.Tensor, embeddings: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
         """Returns uint8 [B, 3, resolution, resolution] on the CPU."""
-        part = max(1, MAX_PIXELS // self._network.architecture.resolution**2)
+        part = max(1, MAX_PIXELS // self._architecture.resolution**2)
         made = []
         for start in range(0, len(noise), part):
             rows = slice(start, start + part)
@@ -177,22 +140,13 @@ class ICGAN:
 
     def _similarity(self, images: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         """Returns the cosines float32 [B] of uint8 images with the embeddings that they were made of."""
-        if images.shape[-1] != self._conditioner.image_size:
+        if images.shape[-1] != self._encoder.image_size:
             images = torch.stack([torch.from_numpy(self.preprocess(image)) for image in images.numpy()])
         return F.cosine_similarity(self.embed(images), embeddings.float(), dim=1)
 
 
 def truncated_normal(shape: tuple[int, ...], truncation: float, seed: int) -> torch.Tensor:
-    """Draws from a standard normal restricted to [-2 truncation, 2 truncation].
-
-    Args:
-        shape: of the result.
-        truncation: 0 (all zeros) to 4 (hardly truncated).
-        seed: below 2**64.
-
-    Returns:
-        float64, on the CPU.
-    """
+    """Draws float64 (CPU) from a standard normal restricted to [-2 truncation, 2 truncation]; 4 hardly truncates."""
     uniform = torch.rand(shape, dtype=torch.float64, generator=torch.Generator("cpu").manual_seed(seed))
     below = 0.5 * math.erfc(2 * truncation / math.sqrt(2))  # the part of a normal under the lower bound
     drawn: torch.Tensor = torch.special.ndtri(below + uniform * (1 - 2 * below))

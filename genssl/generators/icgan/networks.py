@@ -2,7 +2,7 @@
 
 One module for every size: the official 64, 128 and 256 px models, half capacity and class-conditional ones included,
 and the small ones that `genssl train-generator` makes. Written from the architecture; no official code is in it.
-Layers are plain: spectral norm is folded into the weights when a checkpoint is converted (`icgan_official`), and our
+Layers are plain: spectral norm is folded into the weights when a checkpoint is converted (`icgan.official`), and our
 own training has none in the generator.
 """
 
@@ -65,11 +65,7 @@ class Architecture:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Architecture:
-        """Returns the architecture of a config file's mapping.
-
-        Raises:
-            ValueError: if keys are missing or unknown, or a value cannot be.
-        """
+        """Returns the architecture of a config file's mapping; ValueError for unknown keys or impossible values."""
         fields = {field.name: field for field in dataclasses.fields(cls)}
         if unknown := sorted(set(content) - set(fields)):
             raise ValueError(f"unknown keys {', '.join(unknown)}")
@@ -171,15 +167,9 @@ class GeneratorNetwork(nn.Module):
         self.to_rgb = nn.Conv2d(channels[-1], 3, 3, padding=1)
 
     def forward(self, noise: torch.Tensor, features: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
-        """Makes one image a row.
+        """Makes images [B, 3, resolution, resolution] in [-1, 1] of noise [B, noise_dim] and features [B, feature_dim].
 
-        Args:
-            noise: float [B, noise_dim].
-            features: float [B, feature_dim], of the length that the network was trained with.
-            classes: int64 [B] for a class-conditional model.
-
-        Returns:
-            float [B, 3, resolution, resolution] in [-1, 1].
+        Features have the length that the network was trained with; a class-conditional model takes classes int64 [B].
         """
         architecture = self.architecture
         condition = self.embed_feature(features)

@@ -1,4 +1,4 @@
-"""Reads official IC-GAN checkpoints (BigGAN backbone): architecture from the shapes, spectral norm folded.
+"""Official IC-GAN models (BigGAN backbone): their checkpoints, read by shape with spectral norm folded, and features.
 
 The checkpoints are CC BY-NC 4.0, brought by the user. Of the files in an official archive only `G_ema_best*.pth` is
 read: a plain mapping of tensors, which `torch.load(weights_only=True)` takes. `state_dict_best*.pth` pickles a config
@@ -11,18 +11,25 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 
 from genssl.backbones.configs import ResNet50Config
-from genssl.backbones.resnet import build_resnet
+from genssl.backbones.resnet import ResNet, build_resnet
 from genssl.base import safetensors_file
+from genssl.data.base import UInt8Array
 from genssl.errors import GeneratorError
 from genssl.generators.finite import check_weights, is_finite
 from genssl.generators.icgan.networks import Architecture, GeneratorNetwork
+from genssl.generators.preprocessing import crop_then_resize
 
+FILE = "features.safetensors"
+Preprocess = Literal["train", "colab", "raw"]
+NETWORK_SIZE = 224
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPECTRAL_EPS = 1e-6
 HEADS = ("projection_head.", "prototypes.", "fc.")
 Tensors = Mapping[str, torch.Tensor]
@@ -47,8 +54,7 @@ _NORMS = ("norm", "norm1.norm", "norm2.norm")
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Returns the tensors of a .pth or .safetensors file on the CPU, without the prefix that DataParallel gives.
 
-    Raises:
-        GeneratorError: if the file is missing, broken, holds other objects than tensors, or is no flat mapping.
+    Raises GeneratorError if it is missing, broken, holds other objects than tensors, or is no flat mapping.
     """
     try:
         if path.suffix == ".safetensors":
@@ -70,14 +76,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def infer_architecture(state: Tensors) -> Architecture:
-    """Returns the architecture that an official generator's shapes tell.
-
-    Args:
-        state: tensors by official name; only shapes are looked at.
-
-    Raises:
-        GeneratorError: naming what is missing or does not fit.
-    """
+    """Returns the architecture that the shapes of an official generator's tensors tell, or raises GeneratorError."""
     try:
         first, feature = state["linear.weight"].shape, state["shared_feat.weight"].shape
         numbers = sorted({int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.0\.conv1\.weight$", name))})
@@ -112,11 +111,7 @@ def infer_architecture(state: Tensors) -> Architecture:
 
 
 def convert_generator(state: Tensors) -> tuple[Architecture, dict[str, torch.Tensor]]:
-    """Turns an official generator's tensors into `GeneratorNetwork`'s, in float32.
-
-    Raises:
-        GeneratorError: if tensors are missing, unknown, of a wrong shape or not finite.
-    """
+    """Turns an official generator's tensors into `GeneratorNetwork`'s (float32); GeneratorError says what is amiss."""
     architecture = infer_architecture(state)
     modules = {"embed_feature": "shared_feat", "first": "linear", "norm": "output_layer.0", "to_rgb": "output_layer.2"}
     for number in range(architecture.blocks):
@@ -165,16 +160,10 @@ def convert_generator(state: Tensors) -> tuple[Architecture, dict[str, torch.Ten
 
 
 def fold_spectral_norm(weight: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    """Divides a weight by its spectral norm as BigGAN estimates it: one power iteration from the stored vector.
+    """Divides a weight [out, ...] by its spectral norm as BigGAN estimates it, by one power iteration of the vector.
 
-    An exact singular value would give other images, since the averaged generator's vectors are averages too.
-
-    Args:
-        weight: float32 [out, ...].
-        vector: float32 [1, out], not of unit length.
-
-    Returns:
-        float32, the weight's shape.
+    An exact singular value would give other images, since the averaged generator's vectors [1, out], not of unit
+    length, are averages too.
     """
     matrix = weight.flatten(1)
     right = F.normalize(vector @ matrix, eps=SPECTRAL_EPS)
@@ -185,11 +174,7 @@ def fold_spectral_norm(weight: torch.Tensor, vector: torch.Tensor) -> torch.Tens
 def convert_features(state: Tensors) -> dict[str, torch.Tensor]:
     """Returns the trunk of a ResNet-50 (SwAV's, or torchvision's for class-conditional models) in float32.
 
-    Args:
-        state: tensors by torchvision's names; projection head, prototypes and classifier are left out.
-
-    Raises:
-        GeneratorError: if it is another network, or not finite.
+    Projection head, prototypes and classifier are left out. Raises GeneratorError for another or a damaged network.
     """
     trunk = {name: tensor for name, tensor in state.items() if not name.startswith(HEADS)}
     with torch.device("meta"):
@@ -202,3 +187,50 @@ def convert_features(state: Tensors) -> dict[str, torch.Tensor]:
     return {
         name: (tensor if tensor.dtype == torch.int64 else tensor.float()).contiguous() for name, tensor in trunk.items()
     }
+
+
+def load_resnet(folder: Path) -> ResNet:
+    """Loads features.safetensors from a generator's folder; maps normalised images to features [B, 2048]."""
+    try:
+        weights = convert_features(read_tensors(folder / FILE))
+    except GeneratorError as error:
+        raise GeneratorError(f"{folder}: {error}; make the folder again with `genssl convert-weights`") from None
+    with torch.device("meta"):  # no first weights are drawn
+        network = build_resnet(ResNet50Config(stem="imagenet"))
+    network.load_state_dict(weights, assign=True)
+    return network
+
+
+class ResNetFeatures:
+    """Images to unit-length features; float32, frozen, in evaluation mode.
+
+    The centre square, cut out to a whole pixel, is brought to the generator's resolution (bilinear), as by the official
+    CenterCropLongEdge and torchvision's Resize. Then:
+    "train", what the models were trained with, resizes it to 224 px (bicubic, not antialiased, align_corners false);
+    "colab" does so with align_corners true, as the official notebook; "raw" takes it as it is, as GenerativeSSL's
+    script took its 256 px files.
+    """
+
+    def __init__(self, folder: Path, image_size: int, preprocess: Preprocess, device: torch.device) -> None:
+        network = load_resnet(folder)
+        self._network = network.to(device).eval().requires_grad_(False)
+        self._device = device
+        self._preprocess = preprocess
+        self.embedding_dim = network.feature_dim
+        self.image_size = image_size
+
+    def preprocess(self, image: UInt8Array) -> UInt8Array:
+        """Cuts the centre square of uint8 [3, H, W] out and resizes it to uint8 [3, image_size, image_size]."""
+        return crop_then_resize(image, self.image_size)
+
+    @torch.inference_mode()
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Embeds uint8 [B, 3, image_size, image_size]; returns float32 [B, 2048] of unit length on the CPU."""
+        mean, std = (torch.tensor(values, device=self._device).view(1, 3, 1, 1) for values in (MEAN, STD))
+        pixels = (images.to(self._device).float() / 255 - mean) / std
+        if self._preprocess != "raw":
+            pixels = F.interpolate(
+                pixels, (NETWORK_SIZE, NETWORK_SIZE), mode="bicubic", align_corners=self._preprocess == "colab"
+            )
+        features: torch.Tensor = self._network(pixels)
+        return F.normalize(features, dim=1).cpu()

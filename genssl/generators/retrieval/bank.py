@@ -28,17 +28,11 @@ SPARE = 16  # candidates beyond those asked for, of which the exact order is wor
 
 
 class Bank:
-    """Images and their embeddings; read-only.
+    """Images and their embeddings float32 [N, D]; read-only.
 
     Attributes:
         dataset: the images.
         digest: 16 bytes over the images' names in order.
-
-    Args:
-        dataset: the images.
-        digest: of it.
-        embeddings: float32 [N, D] on the CPU.
-        device: where neighbours are searched.
     """
 
     def __init__(self, dataset: ImageDataset, digest: bytes, embeddings: torch.Tensor, device: torch.device) -> None:
@@ -54,17 +48,10 @@ class Bank:
         return self._embeddings[row]
 
     def neighbours(self, embedding: torch.Tensor, count: int) -> list[int]:
-        """Returns the rows of the `count` images nearest to an embedding by cosine, nearest first, ties by row.
+        """Returns the rows of the `count` images nearest to an embedding [D] by cosine, nearest first, ties by row.
 
-        The image that the embedding is of, and copies of it, are left out. Each embedding is searched for by itself,
-        and the order is worked out in float64, so that it does not depend on what else is asked.
-
-        Args:
-            embedding: float32 [D].
-            count: below the size of the bank.
-
-        Returns:
-            `count` rows; fewer if so many are copies of the source that no more are left.
+        The image that the embedding is of, and copies of it, are left out: there may be fewer rows. Each embedding is
+        searched for by itself, and in float64, so that the order does not depend on what else is asked.
         """
         unit = F.normalize(embedding.double(), dim=0)
         rough = self._units @ unit.to(self._units.device, torch.float32)
@@ -79,11 +66,7 @@ class Bank:
             most = min(len(self), 2 * most)
 
     def drawn(self, embedding: torch.Tensor, count: int, seed: int) -> int:
-        """Returns one of the neighbours, each as likely as the other, as the seed says.
-
-        Raises:
-            GeneratorError: if the bank holds nothing but copies of the source.
-        """
+        """Returns one of the neighbours, each as likely as the other, as the seed says; GeneratorError without any."""
         rows = self.neighbours(embedding, count)
         if not rows:
             raise GeneratorError("the bank has no image but copies of the source; give it more images")
@@ -101,13 +84,8 @@ def open_bank(
 ) -> Bank:
     """Embeds a bank's images, or reads the embeddings that an earlier call kept.
 
-    Args:
-        config: names the images and the file.
-        preprocess: brings an image to the encoder's size.
-        embed: uint8 [B, 3, S, S] to float32 [B, D].
-        encoder: 16 bytes that name the encoder with its preprocessing.
-        device: where neighbours are searched.
-        former: returns another name of the same encoder, which kept embeddings may go by.
+    The `encoder`, 16 bytes, names it with its preprocessing; `former` returns another name, which kept embeddings may
+    go by.
 
     Raises:
         GeneratorError: if the file is of other images or another encoder, broken, or cannot be written.

@@ -7,20 +7,19 @@ arXiv 2304.10253, for classifiers; NNCLR, 2104.14548, for neighbours as positive
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from genssl.base.devices import seeded_initialisation
 from genssl.config.base import ComponentConfig
-from genssl.data.base import UInt8Array
 from genssl.data.decode import decode, resize_and_crop
-from genssl.errors import GeneratorError, RequestRefusedError
-from genssl.generators.base import Alive, GeneratorSpec
+from genssl.errors import GeneratorError
+from genssl.generators.base import DescribedGenerator
 from genssl.generators.conditioner import FILE, Conditioner, has_own_encoder, load_encoder
 from genssl.generators.configs import RetrievalConfig
 from genssl.generators.finite import check_weights
@@ -35,75 +34,49 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 DEFAULT_SIZE = 224
 
 
-class Retrieval:
+class Retrieval(DescribedGenerator):
     """A bank of images and the encoder that finds neighbours in it.
-
-    Args:
-        config: names both.
-        device: where the encoder runs.
 
     Raises:
         GeneratorError: if the encoder cannot be had, or its embeddings were kept for another one.
         DataError: if the bank's images cannot be had.
     """
 
+    _notes: Mapping[str, str] = {"neighbours": ", the bank's images without the source"}
+
     def __init__(self, config: RetrievalConfig, device: torch.device) -> None:
         bank_size = int(getattr(config.bank.images, "image_size", None) or 0)
         backbone, said, clip = _backbone(config.encoder)
         size = config.encoder_size or said or bank_size or DEFAULT_SIZE
-        self._conditioner = Conditioner(backbone, size, device)
+        self._encoder = Conditioner(backbone, size, device)
         # A CLIP is shown sources as in its pipeline; of another size than there, the smaller side is resized to it.
-        if clip is not None and clip.size != size:
-            clip = replace(clip, size=size, resize=size)
-        self._clip = clip
+        if clip is not None:
+            clip = clip if clip.size == size else replace(clip, size=size, resize=size)
+            self.preprocess = clip.preprocess  # type: ignore[method-assign]
         encoder = _digest(backbone, size, clip.encoder_facts() if clip is not None and clip.facts() else [])
         self._bank = open_bank(config.bank, self.preprocess, self.embed, encoder, device)
         self._size = config.output_size or self._bank.dataset.image_size
         name = config.encoder if isinstance(config.encoder, str) else config.encoder.name
         facts = (SAMPLER_VERSION, encoder.hex(), self._bank.digest.hex(), str(self._size))
-        self.spec = GeneratorSpec(
-            name=config.name,
+        self._describe(
+            config,
+            hashlib.blake2b("\n".join(facts).encode(), digest_size=16).digest(),
             model=f"{len(self._bank)} images of {config.bank.images.name}, by {name}",
-            fingerprint=hashlib.blake2b("\n".join(facts).encode(), digest_size=16).digest(),
-            embedding_dim=self._conditioner.embedding_dim,
             image_size=self._size,
             licence="that of the bank's images",
             settings={"output_size": str(config.output_size)},
             defaults={"neighbours": config.neighbours},
         )
-        try:
-            self.check(self.spec.defaults)
-        except RequestRefusedError as error:
-            raise GeneratorError(f"generator {config.name}: {error}") from None
 
-    def preprocess(self, image: UInt8Array) -> UInt8Array:
-        """Brings uint8 [3, H, W] of any size to the encoder's input uint8 [3, S, S]."""
-        return self._conditioner.preprocess(image) if self._clip is None else self._clip.preprocess(image)
-
-    def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Embeds preprocessed images uint8 [B, 3, S, S]; returns float32 [B, embedding_dim] on the CPU."""
-        return self._conditioner.embed(images)
-
-    def check(self, parameters: Parameters) -> None:
-        """Raises RequestRefusedError for more neighbours than the bank has besides a source of its own."""
-        if not 1 <= parameters["neighbours"] < len(self._bank):
-            raise RequestRefusedError(
-                f"parameter neighbours: {parameters['neighbours']} is outside 1..{len(self._bank) - 1}, "
-                "the bank's images without the source"
-            )
+    def _bounds(self) -> dict[str, tuple[float, float]]:
+        return {"neighbours": (1, len(self._bank) - 1)}
 
     def batch_key(self, parameters: Parameters) -> tuple[object, ...]:
         """All rows can share a batch."""
         return ()
 
     def generate(
-        self,
-        embeddings: torch.Tensor,
-        seeds: Sequence[int],
-        parameters: Sequence[Parameters],
-        *,
-        alive: Alive | None = None,
-        sizes: Sequence[int] = (),
+        self, embeddings: torch.Tensor, seeds: Sequence[int], parameters: Sequence[Parameters], **hooks: Any
     ) -> torch.Tensor:
         """Takes one of the nearest images a row, drawn by its seed; see `Generator.generate`."""
         images = []
@@ -153,8 +126,8 @@ def _backbone(encoder: str | ComponentConfig) -> tuple[nn.Module, int | None, Pr
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
         raise GeneratorError(
-            f"generator.encoder: {encoder!r} is no run directory, encoder.safetensors or generator (a folder with an "
-            f"encoder, or builtin:NAME), and no backbone's block; {file} does not exist"
+            f"generator.encoder: {encoder!r} is not a run directory, encoder.safetensors or generator (a folder with "
+            f"an encoder, or builtin:NAME), nor a backbone's block; {file} does not exist"
         )
     backbone, _, size = load_encoder(file)
     return backbone, size, None

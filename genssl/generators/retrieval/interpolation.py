@@ -7,14 +7,14 @@ neighbour in a bank, drawn by the variant's seed, so that what lies between is s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from genssl.data.base import UInt8Array
-from genssl.errors import GeneratorError, RequestRefusedError
-from genssl.generators.base import Alive, Generator
+from genssl.errors import RequestRefusedError
+from genssl.generators.base import EmbedsForeground, GeneratesExactly, Generator, check_defaults
 from genssl.generators.parameters import Parameters
 from genssl.generators.retrieval.bank import open_bank
 from genssl.generators.retrieval.configs import InterpolationConfig
@@ -28,11 +28,6 @@ class Interpolated:
 
     It has two parameters more: `interpolation`, 0 (the source) to 1 (the neighbour), and `interpolation_neighbours`.
 
-    Args:
-        generator: makes the images; its conditioner embeds the bank.
-        config: names the bank, and gives the default parameters.
-        device: where neighbours are searched.
-
     Raises:
         GeneratorError: if the bank's embeddings were kept for another conditioner.
         DataError: if its images cannot be had.
@@ -40,6 +35,7 @@ class Interpolated:
 
     def __init__(self, generator: Generator, config: InterpolationConfig, device: torch.device) -> None:
         self._inner = generator
+        self.preprocess, self.embed = generator.preprocess, generator.embed
         spec = generator.spec
         self._bank = open_bank(config, generator.preprocess, generator.embed, spec.fingerprint, device, spec.former)
         low = config.amount if isinstance(config.amount, float) else config.amount[0]
@@ -48,20 +44,9 @@ class Interpolated:
             lambda name: hashlib.blake2b(VERSION.encode() + name + bank, digest_size=16).digest(),
             defaults=spec.defaults | {AMOUNT: low, NEIGHBOURS: config.neighbours},
         )
-        if hasattr(generator, "embed_with_foreground"):
+        if isinstance(generator, EmbedsForeground):
             self.embed_with_foreground = generator.embed_with_foreground
-        try:
-            self.check(self.spec.defaults)
-        except RequestRefusedError as error:
-            raise GeneratorError(f"generator {spec.model}: {error}") from None
-
-    def preprocess(self, image: UInt8Array) -> UInt8Array:
-        """See the generator's."""
-        return self._inner.preprocess(image)
-
-    def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """See the generator's."""
-        return self._inner.embed(images)
+        check_defaults(self, spec.model)
 
     def check(self, parameters: Parameters) -> None:
         """Raises RequestRefusedError for an amount outside 0..1, too many neighbours, or as the generator."""
@@ -78,31 +63,19 @@ class Interpolated:
         return self._inner.batch_key(_without(parameters))
 
     def generate(
-        self,
-        embeddings: torch.Tensor,
-        seeds: Sequence[int],
-        parameters: Sequence[Parameters],
-        *,
-        alive: Alive | None = None,
-        sizes: Sequence[int] = (),
+        self, embeddings: torch.Tensor, seeds: Sequence[int], parameters: Sequence[Parameters], **hooks: Any
     ) -> torch.Tensor:
         """Makes one image a row; see `Generator.generate`."""
         between, plain = self._between(embeddings, seeds, parameters)
-        return self._inner.generate(between, seeds, plain, alive=alive, sizes=sizes)
+        return self._inner.generate(between, seeds, plain, **hooks)
 
     def generate_exact(
-        self,
-        embeddings: torch.Tensor,
-        seeds: Sequence[int],
-        parameters: Sequence[Parameters],
-        *,
-        alive: Alive | None = None,
-        sizes: Sequence[int] = (),
+        self, embeddings: torch.Tensor, seeds: Sequence[int], parameters: Sequence[Parameters], **hooks: Any
     ) -> torch.Tensor:
-        """Does as `generate`; see `Generator`."""
+        """Does as `generate`; see `GeneratesExactly`."""
         between, plain = self._between(embeddings, seeds, parameters)
-        generate: Callable[..., torch.Tensor] = getattr(self._inner, "generate_exact", self._inner.generate)
-        return generate(between, seeds, plain, alive=alive, sizes=sizes)
+        exact = self._inner.generate_exact if isinstance(self._inner, GeneratesExactly) else self._inner.generate
+        return exact(between, seeds, plain, **hooks)
 
     def _between(
         self, embeddings: torch.Tensor, seeds: Sequence[int], parameters: Sequence[Parameters]
@@ -119,14 +92,9 @@ class Interpolated:
 
 
 def slerp(first: torch.Tensor, second: torch.Tensor, amount: float) -> torch.Tensor:
-    """Interpolates the directions of two embeddings along the great circle, and their lengths linearly.
+    """Interpolates the directions of two embeddings [D] along the great circle, and their lengths linearly.
 
-    Args:
-        first, second: float32 [D].
-        amount: 0 gives the first, 1 the second.
-
-    Returns:
-        float32 [D]. Of opposite directions, between which no circle is the shortest, the chord is taken.
+    Of opposite directions, between which no circle is the shortest, the chord is taken.
     """
     a, b = first.double(), second.double()
     length = torch.lerp(a.norm(), b.norm(), amount)

@@ -19,9 +19,8 @@ from genssl.data.load import dataset_digest
 from genssl.errors import RequestRefusedError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.configs import GeneratorConfig
-from genssl.generators.models import shown
+from genssl.generators.models import shown, small_variants
 from genssl.generators.parameters import Parameters
-from genssl.generators.suitability import small_variants
 from genssl.generators.variation import varying_parameters
 from genssl.server.process import EmbeddedServer
 from genssl.training.supply.stores import (

@@ -30,7 +30,7 @@ from genssl.errors import GeneratorError
 from genssl.generators.configs import StableUnCLIPConfig
 from genssl.generators.diffusion.few_step import LCM, TCD
 from genssl.generators.diffusion.flux2_klein import FlowEuler
-from genssl.generators.diffusion.guided import Deterministic
+from genssl.generators.diffusion.sampling import read_ddim
 from genssl.generators.diffusion.scheduler_config import (
     DDIM_FIELDS,
     DIFFUSION,
@@ -156,10 +156,10 @@ def test_ddim_steps_are_those_of_diffusers_on_the_same_config(tmp_path, kind, ch
     written = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())
     stock = DDIMScheduler.from_config(kind.from_config(written).config)
     stock.set_timesteps(COUNT)
-    sampler = Deterministic(tmp_path)
+    sampler = read_ddim(tmp_path)
     assert largest_difference(sampler, stock) < 1e-5
     if kind is DDIMScheduler:  # whose defaults are those of the sampler
-        plain = Deterministic(folder_of(tmp_path, SD | {"clip_sample": False}))
+        plain = read_ddim(folder_of(tmp_path, SD | {"clip_sample": False}))
         assert torch.equal(result(sampler), result(plain)) == (change in ({}, {"set_alpha_to_one": True}))
 
 
@@ -168,7 +168,7 @@ def test_ddim_steps_are_those_of_diffusers_on_the_same_config(tmp_path, kind, ch
 )
 def test_idle_fields_change_nothing_here_nor_in_diffusers(tmp_path, kind, change):
     config = SD | {"clip_sample": False, "_class_name": kind.__name__}
-    plain, sampler = (Deterministic(folder_of(tmp_path, config | more)) for more in ({}, change))
+    plain, sampler = (read_ddim(folder_of(tmp_path, config | more)) for more in ({}, change))
     assert torch.equal(result(sampler), result(plain))
     stock = DDIMScheduler.from_config(kind.from_config(config | change).config)
     stock.set_timesteps(COUNT)
@@ -205,7 +205,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_values_that_ddim_cannot_do_are_refused(tmp_path, change, message):
     folder = folder_of(tmp_path, SD | change)
     with pytest.raises(GeneratorError, match=message):
-        Deterministic(folder)
+        read_ddim(folder)
 
 
 NULL = (
@@ -218,7 +218,7 @@ NULL = (
 @pytest.mark.parametrize("name", NULL)
 def test_null_is_off_as_in_diffusers(tmp_path, name):
     config = SD | {"clip_sample": False}
-    plain, sampler = (Deterministic(folder_of(tmp_path, config | more)) for more in ({}, {name: None}))
+    plain, sampler = (read_ddim(folder_of(tmp_path, config | more)) for more in ({}, {name: None}))
     assert torch.equal(result(sampler), result(plain))
     stock = DDIMScheduler.from_config(config | {name: None})
     stock.set_timesteps(COUNT)
@@ -234,17 +234,17 @@ def test_a_flows_null_is_off_as_in_diffusers(tmp_path):
 
 def test_a_spacing_of_the_generators_own_makes_the_configs_idle(tmp_path):
     folder = folder_of(tmp_path, SD | {"clip_sample": False})
-    plain = result(Deterministic(folder, "trailing"))
+    plain = result(read_ddim(folder, "trailing"))
     folder_of(tmp_path, SD | {"clip_sample": False, "use_karras_sigmas": True, "timestep_spacing": "linspace"})
-    assert torch.equal(result(Deterministic(folder, "trailing")), plain)
+    assert torch.equal(result(read_ddim(folder, "trailing")), plain)
     folder_of(tmp_path, SD | {"use_flow_sigmas": True})
     with pytest.raises(GeneratorError, match="use_flow_sigmas is True"):
-        Deterministic(folder, "trailing")
+        read_ddim(folder, "trailing")
 
 
 def test_a_field_of_a_newer_diffusers_is_warned_about(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        Deterministic(folder_of(tmp_path, SD | {"clip_sample": False, "wobble": 0.5, "_diffusers_version": "9.9"}))
+        read_ddim(folder_of(tmp_path, SD | {"clip_sample": False, "wobble": 0.5, "_diffusers_version": "9.9"}))
     (record,) = caplog.records
     assert "scheduler_config.json: the field wobble (0.5) is not known" in record.getMessage()
 

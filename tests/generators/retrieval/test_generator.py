@@ -129,7 +129,7 @@ def test_encoders_that_cannot_be_are_told(tmp_path):
             open_generator(RetrievalConfig(bank={"images": "digits"}, encoder=encoder), CPU)
         return str(caught.value)
 
-    assert "is no run directory, encoder.safetensors or generator" in problem(str(tmp_path))
+    assert "is not a run directory, encoder.safetensors or generator" in problem(str(tmp_path))
     assert "has random weights" in problem({"name": "resnet18"})
     assert "has random weights" in problem(ResNet18Config())
     for settings, said in [

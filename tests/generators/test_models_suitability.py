@@ -11,7 +11,7 @@ from genssl.config.kinds import model_of
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.config.study import Study, load_study
-from genssl.generators.suitability import small_variants, trained_on
+from genssl.generators.models import small_variants, trained_on
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if model_of(read_document(path)) is Recipe]
