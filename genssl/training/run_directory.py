@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from genssl.base.files import write_atomically
-from genssl.base.lock import provisional
+from genssl.base.files import provisional, write_atomically
 from genssl.config.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe

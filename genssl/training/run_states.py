@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from genssl.base.lock import is_claimed
+from genssl.base.files import is_claimed
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from genssl.base.lock import claim
+from genssl.base.files import claim
 from genssl.errors import UserError
 from genssl.training.progress import Progress
 from genssl.training.run import run

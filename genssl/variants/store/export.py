@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from genssl.base.output import finished_at_once, write_synced
+from genssl.base.files import finished_at_once, write_synced
 from genssl.base.wording import counted
 from genssl.variants.key import VariantKey
 from genssl.variants.store.facts import contents_of, known_parameters

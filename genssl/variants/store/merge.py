@@ -13,7 +13,7 @@ from typing import Any
 
 import lmdb
 
-from genssl.base.output import empty, finished_at_once, write_synced
+from genssl.base.files import empty, finished_at_once, write_synced
 from genssl.variants.store.environment import Entry, Environment
 from genssl.variants.store.manifest import (
     StoredGenerator,
