@@ -184,25 +184,20 @@ DATASETS = Registry(
             "any tree of images; labels from sub-folders or none",
         ),
         *(
-            _builtin("data", name, f"torchvision_sets:{attribute}", f"{attribute}Config", summary)
-            for name, attribute, summary in [
-                ("cifar10", "Cifar10", "CIFAR-10, 32x32, 10 classes"),
-                ("cifar100", "Cifar100", "CIFAR-100, 32x32, 100 classes"),
-                ("stl10", "Stl10", "STL-10, 96x96, 10 classes; train split may include the unlabelled images"),
-                ("food101", "Food101", "Food-101, 101 classes"),
-                ("places365", "Places365", "Places365-Standard, 365 classes"),
-                ("inaturalist2018", "INaturalist2018", "iNaturalist 2018, 8,142 classes"),
-                ("imagenet", "ImageNet", "ImageNet-1k, 1,000 classes"),
-            ]
-        ),
-        *(
-            _builtin("data", name, f"torchvision_files:{attribute}", f"{attribute}Config", summary)
-            for name, attribute, summary in [
-                ("dtd", "DTD", "Describable Textures, 47 classes"),
-                ("flowers102", "Flowers102", "Oxford Flowers, 102 classes"),
-                ("pets", "Pets", "Oxford-IIIT Pets, 37 classes"),
-                ("aircraft", "Aircraft", "FGVC-Aircraft, 100 classes"),
-                ("imagenette", "Imagenette", "Imagenette, 10 classes of ImageNet"),
+            _builtin("data", name, f"torchvision:{attribute}", f"{config}Config", summary)
+            for name, attribute, config, summary in [
+                ("cifar10", "Cifar10", "Cifar10", "CIFAR-10, 32x32, 10 classes"),
+                ("cifar100", "Cifar100", "Cifar100", "CIFAR-100, 32x32, 100 classes"),
+                ("stl10", "Stl10", "Stl10", "STL-10, 96x96, 10 classes; train split may include the unlabelled images"),
+                ("food101", "ReleasedFiles", "Food101", "Food-101, 101 classes"),
+                ("places365", "Places365", "Places365", "Places365-Standard, 365 classes"),
+                ("inaturalist2018", "INaturalist2018", "INaturalist2018", "iNaturalist 2018, 8,142 classes"),
+                ("imagenet", "ImageNet", "ImageNet", "ImageNet-1k, 1,000 classes"),
+                ("dtd", "ReleasedFiles", "DTD", "Describable Textures, 47 classes"),
+                ("flowers102", "ReleasedFiles", "Flowers102", "Oxford Flowers, 102 classes"),
+                ("pets", "ReleasedFiles", "Pets", "Oxford-IIIT Pets, 37 classes"),
+                ("aircraft", "ReleasedFiles", "Aircraft", "FGVC-Aircraft, 100 classes"),
+                ("imagenette", "Imagenette", "Imagenette", "Imagenette, 10 classes of ImageNet"),
             ]
         ),
     ],

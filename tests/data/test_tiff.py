@@ -12,9 +12,8 @@ from PIL import Image
 
 from genssl.data.base import StoredImage, UInt8Array
 from genssl.data.configs import FolderConfig
-from genssl.data.decode import count_pixels, decode
+from genssl.data.decode import MOST_PARTS, count_pixels, decode
 from genssl.data.folder import ImageFolder
-from genssl.data.tiff import MOST_PARTS
 from genssl.errors import DataError
 
 RANDOM = np.random.default_rng(5)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from genssl.base.files import lock, write_atomically
 from genssl.errors import UserError
 
 try:
@@ -77,7 +76,7 @@ def read_manifest(folder: Path) -> StoreManifest:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise StoreError(
-            f"{folder} is no variant store: it has no {MANIFEST}; give a folder that genssl wrote variants into"
+            f"{folder} is not a variant store: it has no {MANIFEST}; give a folder that genssl wrote variants into"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"{path} cannot be read ({error}); check the path and its permissions") from None
@@ -125,7 +124,7 @@ def create_store(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if (foreign := foreign_to(folder)) is not None:
             raise StoreError(
-                f"{folder} is no variant store but is not empty (it holds {foreign!r}); give a new or empty folder"
+                f"{folder} is not a variant store, and is not empty (it holds {foreign!r}); give a new or empty folder"
             )
         with _locked(folder):
             if not (folder / MANIFEST).exists():
@@ -166,9 +165,12 @@ def pinned_to(manifest: StoreManifest, fingerprint: str, folder: Path) -> StoreM
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with (folder / MANIFEST_LOCK).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    descriptor = lock(folder / MANIFEST_LOCK, wait=True)
+    assert descriptor is not None, "it was waited for"
+    try:
         yield
+    finally:
+        os.close(descriptor)
 
 
 def write_manifest(folder: Path, manifest: StoreManifest) -> None:
@@ -177,15 +179,7 @@ def write_manifest(folder: Path, manifest: StoreManifest) -> None:
     Raises:
         OSError: if the disk refuses.
     """
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{MANIFEST}.", dir=folder)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(manifest.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp's files are private; a store is shared like any other folder.
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, folder / MANIFEST)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    text = manifest.model_dump_json(indent=2) + "\n"
+    write_atomically(
+        folder / MANIFEST, lambda partial: partial.write_text(text, encoding="utf-8"), synced=True, shared=True
+    )

@@ -35,23 +35,6 @@ RAW, PNG = range(2)
 PNG_MODES = {1: "L", 3: "RGB"}
 
 
-@dataclass(frozen=True, eq=False)
-class Record:
-    """A stored variant.
-
-    Attributes:
-        key: what the image is a function of.
-        image: uint8 [C, h, w]; a read-only view of the record's bytes where the encoding is raw.
-        encoding: how the image was stored.
-        created: unix time in seconds.
-    """
-
-    key: VariantKey
-    image: UInt8Array
-    encoding: Encoding
-    created: float
-
-
 @dataclass(frozen=True)
 class Head:
     """What the header of a record says.
@@ -92,7 +75,7 @@ def digest_of(record: bytes) -> bytes:
     """Returns the digest of the key that stands in a record, as `VariantKey.digest` does but three times as fast.
 
     A tree with a flipped bit may lead to another variant's record, which is intact, so whoever reads a record compares
-    this with the digest that he asked for. Of bytes that are no record it is the digest of nothing.
+    this with the digest that he asked for. Of other bytes it is the digest of nothing.
     """
     hashed = UNNAMED.copy()
     hashed.update(record[NAMES])
@@ -115,15 +98,6 @@ def decode_image(record: bytes, *, checked: bool = False) -> UInt8Array | None:
     if encoding != RAW or len(record) != HEADER.size + channels * height * width:
         return None
     return np.ndarray((channels, height, width), np.uint8, record, HEADER.size)
-
-
-def decode(record: bytes) -> Record | None:
-    """Returns everything that a record says, or None if it is damaged."""
-    image = decode_image(record)
-    if image is None:
-        return None
-    head = read_head(record)
-    return Record(head.key, image, head.encoding, head.created)
 
 
 def read_head(record: bytes) -> Head:

@@ -1,13 +1,13 @@
 """What an export says of its images: `export.json` of all of them, `variants.csv` of each.
 
-A row of the table names the four things that the variant is a function of, the digest that follows from them (`key`),
-and the digest of its pixels. So an import finds out whether a file is the one that was exported, whatever its name.
+A row names the four things that the variant is a function of, the digest that follows from them (`key`), and the digest
+of its pixels. So an import finds out whether a file is the one that was exported, whatever its name.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -15,19 +15,19 @@ from typing import IO, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from genssl.data.base import UInt8Array, raw_image
+from genssl.data.sources import SourceFacts
 from genssl.errors import DataError
 from genssl.variants.key import VariantKey
 from genssl.variants.store.manifest import GENSSL, StoredGenerator
-from genssl.variants.store.sources import SourceFacts
 
 TABLE, DESCRIPTION = "variants.csv", "export.json"
 FORMAT, VERSION = "genssl-export", 2
 PARAMETER = "parameter."  # before a parameter's name, in the table
-SOURCE = ("dataset", "split", "row", "path", "label", "label_name")
 COLUMNS = (
     *("file", "shard", "key", "source_id", "dataset", "split", "row", "path", "label", "label_name", "index", "seed"),
     *("fingerprint", "parameters", "channels", "height", "width", "pixels"),
 )
+WriteRow = Callable[[str, str, dict[str, Any]], object]  # takes file, shard and metadata
 
 
 class Shard(BaseModel):
@@ -67,8 +67,52 @@ class Description(BaseModel):
     shards: list[Shard] | None = None
 
 
+def metadata_of(
+    key: VariantKey, image: UInt8Array, source: SourceFacts | None, values: Mapping[str, int | float] | None
+) -> dict[str, Any]:
+    """Returns what the .json beside an image says; None for what is not known."""
+    channels, height, width = image.shape
+    return {
+        "key": key.digest().hex(),
+        "source_id": key.source_id.hex(),
+        **(asdict(source) if source is not None else dict.fromkeys(SourceFacts.__annotations__)),
+        "index": key.index,
+        "seed": key.seed(),
+        "fingerprint": key.fingerprint.hex(),
+        "parameters": key.parameters.hex(),
+        "parameter_values": dict(values) if values is not None else None,
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "pixels": pixels_digest(image),
+    }
+
+
+def pixels_digest(image: UInt8Array) -> str:
+    """Returns 32 hex digits for pixels uint8 [C, h, w], whatever file they came from; as the id of a raw source."""
+    return raw_image(image).source_id.hex()
+
+
+def open_table(folder: Path, mode: str) -> IO[str]:
+    """Opens variants.csv; names of files that are not UTF-8 keep their bytes."""
+    return (folder / TABLE).open(mode, encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def table_writer(file: IO[str], parameters: list[str]) -> WriteRow:
+    """Returns what writes a row; every parameter gets a column, and what is None is empty."""
+    # All text in quotes: a carriage return is left without them where lines end in a newline alone.
+    rows = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    rows.writerow([*COLUMNS, *(PARAMETER + name for name in parameters)])
+
+    def write(name: str, shard: str, told: dict[str, Any]) -> None:
+        row, values = {**told, "file": name, "shard": shard}, told["parameter_values"] or {}
+        rows.writerow([*(row[column] for column in COLUMNS), *(values[name] for name in parameters)])
+
+    return write
+
+
 @dataclass(frozen=True)
-class Exported:
+class ExportedVariant:
     """A row of the table.
 
     Attributes:
@@ -86,67 +130,15 @@ class Exported:
     pixels: str
 
 
-def pixels_digest(image: UInt8Array) -> str:
-    """Returns 32 hex digits for pixels uint8 [C, h, w], whatever file they came from; as the id of a raw source."""
-    return raw_image(image).source_id.hex()
-
-
-def about(
-    key: VariantKey, image: UInt8Array, source: SourceFacts | None, values: Mapping[str, int | float] | None
-) -> dict[str, Any]:
-    """Returns what the .json beside an image says; None for what is not known."""
-    channels, height, width = image.shape
-    return {
-        "key": key.digest().hex(),
-        "source_id": key.source_id.hex(),
-        **(asdict(source) if source is not None else dict.fromkeys(SOURCE)),
-        "index": key.index,
-        "seed": key.seed(),
-        "fingerprint": key.fingerprint.hex(),
-        "parameters": key.parameters.hex(),
-        "parameter_values": dict(values) if values is not None else None,
-        "channels": channels,
-        "height": height,
-        "width": width,
-        "pixels": pixels_digest(image),
-    }
-
-
-class TableWriter:
-    """Writes variants.csv, row by row.
-
-    Args:
-        file: open for text, with newline="".
-        parameters: names of the parameters, which get a column each.
-    """
-
-    def __init__(self, file: IO[str], parameters: list[str]) -> None:
-        self._parameters = parameters
-        # All text in quotes: a carriage return is left without them where lines end in a newline alone.
-        self._rows = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        self._rows.writerow([*COLUMNS, *(PARAMETER + name for name in parameters)])
-
-    def write(self, file: str, shard: str, told: Mapping[str, Any]) -> None:
-        """Writes the row of an image of which `about` told; what is None is empty."""
-        row = {**told, "file": file, "shard": shard}
-        values = told["parameter_values"] or {}
-        self._rows.writerow([*(row[name] for name in COLUMNS), *(values[name] for name in self._parameters)])
-
-
-def open_table(folder: Path, mode: str) -> IO[str]:
-    """Opens the table of an export; names of files that are no UTF-8 keep their bytes."""
-    return (folder / TABLE).open(mode, encoding="utf-8", errors="surrogateescape", newline="")
-
-
-def read_description(folder: Path) -> Description | None:
-    """Reads export.json; None if there is none, so that the folder is no export.
+def read_description(folder: Path) -> Description:
+    """Reads export.json.
 
     Raises:
-        DataError: if it is damaged, or was written by an older or newer genssl.
+        DataError: if there is none, if it is damaged, or was written by an older or newer genssl.
     """
     path = folder / DESCRIPTION
     if not path.is_file():
-        return None
+        raise DataError(f"{folder} is not an export of a store: it has no {DESCRIPTION}")
     try:
         found = Description.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
@@ -155,7 +147,7 @@ def read_description(folder: Path) -> Description | None:
         raise DataError(f"{path} cannot be read ({why}); restore it, or export the store again") from None
     kind, _, version = found.format.rpartition("/")
     if not kind.startswith(f"{FORMAT}-") or not version.isdecimal():
-        raise DataError(f"{path} is no description of an export: its format is {found.format!r}")
+        raise DataError(f"{path} is not a description of an export: its format is {found.format!r}")
     if int(version) < VERSION:
         raise DataError(
             f"{path} has format {found.format!r}, which does not say all that a store needs; export the store again "
@@ -166,7 +158,7 @@ def read_description(folder: Path) -> Description | None:
     return found
 
 
-def read_table(folder: Path, description: Description) -> Iterator[Exported]:
+def read_table(folder: Path, description: Description) -> Iterator[ExportedVariant]:
     """Yields the rows of variants.csv.
 
     Raises:
@@ -176,7 +168,7 @@ def read_table(folder: Path, description: Description) -> Iterator[Exported]:
     try:
         with open_table(folder, "r") as file:
             for number, row in enumerate(csv.DictReader(file), 1):
-                yield _checked(path, number + 1, row, description)
+                yield _checked(f"{path}:{number + 1}", row, description)
     except (OSError, csv.Error) as error:
         raise DataError(f"{path} cannot be read ({error}); restore it, or export the store again") from None
     if number != description.variants:
@@ -186,27 +178,21 @@ def read_table(folder: Path, description: Description) -> Iterator[Exported]:
         )
 
 
-def _checked(path: Path, line: int, row: Mapping[str, Any], description: Description) -> Exported:
+def _checked(where: str, row: Mapping[str, Any], description: Description) -> ExportedVariant:
     try:
-        key = VariantKey(
-            bytes.fromhex(row["source_id"]),
-            bytes.fromhex(row["fingerprint"]),
-            bytes.fromhex(row["parameters"]),
-            int(row["index"]),
-        )
+        names = [bytes.fromhex(row[name]) for name in ("source_id", "fingerprint", "parameters")]
+        key = VariantKey(names[0], names[1], names[2], int(row["index"]))
         shape = (int(row["channels"]), int(row["height"]), int(row["width"]))
-        wrong = (
-            {len(key.source_id), len(key.fingerprint), len(key.parameters)} != {16}
-            or not 0 <= key.index < 2**64
-            or key.digest().hex() != row["key"]
-            or (key.fingerprint.hex(), key.parameters.hex()) != (description.fingerprint, description.parameters)
-        )
-        found = Exported(row["file"], row["shard"], key, shape, row["pixels"])
+        if (
+            {len(name) for name in names} == {16}
+            and 0 <= key.index < 2**64
+            and key.digest().hex() == row["key"]
+            and (key.fingerprint.hex(), key.parameters.hex()) == (description.fingerprint, description.parameters)
+        ):
+            return ExportedVariant(row["file"], row["shard"], key, shape, row["pixels"])
     except (KeyError, TypeError, ValueError):
-        wrong = True
-    if wrong:
-        raise DataError(
-            f"{path}:{line}: this row is not as it was exported: its key does not follow from source, generator, "
-            "parameters and index; restore the table, or export the store again"
-        )
-    return found
+        pass
+    raise DataError(
+        f"{where}: this row is not as it was exported: its key does not follow from source, generator, parameters and "
+        "index; restore the table, or export the store again"
+    )
