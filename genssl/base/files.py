@@ -55,19 +55,10 @@ def sync(path: Path) -> None:
 
 
 def lock(path: Path, flags: int = os.O_RDWR | os.O_CREAT, *, wait: bool = False, exclusive: bool = True) -> int | None:
-    """Opens a file or folder and locks it.
+    """Opens a file or folder and locks it; an exclusive lock keeps all others out, another one exclusive ones.
 
-    Args:
-        path: of the file or folder.
-        flags: of `os.open`.
-        wait: until another process has let go of it.
-        exclusive: others cannot lock it in any way; otherwise they cannot lock it exclusively.
-
-    Returns:
-        The descriptor, which has the lock until it is closed; None if another process has it.
-
-    Raises:
-        OSError: if it cannot be opened, or if its file system has no locks.
+    Returns the descriptor, which has the lock until it is closed; None if another process has it, unless it is waited
+    for. Raises OSError if it cannot be opened, or if its file system has no locks.
     """
     descriptor = os.open(path, flags, 0o644)
     try:
@@ -136,11 +127,7 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def claim(folder: Path) -> Iterator[None]:
-    """Makes a run directory if need be, and holds it for this process alone.
-
-    Raises:
-        UserError: if it cannot be created, or another process holds it.
-    """
+    """Makes a run directory if need be, and holds it for this process alone; raises UserError if it cannot."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -55,11 +55,7 @@ def decode(stored: StoredImage, *, max_bytes: int = MAX_BYTES, max_pixels: int =
 
 
 def count_pixels(stored: StoredImage, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> int:
-    """Returns how many pixels an image says it has; reads its header alone.
-
-    Raises:
-        DataError: if the image is too large, of a foreign format, or raw with a wrong shape.
-    """
+    """Returns how many pixels an image says it has; reads its header alone, and raises DataError as `decode` does."""
     _check_bytes(stored, max_bytes)
     if stored.encoding == RAW:
         pixels: int = _raw_pixels(stored, max_pixels)[0].size
@@ -98,12 +94,7 @@ def _opened(stored: StoredImage, max_pixels: int) -> Iterator[Image.Image]:
 def check_tiff(data: bytes, max_pixels: int) -> None:
     """Checks the first page of a TIFF: that its tags fit into the file, and its tiles into the limit.
 
-    Args:
-        data: the file; anything else than a TIFF is let pass.
-        max_pixels: a tile has at most so many.
-
-    Raises:
-        DataError: if not, or if there is no first page.
+    Anything else than a TIFF is let pass. Raises DataError if they do not fit, or if there is no first page.
     """
     if not data.startswith((b"II", b"MM")):
         return

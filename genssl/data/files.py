@@ -19,12 +19,7 @@ CHECKED_AT_ONCE = 1024
 
 
 def read_image_file(path: Path) -> StoredImage:
-    """Returns the bytes of an image file.
-
-    Raises:
-        OSError: if it cannot be read.
-        DataError: if it is larger than `MAX_BYTES`.
-    """
+    """Returns the bytes of an image file; raises OSError, or DataError if it is larger than `MAX_BYTES`."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_BYTES:

@@ -36,21 +36,13 @@ from genssl.errors import DataError
 
 @dataclass(frozen=True)
 class Layout:
-    """What a data set looks like below its root.
+    """What a data set looks like below its root."""
 
-    Attributes:
-        title: the data set, for people.
-        root: where it is looked for.
-        expected: the files and folders that must be there, relative to root.
-        get: how one gets it, as the end of a message.
-        fetch: gets it, where the config says `download: true`.
-    """
-
-    title: str
-    root: Path
-    expected: Sequence[str]
-    get: str
-    fetch: Callable[[], object] | None = None
+    title: str  # the data set, for people
+    root: Path  # where it is looked for
+    expected: Sequence[str]  # the files and folders that must be there, relative to root
+    get: str  # how one gets it, as the end of a message
+    fetch: Callable[[], object] | None = None  # gets it, where the config says `download: true`
 
     @contextmanager
     def opening(self) -> Iterator[None]:
@@ -147,21 +139,13 @@ class Stl10(ArrayDataset):
 
 @dataclass(frozen=True)
 class Release:
-    """A public data set whose splits torchvision's class reads by their names.
+    """A public data set whose splits torchvision's class reads by their names."""
 
-    Attributes:
-        title: the data set, for people.
-        kind: torchvision's class.
-        expected: as in `Layout`; "{split}" stands for train or test.
-        parts: of which the train split consists; the test split is "test".
-        images: the attribute of `kind` that has the paths.
-    """
-
-    title: str
-    kind: Any
-    expected: Sequence[str]
-    parts: Sequence[str] = ("train",)
-    images: str = "_image_files"
+    title: str  # the data set, for people
+    kind: Any  # torchvision's class
+    expected: Sequence[str]  # as in `Layout`; "{split}" stands for train or test
+    parts: Sequence[str] = ("train",)  # of which the train split consists; the test split is "test"
+    images: str = "_image_files"  # the attribute of `kind` that has the paths
 
 
 RELEASES = {

@@ -222,8 +222,7 @@ class Environment:
     def read(self, work: Callable[[Any], T], *, buffers: bool = False) -> T:
         """Returns `work` of a read transaction; with `buffers`, keys and values are views that end with it.
 
-        Raises:
-            lmdb.Error: if the tree is damaged, or the map cannot follow its growth.
+        Raises lmdb.Error if the tree is damaged, or if the map cannot follow its growth.
         """
         with self._map_lock:
             for attempt in range(RESIZES):
@@ -251,10 +250,9 @@ class Environment:
 
 
 def in_order(found: list[Key], after: Key | None, folder: Path) -> list[Key]:
-    """Returns keys as a scan found them behind `after`.
+    """Returns keys as a scan found them behind `after`; raises lmdb.CorruptedError if they do not ascend.
 
-    Raises:
-        lmdb.CorruptedError: if they do not ascend: the tree is damaged, and a scan could go round in it for ever.
+    The tree is damaged then, and a scan could go round in it for ever.
     """
     keys: list[Key] = [] if after is None else [after]
     for one, following in itertools.pairwise(keys + found):
@@ -271,18 +269,16 @@ def _new_registry_lock() -> None:
 os.register_at_fork(after_in_child=_new_registry_lock)
 
 
-def take_writer(folder: Path, map_bytes: int, *, on_network: bool) -> tuple[str, Environment, int]:
+def take_writer(folder: Path, map_bytes: int) -> tuple[str, Environment, int]:
     """Takes an environment that nobody writes, or a new one.
 
-    Returns:
-        Its name, the environment, and the descriptor that holds the lock: closing it gives the environment back.
-
-    Raises:
-        StoreError: if the folder cannot be written.
+    Returns its name, the environment, and the descriptor that holds the lock: closing it gives the environment back.
+    Raises StoreError if the folder cannot be written.
     """
     host = re.sub(r"[^\w.-]", "_", socket.gethostname()) or "host"
     existing = files.writer_names(folder)
     # On a network file system other machines' locks may not be seen: only this machine's own are taken over.
+    on_network = files.network_filesystem(folder) is not None
     usable = [name for name in existing if not on_network or name.rpartition("-")[0] == host]
     fresh = (name for number in itertools.count() if (name := f"{host}-{number:03d}") not in existing)
     try:

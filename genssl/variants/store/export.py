@@ -50,23 +50,17 @@ Files = Iterator[tuple[str, bytes, dict[str, Any]]]  # name without suffix, PNG 
 
 @dataclass
 class Exported:
-    """What an export wrote.
+    """What an export wrote."""
 
-    Attributes:
-        variants, shards, bytes: how much; no shards for a folder.
-        damaged: records that were left out.
-        unknown: sources that the data set lacks, so that path and label of their variants are empty; None if there was
-            no data set to look in.
-        parameters: whether the values of the parameters are known.
-        lacking: one line for every writer whose records cannot be read or are gone in part.
-    """
-
-    variants: int = 0
+    variants: int = 0  # variants, shards, bytes: how much; no shards for a folder
     shards: int = 0
     bytes: int = 0
-    damaged: int = 0
+    damaged: int = 0  # records that were left out
+    # sources that the data set lacks, so that path and label of their variants are empty; None if there was no data
+    # set to look in
     unknown: int | None = None
-    parameters: bool = False
+    parameters: bool = False  # whether the values of the parameters are known
+    # one line for every writer whose records cannot be read or are gone in part
     lacking: list[str] = field(default_factory=list)
 
 
@@ -85,16 +79,12 @@ def export(
     Args:
         folder: of the store; nothing in it is changed.
         out: absent or an empty folder.
-        format_: "webdataset" or "folder".
+        format_: what is written.
         generator: "FINGERPRINT" or "FINGERPRINT/PARAMETERS" in hexadecimal, or the beginning of it; needed if the store
             holds several, since the names of the files do not tell them apart.
         sources: where path and label of a source are looked up; None leaves them empty.
         shard_bytes: no shard is larger, except for one that holds a single larger image.
         progress: is told the number of variants.
-
-    Raises:
-        StoreError: if the folder is not a store or holds no variants, or if it is not clear what to export.
-        UserError: if `out` holds something, or if the disk is full.
     """
     manifest, progress = read_manifest(folder), progress or Progress()
     with open_writers(folder) as writers:

@@ -39,32 +39,21 @@ class Shard(BaseModel):
 
 
 class Description(BaseModel):
-    """The content of export.json.
-
-    Attributes:
-        format: "genssl-export-folder/2" or "genssl-export-webdataset/2".
-        created_by: the genssl that wrote it.
-        fingerprint, parameters: of all the variants, in hexadecimal, see `VariantKey`.
-        parameter_values: the parameters by name; None if the store does not know them.
-        generator: what the store knows of the generator.
-        pinned: whether the store is pinned to it.
-        manifest: what else its manifest says, for a store that is made of the export.
-        variants: how many.
-        shards: the tars; None for a folder.
-    """
+    """The content of export.json."""
 
     model_config = ConfigDict(extra="allow")
 
-    format: str
-    created_by: str = f"genssl {GENSSL}"
-    fingerprint: str
+    format: str  # "genssl-export-folder/2" or "genssl-export-webdataset/2"
+    created_by: str = f"genssl {GENSSL}"  # the genssl that wrote it
+    fingerprint: str  # fingerprint and parameters: of all the variants, in hexadecimal, see `VariantKey`
     parameters: str
+    # the parameters by name; None if the store does not know them
     parameter_values: dict[str, int | float] | None = None
-    generator: StoredGenerator = StoredGenerator()
-    pinned: bool = False
-    manifest: dict[str, Any] = {}
-    variants: int
-    shards: list[Shard] | None = None
+    generator: StoredGenerator = StoredGenerator()  # what the store knows of the generator
+    pinned: bool = False  # whether the store is pinned to it
+    manifest: dict[str, Any] = {}  # what else its manifest says, for a store that is made of the export
+    variants: int  # how many
+    shards: list[Shard] | None = None  # the tars; None for a folder
 
 
 def metadata_of(
@@ -113,29 +102,17 @@ def table_writer(file: IO[str], parameters: list[str]) -> WriteRow:
 
 @dataclass(frozen=True)
 class ExportedVariant:
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes:
-        file: name of the image, in its shard if there is one.
-        shard: name of the tar; "" in a folder.
-        key: of the variant.
-        shape: [C, h, w].
-        pixels: digest, see `pixels_digest`.
-    """
-
-    file: str
-    shard: str
-    key: VariantKey
-    shape: tuple[int, int, int]
-    pixels: str
+    file: str  # name of the image, in its shard if there is one
+    shard: str  # name of the tar; "" in a folder
+    key: VariantKey  # of the variant
+    shape: tuple[int, int, int]  # [C, h, w]
+    pixels: str  # digest, see `pixels_digest`
 
 
 def read_description(folder: Path) -> Description:
-    """Reads export.json.
-
-    Raises:
-        DataError: if there is none, if it is damaged, or was written by an older or newer genssl.
-    """
+    """Reads export.json; raises DataError if there is none, if it is damaged, or of an older or newer genssl."""
     path = folder / DESCRIPTION
     if not path.is_file():
         raise DataError(f"{folder} is not an export of a store: it has no {DESCRIPTION}")
@@ -159,11 +136,7 @@ def read_description(folder: Path) -> Description:
 
 
 def read_table(folder: Path, description: Description) -> Iterator[ExportedVariant]:
-    """Yields the rows of variants.csv.
-
-    Raises:
-        DataError: if it is absent or cut short, or if a row was changed.
-    """
+    """Yields the rows of variants.csv; raises DataError if it is absent or cut short, or if a row was changed."""
     path, number = folder / TABLE, 0
     try:
         with open_table(folder, "r") as file:

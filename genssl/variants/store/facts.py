@@ -32,21 +32,14 @@ JOINED = 65_536
 
 @dataclass(frozen=True)
 class GeneratorFacts:
-    """What names the variants that a recipe's generator makes of an image.
+    """What names the variants that a recipe's generator makes of an image."""
 
-    Attributes:
-        name, model, licence: as `GeneratorSpec` has them.
-        fingerprint: 16 bytes.
-        parameters: every parameter of the generator.
-        tflops: of a variant, as `GeneratorSpec` has it.
-    """
-
-    name: str
+    name: str  # name, model, licence: as `GeneratorSpec` has them
     model: str
     licence: str
-    fingerprint: bytes
-    parameters: Mapping[str, float | int]
-    tflops: float | None = None
+    fingerprint: bytes  # 16 bytes
+    parameters: Mapping[str, float | int]  # every parameter of the generator
+    tflops: float | None = None  # of a variant, as `GeneratorSpec` has it
 
     def keys(self, source_ids: Sequence[bytes], indices: Sequence[int]) -> list[VariantKey]:
         """Returns the keys of N variants."""
@@ -73,9 +66,6 @@ def describe_contents(
         block, dataset_block: the recipe's blocks, as JSON has them.
         dataset_digest: 32 hex digits.
         dataset: what else is known of the data set; the larger `variants` of this and an earlier entry stays.
-
-    Raises:
-        StoreError: if the store is pinned to another generator.
     """
     known = store.manifest.generators.get(facts.fingerprint.hex())
     if known is None or known.name != facts.name:
@@ -199,11 +189,7 @@ def _of_type(value: Any, type_: type[T]) -> T:
 
 
 class StoredNames:
-    """The digests of a store at one moment, for asking after millions of them: 8 bytes each.
-
-    Args:
-        store: read once, now.
-    """
+    """The digests of a store at one moment, for asking after millions of them: 8 bytes each."""
 
     def __init__(self, store: VariantStore) -> None:
         digests = store.digests()
@@ -229,9 +215,7 @@ def _halves(digests: Sequence[bytes]) -> npt.NDArray[np.uint64]:
 def known_fingerprints(recipe: Recipe, store: Path | None = None) -> list[str]:
     """Returns the fingerprints, in hexadecimal, of the variants that a recipe's generator is used beside.
 
-    Args:
-        recipe: may name a store, and a log to be replayed.
-        store: another store than the recipe's.
+    They are of a log to be replayed, or of a `store`, by default the recipe's.
     """
     found: list[str] = []
     folder = store or recipe.variants.store

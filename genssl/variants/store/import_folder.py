@@ -51,20 +51,13 @@ Found = tuple[VariantKey, Path, Callable[[], UInt8Array]]  # a variant, where it
 
 @dataclass
 class Imported:
-    """What an import did.
+    """What an import did."""
 
-    Attributes:
-        variants: written now.
-        present: stored before, by an earlier call.
-        absent: variants of an export without a file, left out.
-        unknown: images that belong to nothing, left out.
-        corrupt: one line for every image that cannot be decoded or is not the exported one, left out.
-    """
-
-    variants: int = 0
-    present: int = 0
-    absent: int = 0
-    unknown: int = 0
+    variants: int = 0  # written now
+    present: int = 0  # stored before, by an earlier call
+    absent: int = 0  # variants of an export without a file, left out
+    unknown: int = 0  # images that belong to nothing, left out
+    # one line for every image that cannot be decoded or is not the exported one, left out
     corrupt: list[str] = field(default_factory=list)
 
 
@@ -117,11 +110,6 @@ def import_folder(
         encoding: of the stored images, which are RGB at the size of their files.
         skip_unknown: leaves out images whose stem is not in the data set.
         progress: is told the number of images.
-
-    Raises:
-        DataError: if a folder is missing, has no images, cannot be read or is a link to a folder above it, if stems are
-            unknown, if two files are the same variant, or if a number is not below 2**64.
-        StoreError: if `out` is something else or belongs to another generator, or if the disk is full.
     """
     dataset, progress = _Stems(dataset_root), progress or Progress()
     known, unknown = _check_stems(folder, dataset)
@@ -171,11 +159,7 @@ class _Stems:
             self._paths.setdefault(path.stem, []).append(path.relative_to(root))
 
     def find(self, below: Path, stem: str) -> Path | None:
-        """Returns the image of a stem: the one in the same folder `below` the root if there is, else the only one.
-
-        Raises:
-            DataError: if several could be meant.
-        """
+        """Returns the image of a stem: the one in the same folder `below` the root if there is, else the only one."""
         paths = self._paths.get(stem, [])
         nearest = [path for path in paths if path.parent == below] or paths
         if len(nearest) > 1:
@@ -230,19 +214,14 @@ def import_export(
     skip_unknown: bool = False,
     progress: Progress | None = None,
 ) -> Imported:
-    """Stores every variant of an export under the key that it had.
+    """Stores every variant of an export, in any of its formats, under the key that it had.
 
     Args:
-        folder: of the export, in any of its formats.
+        folder: of the export.
         out: a store, or an absent or empty folder; pinned to the generator if the exported store was.
         encoding: of the stored images; both are lossless.
         skip_unknown: leaves out variants whose files are gone, and images that the table does not name.
         progress: is told the number of variants.
-
-    Raises:
-        DataError: if the folder is not an export, if its description or table is damaged, or if files are gone or
-            unknown.
-        StoreError: if `out` is something else or belongs to another generator, or if the disk is full.
     """
     description, progress = read_description(folder), progress or Progress()
     done = _check_files(folder, description, skip_unknown=skip_unknown)

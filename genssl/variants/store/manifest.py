@@ -40,23 +40,15 @@ class StoredGenerator(BaseModel):
 
 
 class StoreManifest(BaseModel):
-    """The content of store.json. Keys that a later genssl adds to this format are kept.
-
-    Attributes:
-        format: "genssl-variants/1".
-        created_by: the genssl that made the store.
-        created: UTC.
-        generators: by fingerprint, in hexadecimal.
-        pinned: fingerprint of the only generator whose variants may be written, or None.
-    """
+    """The content of store.json. Keys that a later genssl adds to this format are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    format: str = f"{FORMAT}/{VERSION}"
-    created_by: str = ""
-    created: str = ""
-    generators: dict[str, StoredGenerator] = {}
-    pinned: str | None = None
+    format: str = f"{FORMAT}/{VERSION}"  # "genssl-variants/1"
+    created_by: str = ""  # the genssl that made the store
+    created: str = ""  # UTC
+    generators: dict[str, StoredGenerator] = {}  # by fingerprint, in hexadecimal
+    pinned: str | None = None  # fingerprint of the only generator whose variants may be written, or None
 
     def describe(self, fingerprint: str) -> str:
         """Returns "name (model), fingerprint abc" for messages."""
@@ -66,11 +58,7 @@ class StoreManifest(BaseModel):
 
 
 def read_manifest(folder: Path) -> StoreManifest:
-    """Reads store.json.
-
-    Raises:
-        StoreError: if there is none, or it is damaged, not a store's, or of a newer format.
-    """
+    """Reads store.json; raises StoreError if there is none, or it is damaged, not a store's, or of a newer format."""
     path = folder / MANIFEST
     try:
         text = path.read_text(encoding="utf-8")
@@ -117,8 +105,7 @@ def foreign_to(folder: Path) -> str | None:
 def create_store(folder: Path) -> None:
     """Makes an empty store of a folder that is absent or empty, or where one was begun; leaves a store as it is.
 
-    Raises:
-        StoreError: if the folder holds something else, or cannot be written.
+    Raises StoreError if the folder holds something else, or cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,8 +136,7 @@ def update_manifest(folder: Path, change: Callable[[StoreManifest], StoreManifes
 def pinned_to(manifest: StoreManifest, fingerprint: str, folder: Path) -> StoreManifest:
     """Returns the manifest pinned to one generator.
 
-    Raises:
-        StoreError: if the store is pinned to, or holds variants of, another; the message names both.
+    Raises StoreError, naming both, if the store is pinned to another, or holds variants of another.
     """
     others = [other for other in [manifest.pinned, *manifest.generators] if other not in (None, fingerprint)]
     if others:
@@ -174,11 +160,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def write_manifest(folder: Path, manifest: StoreManifest) -> None:
-    """Replaces store.json atomically, whatever it was; for a store that nobody else uses yet.
-
-    Raises:
-        OSError: if the disk refuses.
-    """
+    """Replaces store.json atomically, whatever it was; for a store that nobody else uses yet."""
     text = manifest.model_dump_json(indent=2) + "\n"
     write_atomically(
         folder / MANIFEST, lambda partial: partial.write_text(text, encoding="utf-8"), synced=True, shared=True

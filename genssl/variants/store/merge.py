@@ -34,19 +34,13 @@ BATCH = 32  # records of a transaction
 
 @dataclass
 class Merged:
-    """What a merge did.
+    """What a merge did."""
 
-    Attributes:
-        variants: distinct ones in the result, those of an earlier, interrupted call included.
-        resumed: how many of them an earlier call had merged.
-        damaged: one line for what could not be read, and is missing where no other store has it.
-        dropped: key paths of the manifests on which the stores do not agree.
-    """
-
-    variants: int = 0
-    resumed: int = 0
+    variants: int = 0  # distinct ones in the result, those of an earlier, interrupted call included
+    resumed: int = 0  # how many of them an earlier call had merged
+    # one line for what could not be read, and is missing where no other store has it
     damaged: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)  # key paths of the manifests on which the stores do not agree
 
 
 def merge(
@@ -65,11 +59,6 @@ def merge(
         out: absent or an empty folder.
         folders: of the stores; nothing in them is changed.
         progress: is told the number of records, copies included.
-
-    Raises:
-        StoreError: if an input is not a store, if a pinned store would be mixed with another generator's variants, or
-            if the disk is full.
-        UserError: if `out` holds something.
     """
     done, progress = Merged(), progress or Progress()
     folders = sorted({folder.resolve() for folder in folders})

@@ -37,19 +37,12 @@ PNG_MODES = {1: "L", 3: "RGB"}
 
 @dataclass(frozen=True)
 class Head:
-    """What the header of a record says.
+    """What the header of a record says."""
 
-    Attributes:
-        key: what the image is a function of.
-        encoding: how the image is stored.
-        shape: [C, h, w] of the image.
-        created: unix time in seconds.
-    """
-
-    key: VariantKey
-    encoding: Encoding
-    shape: tuple[int, int, int]
-    created: float
+    key: VariantKey  # what the image is a function of
+    encoding: Encoding  # how the image is stored
+    shape: tuple[int, int, int]  # [C, h, w] of the image
+    created: float  # unix time in seconds
 
 
 def encode(key: VariantKey, image: UInt8Array, encoding: Encoding = "raw") -> bytes:
@@ -86,9 +79,7 @@ def digest_of(record: bytes) -> bytes:
 def decode_image(record: bytes, *, checked: bool = False) -> UInt8Array | None:
     """Returns the image uint8 [C, h, w] of a record, read-only, or None if the record is damaged.
 
-    Args:
-        record: as `encode` made it, with the key that it was asked by.
-        checked: the checksum was found right before; it takes three times as long as all the rest of a read.
+    `checked` says that its checksum was found right before; that takes three times as long as all the rest of a read.
     """
     if not checked and not is_intact(record):
         return None

@@ -37,25 +37,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class Writer:
-    """What one process wrote into a store.
+    """What one process wrote into a store."""
 
-    Attributes:
-        name: of its folder.
-        environment: None if it cannot be opened, or if nothing was written yet.
-        damage: why it cannot be read, or what is gone of that which was committed, or None.
-    """
-
-    name: str
-    environment: Environment | None
-    damage: str | None = None
+    name: str  # of its folder
+    environment: Environment | None  # None if it cannot be opened, or if nothing was written yet
+    damage: str | None = None  # why it cannot be read, or what is gone of that which was committed, or None
 
 
 @contextmanager
 def open_writers(folder: Path, only: str | None = None) -> Iterator[list[Writer]]:
     """Opens every environment of a store for reading, by name, or `only` one.
 
-    Raises:
-        StoreError: in place of what LMDB raises on a damaged tree while the block reads.
+    What LMDB raises on a damaged tree while the block reads becomes a StoreError.
     """
     writers: list[Writer] = []
     try:
@@ -92,9 +85,7 @@ def records(environment: Environment, after: bytes = b"") -> Iterator[tuple[byte
 def heads(environment: Environment, size: int = HEADER.size) -> Iterator[tuple[bytes, bytes, int]]:
     """Yields digest, header and size in bytes of every record, by digest; raises lmdb.Error on a damaged tree.
 
-    Args:
-        environment: of a writer.
-        size: of the header, or of a part of it; with 0 no record is touched.
+    Of the header come the first `size` bytes; with 0 no record is touched.
     """
     return _values(environment, b"", size, KEYS)
 
@@ -151,39 +142,27 @@ def distinct_links(writers: list[Writer]) -> Iterator[tuple[bytes, bytes]]:
 
 @dataclass
 class WriterStatistics:
-    """One writer's part.
+    """One writer's part."""
 
-    Attributes:
-        records: how many it holds.
-        file_bytes: to which its file has grown.
-        damage: why it cannot be read, or what is gone of it, or None.
-    """
-
-    records: int = 0
-    file_bytes: int = 0
-    damage: str | None = None
+    records: int = 0  # how many it holds
+    file_bytes: int = 0  # to which its file has grown
+    damage: str | None = None  # why it cannot be read, or what is gone of it, or None
 
 
 @dataclass
 class StoreStatistics:
-    """What a store holds.
+    """What a store holds."""
 
-    Attributes:
-        manifest: of the store.
-        records, record_bytes: what all writers hold together, with headers.
-        per_source: number of distinct variants -> number of sources that have so many.
-        per_generator: fingerprint in hexadecimal -> distinct variants; what two writers stored counts once.
-        formats: (encoding, [C, h, w]) -> records and their bytes.
-        writers: by name.
-    """
-
-    manifest: StoreManifest
-    records: int = 0
+    manifest: StoreManifest  # of the store
+    records: int = 0  # records and record_bytes: what all writers hold together, with headers
     record_bytes: int = 0
+    # number of distinct variants -> number of sources that have so many
     per_source: Counter[int] = field(default_factory=Counter)
+    # fingerprint in hexadecimal -> distinct variants; what two writers stored counts once
     per_generator: Counter[str] = field(default_factory=Counter)
+    # (encoding, [C, h, w]) -> records and their bytes
     formats: dict[tuple[str, Shape], tuple[int, int]] = field(default_factory=dict)
-    writers: dict[str, WriterStatistics] = field(default_factory=dict)
+    writers: dict[str, WriterStatistics] = field(default_factory=dict)  # by name
 
     @property
     def variants(self) -> int:
@@ -204,12 +183,7 @@ class StoreStatistics:
 def statistics(folder: Path, progress: Progress | None = None) -> StoreStatistics:
     """Reads the headers of all records and the lists of all sources; images and checksums are left to `verify`.
 
-    Args:
-        folder: of the store; nothing in it is changed.
-        progress: is told the number of records.
-
-    Raises:
-        StoreError: if the folder is not a store, or it is damaged.
+    Nothing is changed. Raises StoreError if the folder is not a store, or it is damaged.
     """
     found, progress = StoreStatistics(read_manifest(folder)), progress or Progress()
     with open_writers(folder) as writers:

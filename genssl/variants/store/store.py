@@ -69,11 +69,6 @@ class VariantStore:
         pin: binds the store to `fingerprint`; later openings with another one are refused.
         map_bytes: address space first taken for the environment that is written; doubled whenever it is full.
 
-    Attributes:
-        damaged: records and environments found damaged so far, each treated as absent.
-        full: whether something was refused because of `max_bytes`.
-        writer: name of the environment that is written, or None.
-
     Raises:
         StoreError: if the folder is not a store, its format is newer, it belongs to another generator, or it cannot be
             written.
@@ -93,8 +88,9 @@ class VariantStore:
         assert fingerprint is not None or not pin, "a store is pinned to a fingerprint"
         folder = folder.expanduser()
         self.folder, self.max_bytes, self.encoding = folder, max_bytes, encoding
-        self.damaged, self.full = 0, False
-        self.writer: str | None = None
+        self.damaged = 0  # records and environments found damaged so far, each treated as absent
+        self.full = False  # something was refused because of `max_bytes`
+        self.writer: str | None = None  # name of the environment that is written
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._environments: tuple[Environment, ...] = ()  # the written one first; replaced, never changed
@@ -112,9 +108,7 @@ class VariantStore:
         if pin and fingerprint is not None:
             pinned = partial(pinned_to, fingerprint=fingerprint.hex(), folder=folder)
             self.manifest = pinned(self.manifest) if readonly else update_manifest(folder, pinned)
-        kind = network_filesystem(folder)
-        self._on_network = kind is not None
-        if self._on_network:
+        if (kind := network_filesystem(folder)) is not None:
             log.warning("%s lies on %s: LMDB is safe there only while one machine at a time uses it", folder, kind)
         try:
             if not readonly:
@@ -132,9 +126,9 @@ class VariantStore:
         """Returns the images uint8 [C, h, w], read-only, in the order of the digests; None for those not there."""
         self._check_process()
         found: list[UInt8Array | None] = [None] * len(digests)
-        missing = self._look(digests, found, list(range(len(digests))), self._environments)
-        if missing and time.monotonic() - self._refreshed > REFRESH_SECONDS:
-            self._look(digests, found, missing, self.refresh())
+        self._look(digests, found, self._environments)
+        if any(image is None for image in found) and time.monotonic() - self._refreshed > REFRESH_SECONDS:
+            self._look(digests, found, self.refresh())
         return found
 
     def digests(self) -> Iterator[Digest]:
@@ -146,25 +140,16 @@ class VariantStore:
                 for last, _, _ in heads(environment, 0):
                     yield last
             except lmdb.Error as error:
-                self._count_damage(
-                    f"{environment.folder}: {error}; what it holds behind {last.hex() or 'its start'} is"
-                )
+                behind = last.hex() or "its start"
+                self._count_damage(f"{environment.folder}: {error}; what it holds behind {behind} is")
 
     def put_many(self, items: Sequence[tuple[VariantKey, UInt8Array]], *, strict: bool = False) -> int:
         """Stores images uint8 [C, h, w] in one transaction; on return they survive kill -9 and power loss.
 
-        Args:
-            items: keys and images.
-            strict: whether what cannot be stored is an error. A server goes on without its store; who writes a store
-                for its own sake does not.
-
-        Returns:
-            How many were written: not those that this writer has already, not those beyond `max_bytes`, and none if the
-            disk refuses, which is logged once and tried again after a while, or while the folder is gone.
-
-        Raises:
-            StoreError: if the store is pinned to another generator; with `strict` also if the disk is full or refuses,
-                if the store has reached `max_bytes`, and if its folder is gone. What was stored before stays readable.
+        Returns how many were written: not those that this writer has already, not those beyond `max_bytes`, and none if
+        the disk refuses, which is logged once and tried again after a while, or while the folder is gone. With `strict`
+        such a refusal is a StoreError: a server goes on without its store, who writes a store for its own sake does
+        not. That the store is pinned to another generator always is one. What was stored before stays readable.
         """
         self._check_process()
         assert self._own is not None, "a store opened with readonly=True is not written"
@@ -207,11 +192,7 @@ class VariantStore:
         return "full" if self.full else "failing" if self._retry_at else "writing"
 
     def describe_generator(self, fingerprint: Digest, described: StoredGenerator = UNKNOWN) -> None:
-        """Writes what is known of a generator into store.json; what is unknown replaces nothing.
-
-        Raises:
-            StoreError: if the store is pinned to another generator.
-        """
+        """Writes what is known of a generator into store.json; raises StoreError if it is pinned to another one."""
         self._check_process()
         self._check_pinned(fingerprint)
         name = fingerprint.hex()
@@ -276,18 +257,19 @@ class VariantStore:
         self.close()
 
     def _look(
-        self,
-        digests: Sequence[Digest],
-        found: list[UInt8Array | None],
-        missing: list[int],
-        environments: Sequence[Environment],
-    ) -> list[int]:
-        """Fills `found` at the positions `missing`; returns those still missing."""
+        self, digests: Sequence[Digest], found: list[UInt8Array | None], environments: Sequence[Environment]
+    ) -> None:
+        """Fills the places of `found` that are None as yet."""
         for environment in environments:
-            if not missing:
-                break
+            missing = [position for position, image in enumerate(found) if image is None]
             wanted = [digests[position] for position in missing]
-            records = self._read(environment, wanted)
+            if not wanted:
+                return
+            try:
+                records = environment.get_many(wanted)
+            except lmdb.Error as error:
+                self._count_damage(f"{environment.folder}: {error}")
+                continue
             hashes = [0 if record is None else hash(record[IDENTITY]) for record in records]
             checked = environment.verified.known(wanted, hashes)
             verified: dict[Digest, int] = {}
@@ -303,19 +285,10 @@ class VariantStore:
                     verified[digests[position]] = hashed
             if verified:
                 environment.verified.add(list(verified), list(verified.values()))
-            missing = [position for position in missing if found[position] is None]
-        return missing
-
-    def _read(self, environment: Environment, digests: Sequence[Digest]) -> Sequence[Digest | None]:
-        try:
-            return environment.get_many(digests)
-        except lmdb.Error as error:
-            self._count_damage(f"{environment.folder}: {error}")
-            return [None] * len(digests)
 
     def _take_writer(self) -> None:
         """Takes an environment to write; what was written before is read on."""
-        self.writer, self._own, descriptor = take_writer(self.folder, self._map_bytes, on_network=self._on_network)
+        self.writer, self._own, descriptor = take_writer(self.folder, self._map_bytes)
         self._writer_locks.append(descriptor)
         self._place = StorePlace(self.folder, self._own.folder / DATA)
         self._names.add(self.writer)

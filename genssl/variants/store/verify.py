@@ -33,30 +33,20 @@ BATCH = 64
 
 @dataclass
 class Verification:
-    """What a check found.
+    """What a check found."""
 
-    Attributes:
-        writers, records, links: how many were looked at.
-        uncounted: how many writers have no count of what was committed there, so that lost commits would not be seen.
-        damage: one line for everything that is wrong, the writer's name first.
-    """
-
-    writers: int = 0
+    writers: int = 0  # writers, records, links: how many were looked at
     records: int = 0
     links: int = 0
+    # how many writers have no count of what was committed there, so that lost commits would not be seen
     uncounted: int = 0
-    damage: list[str] = field(default_factory=list)
+    damage: list[str] = field(default_factory=list)  # one line for everything that is wrong, the writer's name first
 
 
 def verify(folder: Path, progress: Progress | None = None) -> Verification:
     """Reads a whole store and checks checksums, keys against digests, lists of sources, and the number of records.
 
-    Args:
-        folder: of the store; nothing in it is changed.
-        progress: is told the number of records of the writers begun so far.
-
-    Raises:
-        StoreError: if the folder is not a store, or its manifest is damaged.
+    Nothing is changed. `progress` is told the number of records of the writers begun so far.
     """
     read_manifest(folder)
     found, total, progress = Verification(), 0, progress or Progress()

@@ -72,8 +72,7 @@ def network_filesystem(path: Path) -> str | None:
 def read_committed(folder: Path) -> int | None:
     """Returns how many records at least were committed in a writer's folder.
 
-    Returns:
-        None if that is not known: a genssl before this count has written there, or the file is damaged.
+    It is None if a genssl before this count has written there, or if the file is damaged.
     """
     try:
         match = LINE.fullmatch((folder / COMMITTED).read_bytes())
@@ -101,16 +100,9 @@ def look_at_metas(folder: Path, committed: int) -> str | None:
     Touching a mapped page beyond the end of a file kills the process with SIGBUS, and a tree that is believed to end
     earlier than it does is overwritten.
 
-    Args:
-        folder: of the writer.
-        committed: how many records were, as far as is known.
-
-    Returns:
-        Why it must not be written, though it may be read; None if nothing seems to be wrong.
-
-    Raises:
-        lmdb.CorruptedError: if the file is shorter than its tree, if the size of its pages is not clear, or if it is
-            empty although something was committed.
+    Returns why it must not be written, though it may be read, or None; `committed` is how many records were committed,
+    as far as is known. Raises lmdb.CorruptedError if the file is shorter than its tree, if the size of its pages is not
+    clear, or if it is empty although something was committed.
     """
     data = folder / DATA
     size = _size(data)
@@ -137,9 +129,7 @@ def look_at_metas(folder: Path, committed: int) -> str | None:
 def has_only_begun(folder: Path, *, valid: bool = True) -> bool:
     """Says whether nothing was committed in a tree yet: its writer is still making it, or died of that.
 
-    Args:
-        folder: of the writer.
-        valid: whether LMDB can use the meta pages, which are written at once, before anything else.
+    With `valid` LMDB can use the meta pages, which are written at once, before anything else.
     """
     return not read_committed(folder) and _size(folder / DATA) < (BEGUN_PAGES if valid else 2) * PAGE_BYTES
 
@@ -201,15 +191,8 @@ def _is_whole_elsewhere(data: Path, size: int) -> bool:
 class StorePlace:
     """Notices that a store's folder was deleted, moved or replaced: LMDB would go on writing into the lost files.
 
-    Args:
-        folder: of the store.
-        data: the file in it that this process has open, so that no other can have its inode.
-
-    Attributes:
-        gone: whether the file was not there when it was last looked for.
-
-    Raises:
-        StoreError: if it is not there now.
+    It looks at `data`, a file in it that this process has open, so that no other can have its inode. `gone` says
+    whether the file was not there when it was last looked for. Raises StoreError if it is not there now.
     """
 
     def __init__(self, folder: Path, data: Path) -> None:
@@ -221,11 +204,7 @@ class StorePlace:
             raise StoreError(f"{folder} was deleted while this process has it open; close that store first") from None
 
     def look(self, *, strict: bool = False) -> bool:
-        """Says whether the file is there; when that changes, it is logged.
-
-        Raises:
-            StoreError: with `strict`, if it is not.
-        """
+        """Says whether the file is there, and logs it when that changes; with `strict` its loss is a StoreError."""
         was_gone = self.gone
         try:
             self.gone = _identity(self._data) != self._identity
