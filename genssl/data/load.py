@@ -85,12 +85,8 @@ class Subset:
 
     def __init__(self, dataset: ImageDataset, rows: npt.NDArray[np.int64]) -> None:
         self._dataset, self._rows = dataset, rows
-        self.name, self.class_names, self.image_size, self.skipped = (
-            dataset.name,
-            dataset.class_names,
-            dataset.image_size,
-            dataset.skipped,
-        )
+        self.name, self.class_names = dataset.name, dataset.class_names
+        self.image_size, self.skipped = dataset.image_size, dataset.skipped
         self.unread = unread_of(dataset)
         self.labels_note = labels_note(dataset)
 

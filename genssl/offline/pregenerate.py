@@ -127,6 +127,7 @@ def pregenerate(
         encoding: of the images that are written.
         check: reads what is stored, to make damaged variants again; otherwise its names are enough.
     """
+    # --- open the data set, the generator and the store ---
     if recipe.generator is None:
         raise UserError(
             "pregenerate: the recipe has no generator block; add one, such as that of recipes/simclr_sd.yaml"
@@ -150,10 +151,12 @@ def pregenerate(
         if unsuited := recipe.unsuited() or opened.smaller_than(dataset.image_size):
             report.note(f"warning: {unsuited}")
         source = add_store(opened, recipe, dataset, folder, strict=True, encoding=encoding, variants=variants)
+        # --- find out what is to be made ---
         source_ids = _source_ids(dataset, shard.rows(len(dataset)))
         lacking = _lacking(source, source_ids, variants, check=check)
         done = Pregenerated(total=lacking.size, there=int(lacking.size - lacking.sum()))
         report.start(done)
+        # --- make it ---
         ahead = 0
         if opened.remote is not None:
             ahead = recipe.variants.max_in_flight * max(1, len(recipe.variants.targets)) + PIECES_AHEAD

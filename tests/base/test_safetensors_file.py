@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from genssl.backbones.configs import ResNet10Config, ResNet18Config
 from genssl.backbones.resnet import build_resnet
-from genssl.base import files
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.encoders import load as encoders
@@ -30,7 +29,7 @@ RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "digits" / "simclr.ya
 def encoder(tmp_path: Path) -> Path:
     (tmp_path / "run").mkdir()
     path = tmp_path / "run" / "encoder.safetensors"
-    save_encoder(path, build_resnet(CONFIG), CONFIG, 8)
+    save_encoder(path, build_resnet(CONFIG), CONFIG, image_size="8")
     return path
 
 
@@ -49,7 +48,7 @@ def test_equal_runs_write_equal_bytes(tmp_path):
     """The library orders metadata by chance, anew for every file as for every process."""
     network, recipe = build_resnet(CONFIG), load(Recipe, RECIPE)
     for run in range(16):
-        files.save_encoder(tmp_path / f"{run}.safetensors", network, recipe)
+        save_encoder(tmp_path / f"{run}.safetensors", network, recipe.backbone, recipe=recipe.name)
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 

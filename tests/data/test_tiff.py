@@ -1,4 +1,4 @@
-"""TIFF files as scanners, microscopes and cameras write them, and ones that ask for more than their pixels take."""
+"""TIFF files as scanners, microscopes and cameras write them, and ones just above the limits."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_tile_beyond_the_limit_is_refused() -> None:
 
 
 def directory(*tags: tuple[int, int, int], size: int) -> StoredImage:
-    """A file of so many bytes with these (tag, type, count), whose values all lie at the same place."""
+    """A file of so many bytes whose first page has these tags (tag, type, count), and no image."""
     data = b"II*\0" + struct.pack("<IH", 8, len(tags))
     data += b"".join(struct.pack("<HHII", *tag, 0) for tag in tags)
     return StoredImage(data.ljust(size, b"\0"), "file")

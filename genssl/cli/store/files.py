@@ -234,6 +234,7 @@ def import_(
     from genssl.variants.store.import_folder import import_export, import_folder
 
     how: dict[str, Any] = {"encoding": encoding.value, "skip_unknown": skip_unknown}
+    # --- what genssl store export wrote ---
     if dataset_root is None and generator_name is None and (folder / DESCRIPTION).is_file():
         if licence:
             raise UserError(f"--licence: {folder / DESCRIPTION} names the licence; leave the option out")
@@ -242,7 +243,7 @@ def import_(
         left_out = f", {counted(done.unknown, 'image')} in no row of the table left out" if done.unknown else ""
         left_out += f", {done.absent:,} without a file left out" if done.absent else ""
         reason = "other than exported"
-    else:
+    else:  # --- another program's images ---
         root, name = _both(folder, dataset_root, generator_name)
         with progress_bar("imported") as progress:
             done = import_folder(
@@ -250,6 +251,7 @@ def import_(
             )
         left_out = f", {done.unknown:,} of no image in {root} left out" if done.unknown else ""
         reason = "that cannot be decoded"
+    # --- what came of it ---
     for line in done.corrupt:
         print(line)
     before = f", {done.present:,} stored before" if done.present else ""

@@ -17,6 +17,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -69,9 +70,7 @@ class VariantStore:
         pin: binds the store to `fingerprint`; later openings with another one are refused.
         map_bytes: address space first taken for the environment that is written; doubled whenever it is full.
 
-    Raises:
-        StoreError: if the folder is not a store, its format is newer, it belongs to another generator, or it cannot be
-            written.
+    Raises StoreError if the folder is not a store, has a newer format, is another generator's, or cannot be written.
     """
 
     def __init__(
@@ -91,8 +90,7 @@ class VariantStore:
         self.damaged = 0  # records and environments found damaged so far, each treated as absent
         self.full = False  # something was refused because of `max_bytes`
         self.writer: str | None = None  # name of the environment that is written
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._pid, self._lock = os.getpid(), threading.Lock()
         self._environments: tuple[Environment, ...] = ()  # the written one first; replaced, never changed
         self._names: set[str] = set()
         self._own: Environment | None = None
@@ -209,10 +207,8 @@ class VariantStore:
         self._check_process()
         with self._lock:
             self._refreshed = time.monotonic()
-            new = []
-            for name in writer_names(self.folder):
-                if name in self._names:
-                    continue
+            before = len(self._environments)
+            for name in (name for name in writer_names(self.folder) if name not in self._names):
                 try:
                     environment = Environment.open(self.folder / WRITERS / name, writable=False)
                 except (lmdb.Error, OSError) as error:
@@ -221,11 +217,10 @@ class VariantStore:
                     continue
                 if environment is not None:
                     self._names.add(name)
-                    new.append(environment)
+                    self._environments += (environment,)
                     if environment.loss is not None:
                         self._count_damage(f"{environment.folder}: {environment.loss}; the others are")
-            self._environments += tuple(new)
-            return tuple(new)
+            return self._environments[before:]
 
     def __len__(self) -> int:
         """The number of records; a variant that two writers stored counts twice."""
@@ -256,11 +251,9 @@ class VariantStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _look(
-        self, digests: Sequence[Digest], found: list[UInt8Array | None], environments: Sequence[Environment]
-    ) -> None:
+    def _look(self, digests: Sequence[Digest], found: list[UInt8Array | None], where: Sequence[Environment]) -> None:
         """Fills the places of `found` that are None as yet."""
-        for environment in environments:
+        for environment in where:
             missing = [position for position, image in enumerate(found) if image is None]
             wanted = [digests[position] for position in missing]
             if not wanted:
@@ -334,12 +327,11 @@ class VariantStore:
 
     def _refused(self, why: str, entries: Sequence[Entry]) -> str:
         """Returns the message for entries that were not stored: why in words, or in brackets what the disk said."""
-        wanted = sum(len(entry.record) for entry in entries)
-        try:
+        room = wanted = sum(len(entry.record) for entry in entries)
+        free = "its disk does not answer"
+        with suppress(OSError):
             room = shutil.disk_usage(self.folder).free
             free = f"{room:,} bytes are free on its disk"
-        except OSError:
-            room, free = wanted, "its disk does not answer"
         if why.startswith("("):  # LMDB reports a write that was cut short as an input/output error
             why = f"its disk {'is full' if room < 2 * wanted else 'refused them'} {why}"
         return (
