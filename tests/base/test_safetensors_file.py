@@ -72,7 +72,7 @@ def test_no_flipped_bit_of_an_encoder_changes_what_is_read(encoder):
 def test_exported_weights_are_checked_by_who_reads_them(encoder, tmp_path, to):
     if to == "torchvision":  # which has one width only
         config = ResNet18Config(stem="small")
-        save_encoder(encoder, build_resnet(config), config, 8)
+        save_encoder(encoder, build_resnet(config), config, image_size="8")
     exported = tmp_path / "exported.safetensors"
     export_encoder(encoders.load_encoder(str(encoder.parent), CPU), to, exported)
     encoders.load_encoder(str(exported), CPU)
