@@ -14,7 +14,7 @@ from genssl.data.files import FileDataset
 from genssl.errors import DataError, suggest
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-# Names of images that are not read, so that they are not left out in silence; any other file is no image.
+# Names of images that are not read, so that they are not left out in silence; any other file is not an image.
 UNREAD_SUFFIXES = (
     *(".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jfif", ".jpe", ".svg", ".psd", ".ico", ".tga"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".exr", ".hdr", ".dcm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"),
