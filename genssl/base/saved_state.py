@@ -39,10 +39,8 @@ def write_state(path: Path, state: Any) -> None:
             file.write(COMMENT.to_bytes(2, "little"))
             digest = _digest(file, file.tell())
             file.write(MARK + digest)
-            file.flush()
-            os.fsync(file.fileno())  # the name must not reach the disk before the content
 
-    write_atomically(path, write)
+    write_atomically(path, write, synced=True)
 
 
 def read_state(path: Path) -> Any:

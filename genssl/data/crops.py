@@ -22,21 +22,13 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class CropDraws:
-    """What is drawn for one crop of each of N images, of whatever size.
+    """What is drawn for one crop of each of N images, of whatever size."""
 
-    Attributes:
-        areas: float32 [N, tries], of the box as a fraction of the image.
-        ratios: float32 [N, tries], width by height of the box.
-        positions: float32 [N, 2] in [0, 1), of the box in the room that it has, down and across.
-        ratio_bounds: of `ratios`, for images that no try fits into.
-        size: side of the crop in pixels after it was resized.
-    """
-
-    areas: FloatArray
-    ratios: FloatArray
-    positions: FloatArray
-    ratio_bounds: tuple[float, float]
-    size: int
+    areas: FloatArray  # float32 [N, tries], of the box as a fraction of the image
+    ratios: FloatArray  # float32 [N, tries], width by height of the box
+    positions: FloatArray  # float32 [N, 2] in [0, 1), of the box in the room that it has, down and across
+    ratio_bounds: tuple[float, float]  # of `ratios`, for images that no try fits into
+    size: int  # side of the crop in pixels after it was resized
 
     def of(self, rows: slice) -> CropDraws:
         """Returns the draws of some of the images."""

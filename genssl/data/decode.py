@@ -2,13 +2,14 @@
 
 A picture that somebody else has opened is brought to RGB by the same rule as its file (`upright`).
 
-torchvision.io.decode_image is avoided: version 0.29.2 crashes the process on some corrupt PNGs and follows a small JPEG
-header that claims 65500 x 65500 pixels.
+torchvision.io.decode_image is avoided: with files that are refused here, version 0.29.2 crashed the process or took 21
+GB of memory. Decoders of TIFF, too, take far more memory than the pixels of some files (see `check_tiff`).
 """
 
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,7 +17,6 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from genssl.data.base import RAW, StoredImage, UInt8Array
-from genssl.data.tiff import check_tiff
 from genssl.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
@@ -24,7 +24,13 @@ MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64_000_000
 ROWS_AT_ONCE = 256
 ORIENTATION, UPRIGHT = 0x0112, 1  # of EXIF
-BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # of TIFF
+# Of TIFF: byte order and whether offsets have 64 bits, bytes of a tag's types, formats of those that are numbers, tags.
+TIFF_HEADERS = {b"II*\0": ("<", False), b"MM\0*": (">", False), b"II+\0": ("<", True), b"MM\0+": (">", True)}
+TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
+TILE_WIDTH, TILE_HEIGHT, PARTS = 322, 323, (273, 324)  # parts are strips or tiles
+MOST_PARTS = 100_000
 
 
 class TooManyPixelsError(DataError):
@@ -38,8 +44,7 @@ def decode(stored: StoredImage, *, max_bytes: int = MAX_BYTES, max_pixels: int =
         DataError: if the image is too large, truncated, of a foreign format, of 32-bit numbers, or raw with a wrong
             shape.
     """
-    if len(stored.data) > max_bytes:
-        raise DataError(f"the image has {len(stored.data):,} bytes; the limit is {max_bytes:,}")
+    _check_bytes(stored, max_bytes)
     if stored.encoding == RAW:
         return _raw_pixels(stored, max_pixels)
     with _opened(stored, max_pixels) as image:
@@ -50,19 +55,19 @@ def decode(stored: StoredImage, *, max_bytes: int = MAX_BYTES, max_pixels: int =
 
 
 def count_pixels(stored: StoredImage, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> int:
-    """Returns how many pixels an image says it has; reads its header alone.
-
-    Raises:
-        DataError: if the image is too large, of a foreign format, or raw with a wrong shape.
-    """
-    if len(stored.data) > max_bytes:
-        raise DataError(f"the image has {len(stored.data):,} bytes; the limit is {max_bytes:,}")
+    """Returns how many pixels an image says it has; reads its header alone, and raises DataError as `decode` does."""
+    _check_bytes(stored, max_bytes)
     if stored.encoding == RAW:
         pixels: int = _raw_pixels(stored, max_pixels)[0].size
         return pixels
     with _opened(stored, max_pixels) as image:
         width, height = image.size
     return int(width) * int(height)
+
+
+def _check_bytes(stored: StoredImage, max_bytes: int) -> None:
+    if len(stored.data) > max_bytes:
+        raise DataError(f"the image has {len(stored.data):,} bytes; the limit is {max_bytes:,}")
 
 
 @contextmanager
@@ -84,6 +89,39 @@ def _opened(stored: StoredImage, max_pixels: int) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ValueError, EOFError, ...
         raise DataError(f"the image is corrupt: {error}") from None
+
+
+def check_tiff(data: bytes, max_pixels: int) -> None:
+    """Checks the first page of a TIFF: that its tags fit into the file, and its tiles into the limit.
+
+    Anything else than a TIFF is let pass. Raises DataError if they do not fit, or if there is no first page.
+    """
+    if not data.startswith((b"II", b"MM")):
+        return
+    if data[:4] not in TIFF_HEADERS:
+        raise DataError("the image is corrupt: it begins as a TIFF does and is not one")
+    order, big = TIFF_HEADERS[data[:4]]
+    entry = struct.Struct(f"{order}HH{'Q8s' if big else 'I4s'}")
+    try:
+        (start,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)
+        (count,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, start)
+        first = start + (8 if big else 2)
+        if count > (len(data) - first) // entry.size:
+            raise struct.error
+        tags = [entry.unpack_from(data, first + number * entry.size) for number in range(count)]
+    except (struct.error, OverflowError):
+        raise DataError("the image is corrupt: the list of its tags is not in the file") from None
+    sizes = [TYPE_BYTES.get(kind, 0) * number for _, kind, number, _ in tags]
+    if sum(size for size in sizes if size > (8 if big else 4)) > len(data):
+        raise DataError("the image is corrupt: its tags have more bytes than the file")
+    if (parts := max((number for tag, _, number, _ in tags if tag in PARTS), default=0)) > MOST_PARTS:
+        raise DataError(f"the image lies in {parts:,} strips or tiles; the limit is {MOST_PARTS:,}: save it anew")
+    sides: dict[int, int] = {}
+    for tag, kind, _, value in tags:
+        if tag in (TILE_WIDTH, TILE_HEIGHT) and kind in NUMBERS:
+            sides[tag] = max(sides.get(tag, 0), struct.unpack_from(order + NUMBERS[kind], value)[0])
+    if (width := sides.get(TILE_WIDTH, 0)) * (height := sides.get(TILE_HEIGHT, 0)) > max_pixels or width > max_pixels:
+        raise DataError(f"the image's tiles have {width} x {height} pixels; the limit is {max_pixels:,} in all")
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -163,8 +201,8 @@ def resize_and_crop(pixels: UInt8Array, size: int, resample: Image.Resampling = 
     _, height, width = pixels.shape
     if (height, width) == (size, size):
         return pixels
-    # The square is cut out before it is resized (the other order differs at the outermost pixels only): the long side
-    # of a 60,000,000 x 1 image would otherwise grow with the short one.
+    # The square is cut out before it is resized (the other order differs at the outermost pixels only): otherwise the
+    # long side would grow with the short one.
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
     image = Image.fromarray(pixels.transpose(1, 2, 0))

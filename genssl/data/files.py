@@ -1,4 +1,4 @@
-"""Data sets whose images are files: what one's own folders, Food-101, Places365, iNaturalist and ImageNet share."""
+"""Data sets whose images are files or lie in memory: what one's own folders, the digits and public sets share."""
 
 from __future__ import annotations
 
@@ -7,13 +7,24 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from genssl.base.cores import usable_cores
-from genssl.data.base import StoredImage, UInt8Array
+from genssl.data.base import StoredImage, UInt8Array, raw_image
 from genssl.data.configs import FileDatasetConfig
 from genssl.data.decode import MAX_BYTES, decode, resize_and_crop
 from genssl.errors import DataError
 
 CHECKED_AT_ONCE = 1024
+
+
+def read_image_file(path: Path) -> StoredImage:
+    """Returns the bytes of an image file; raises OSError, or DataError if it is larger than `MAX_BYTES`."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise DataError(f"the file has {size:,} bytes; the limit is {MAX_BYTES:,}")
+        return StoredImage(data=file.read(), encoding="file")
 
 
 class FileDataset:
@@ -83,11 +94,9 @@ class FileDataset:
     def stored(self, row: int) -> StoredImage:
         """Returns the bytes of the file; raises DataError naming it if it cannot be read or is larger than 64 MiB."""
         try:
-            with Path(self._paths[row]).open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size > MAX_BYTES:
-                    raise self._fault(row, f"the file has {size:,} bytes; the limit is {MAX_BYTES:,}")
-                return StoredImage(data=file.read(), encoding="file")
+            return read_image_file(Path(self._paths[row]))
+        except DataError as error:
+            raise self._fault(row, str(error)) from None
         except OSError as error:
             raise self._fault(row, f"the file cannot be read ({error.strerror})") from None
 
@@ -133,3 +142,45 @@ class FileDataset:
             return False
         self._source_ids[row] = stored.source_id
         return True
+
+
+class ArrayDataset:
+    """Images that are kept in memory as one array; satisfies ImageDataset.
+
+    Args:
+        name: registry name of the data set.
+        image_size: side of the square images that `image` returns, in pixels.
+        pixels: uint8 [N, C, H, W], C is 1 or 3.
+        labels: N numbers of classes, -1 for unlabelled images.
+        class_names: names of the classes.
+    """
+
+    def __init__(
+        self, name: str, image_size: int, pixels: UInt8Array, labels: Sequence[int], class_names: list[str]
+    ) -> None:
+        self.name = name
+        self.class_names: list[str] | None = list(class_names)
+        self.image_size = image_size
+        self.skipped: list[str] = []
+        self._pixels, self._labels = pixels, labels
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def image(self, row: int) -> UInt8Array:
+        """Returns the image [3, image_size, image_size], RGB uint8."""
+        pixels = self._pixels[row]
+        rgb = np.repeat(pixels, 3, axis=0) if len(pixels) == 1 else pixels
+        return np.ascontiguousarray(resize_and_crop(rgb, self.image_size))
+
+    def label(self, row: int) -> int:
+        """Returns the class 0 .. len(class_names) - 1, or -1 for an unlabelled image."""
+        return int(self._labels[row])
+
+    def stored(self, row: int) -> StoredImage:
+        """Returns the image as a raw image [C, H, W]."""
+        return raw_image(self._pixels[row])
+
+    def source_id(self, row: int) -> bytes:
+        """Returns the 16-byte name of the image."""
+        return self.stored(row).source_id

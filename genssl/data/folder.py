@@ -14,7 +14,7 @@ from genssl.data.files import FileDataset
 from genssl.errors import DataError, suggest
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-# Names of images that are not read, so that they are not left out in silence; any other file is no image.
+# Names of images that are not read, so that they are not left out in silence; any other file is not an image.
 UNREAD_SUFFIXES = (
     *(".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jfif", ".jpe", ".svg", ".psd", ".ico", ".tga"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".exr", ".hdr", ".dcm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"),
@@ -83,15 +83,11 @@ class ImageFolder(FileDataset):
 
 
 def held_out(paths: list[str], fraction: float) -> list[str]:
-    """Returns the images of one class that are held out for testing.
+    """Returns the images of one class, given by relative POSIX paths, that are held out for testing.
 
     An image is held out if the hash of its path, as a number in 0..1, is below `fraction`. So images that are added
     or removed never move another one from train to test; the part held out is `fraction` up to chance. Two or more
     images leave at least one on each side, and a single one is trained on.
-
-    Args:
-        paths: relative POSIX paths.
-        fraction: above 0 and below 1.
     """
     ranked = sorted((_position(path), path) for path in paths)
     count = sum(position < fraction for position, _ in ranked)
@@ -147,16 +143,9 @@ def images_below(
 ) -> Iterator[Path]:
     """Yields the images below a folder, those of a folder one after another; hidden files and folders are ignored.
 
-    Links are followed. What is no regular file, such as a pipe, which would be waited for, is ignored.
-
-    Args:
-        folder: to look through.
-        key: what named the folder, for messages.
-        above: resolved folders on the way to it.
-        unread: gets the paths of images that are not read.
-
-    Raises:
-        DataError: if a folder cannot be read, or is a link to a folder above it.
+    Links are followed. What is not a regular file, such as a pipe, which would be waited for, is ignored. `unread` gets
+    the paths of images that are not read; `above` are the resolved folders on the way to this one; `key` is what named
+    it, for messages. Raises DataError if a folder cannot be read, or is a link to a folder above it.
     """
     real = folder.resolve()
     if real in above:

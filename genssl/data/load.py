@@ -19,11 +19,7 @@ DIGESTED = 10_000
 
 
 def load_dataset(config: ComponentConfig, split: Split) -> ImageDataset:
-    """Returns a split of the data set that the config names.
-
-    Raises:
-        DataError: if it is absent, empty or corrupt.
-    """
+    """Returns a split of the data set that the config names; raises DataError if it is absent, empty or corrupt."""
     dataset: ImageDataset = DATASETS.get(config.name)(config, split)
     if len(dataset) == 0:
         raise DataError(f"dataset {config.name}: the {split} split has no images")
@@ -65,15 +61,9 @@ def of_size(config: ComponentConfig, image_size: int) -> ComponentConfig:
 
 
 def hold_out(dataset: ImageDataset, fraction: float, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
-    """Splits off a part of a data set, stratified by label where there are labels.
+    """Splits off a `fraction` of a data set, stratified by label where there are labels.
 
-    Args:
-        dataset: what is split.
-        fraction: of the part that is split off, above 0 and below 1.
-        seed: of the draw; it has nothing to do with a run's seed.
-
-    Returns:
-        The rest, and the part.
+    Returns the rest and the part. The draw has a seed of its own, which has nothing to do with a run's.
     """
     labels = np.array([dataset.label(row) for row in range(len(dataset))])
     random = np.random.default_rng((seed, 0x5EED))
@@ -95,12 +85,8 @@ class Subset:
 
     def __init__(self, dataset: ImageDataset, rows: npt.NDArray[np.int64]) -> None:
         self._dataset, self._rows = dataset, rows
-        self.name, self.class_names, self.image_size, self.skipped = (
-            dataset.name,
-            dataset.class_names,
-            dataset.image_size,
-            dataset.skipped,
-        )
+        self.name, self.class_names = dataset.name, dataset.class_names
+        self.image_size, self.skipped = dataset.image_size, dataset.skipped
         self.unread = unread_of(dataset)
         self.labels_note = labels_note(dataset)
 

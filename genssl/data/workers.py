@@ -74,12 +74,7 @@ class DecodingWorkers:
             raise self._ended() from None
 
     def result(self, reading: Future[list[UInt8Array]]) -> list[UInt8Array]:
-        """Waits for what was begun.
-
-        Raises:
-            DataError: if an image is corrupt.
-            UserError: if a worker has ended.
-        """
+        """Waits for what was begun; raises DataError if an image is corrupt, UserError if a worker has ended."""
         try:
             return reading.result()
         except BrokenProcessPool:

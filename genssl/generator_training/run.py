@@ -17,8 +17,7 @@ from rich.console import Console
 
 from genssl import __version__
 from genssl.base.devices import pick_device, set_threads
-from genssl.base.files import write_atomically, write_json
-from genssl.base.lock import claim
+from genssl.base.files import claim, write_atomically, write_json
 from genssl.base.ranks import ranks_now
 from genssl.config.generator_recipes.base import FAMILIES, GeneratorRecipe
 from genssl.config.generator_recipes.flow import FlowRecipe

@@ -33,29 +33,17 @@ ASSUMPTIONS = (
 
 @dataclass(frozen=True)
 class Setting:
-    """What a plan is made for.
+    """What a plan is made for."""
 
-    Attributes:
-        images: N, of the train split.
-        epochs: E.
-        views: v, variants that a step wants of each of its images, on average.
-        generator_rate: R, variants a second of one generator.
-        trainer_rate: T, images (pairs of views) a second of the trainer.
-        variants: K, stored of each image.
-        generators: how many work side by side.
-        budget: generator-hours for the refreshed pool; None: as long as the training takes.
-        size: side of a variant in pixels.
-    """
-
-    images: int
-    epochs: int
-    views: float
-    generator_rate: float
-    trainer_rate: float
-    variants: int
-    generators: int = 1
-    budget: float | None = None
-    size: int = 0
+    images: int  # N, of the train split
+    epochs: int  # E
+    views: float  # v, variants that a step wants of each of its images, on average
+    generator_rate: float  # R, variants a second of one generator
+    trainer_rate: float  # T, images (pairs of views) a second of the trainer
+    variants: int  # K, stored of each image
+    generators: int = 1  # how many work side by side
+    budget: float | None = None  # generator-hours for the refreshed pool; None: as long as the training takes
+    size: int = 0  # side of a variant in pixels
 
     @property
     def slots(self) -> float:
@@ -79,85 +67,52 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one way of working costs.
+    """What one way of working costs."""
 
-    Attributes:
-        name: of the way.
-        distinct: variants made.
-        generator_hours: device-hours, over all generators.
-        wall_hours: until the first run has ended.
-        next_wall_hours: until a second run with the same store has ended.
-        stored: variants that lie on disk afterwards.
-        reuse: slots a distinct variant.
-    """
-
-    name: str
-    distinct: float
-    generator_hours: float
-    wall_hours: float
-    next_wall_hours: float
-    stored: float
-    reuse: float
+    name: str  # of the way
+    distinct: float  # variants made
+    generator_hours: float  # device-hours, over all generators
+    wall_hours: float  # until the first run has ended
+    next_wall_hours: float  # until a second run with the same store has ended
+    stored: float  # variants that lie on disk afterwards
+    reuse: float  # slots a distinct variant
 
 
 def plan_costs(setting: Setting) -> list[Cost]:
     """Returns the cost of online fresh, offline K, and a pool refreshed within a budget, in this order."""
-    return [_online(setting), _offline(setting), _budgeted(setting)]
-
-
-def _online(setting: Setting) -> Cost:
-    """A new variant for every slot, generated while the training waits for what is late."""
-    hours = setting.generator_hours(setting.slots)
-    wall = max(hours / setting.generators, setting.trainer_hours)
-    return Cost("online, fresh", setting.slots, hours, wall, wall, 0.0, 1.0 if setting.slots else 0.0)
-
-
-def _offline(setting: Setting) -> Cost:
-    """K variants of every image, made before the training begins; every later run finds them."""
+    slots, training = setting.slots, setting.trainer_hours
+    # A new variant for every slot, generated while the training waits for what is late.
+    hours = setting.generator_hours(slots)
+    wall = max(hours / setting.generators, training)
+    online = Cost("online, fresh", slots, hours, wall, wall, 0.0, 1.0 if slots else 0.0)
+    # K variants of every image, made before the training begins; every later run finds them.
     made = float(setting.images * setting.variants)
     hours = setting.generator_hours(made)
-    wall = hours / setting.generators + setting.trainer_hours
-    reuse = setting.slots / made
-    return Cost(f"offline, K = {setting.variants}", made, hours, wall, setting.trainer_hours, made, reuse)
-
-
-def _budgeted(setting: Setting) -> Cost:
-    """What the generators make while the training goes on without waiting, used again where nothing newer is there."""
-    most = setting.trainer_hours * setting.generators
-    hours = min(most, most if setting.budget is None else setting.budget, setting.generator_hours(setting.slots))
+    wall = hours / setting.generators + training
+    offline = Cost(f"offline, K = {setting.variants}", made, hours, wall, training, made, slots / made)
+    # What the generators make while the training goes on without waiting, used again where nothing newer is there.
+    most = training * setting.generators
+    hours = min(most, most if setting.budget is None else setting.budget, setting.generator_hours(slots))
     made = hours * HOUR * setting.generator_rate
-    reuse = setting.slots / made if made else 0.0
-    return Cost("budgeted refresh", made, hours, setting.trainer_hours, setting.trainer_hours, made, reuse)
+    refreshed = Cost("budgeted refresh", made, hours, training, training, made, slots / made if made else 0.0)
+    return [online, offline, refreshed]
 
 
 def bytes_per_variant(size: int) -> dict[str, float]:
-    """Returns estimates for a square RGB image: {"raw": exact, "png": ..., "jpeg": ...}; see ASSUMPTIONS.
-
-    Args:
-        size: side in pixels.
-    """
+    """Returns estimates for a square RGB image of `size` pixels: {"raw": exact, "png", "jpeg"}; see ASSUMPTIONS."""
     raw = 3.0 * size * size
-    return {"raw": raw, "png": PNG_OF_RAW * raw, "jpeg": _jpeg_per_pixel(size) * size * size}
-
-
-def _jpeg_per_pixel(size: int) -> float:
-    """Interpolates linearly in the side; constant outside of the anchors."""
-    anchors = JPEG_BYTES_PER_PIXEL
-    for (low, below), (high, above) in itertools.pairwise(anchors):
+    per_pixel = JPEG_BYTES_PER_PIXEL[-1][1]
+    for (low, below), (high, above) in itertools.pairwise(JPEG_BYTES_PER_PIXEL):  # linear in the side between them
         if size <= high:
-            return below + (above - below) * max(0.0, (size - low) / (high - low))
-    return anchors[-1][1]
+            per_pixel = below + (above - below) * max(0.0, (size - low) / (high - low))
+            break
+    return {"raw": raw, "png": PNG_OF_RAW * raw, "jpeg": per_pixel * size * size}
 
 
 def variant_size(recipe: Recipe, given: int | None) -> int:
-    """Returns the side of the recipe's variants in pixels.
+    """Returns the side of the recipe's variants in pixels: what the user has `given`, or else what the recipe says.
 
-    Args:
-        recipe: whose generator block, or a model that lies on this disk, may say it.
-        given: by the user; wins.
-
-    Raises:
-        UserError: if nobody says it.
+    Its generator block may say it, or a model that lies on this disk. Raises UserError if nobody does.
     """
     said = given or getattr(recipe.generator, "output_size", None) or getattr(recipe.generator, "image_size", None)
     if said is None:
@@ -172,9 +127,9 @@ def variant_size(recipe: Recipe, given: int | None) -> int:
 
 def _native_size(model: str) -> int | None:
     """Returns the size that a diffusers folder on this disk generates, or None."""
-    from genssl.generators import models as locate
+    from genssl.generators.models import BUILTIN
 
-    folder = locate.BUILTIN / model.removeprefix("builtin:") if model.startswith("builtin:") else Path(model)
+    folder = BUILTIN / model.removeprefix("builtin:") if model.startswith("builtin:") else Path(model)
     try:
         unet = json.loads((folder / "unet" / "config.json").read_text())
         autoencoder = json.loads((folder / "vae" / "config.json").read_text())
@@ -187,11 +142,8 @@ def _native_size(model: str) -> int | None:
 def measured_rates(folder: Path) -> tuple[float | None, float]:
     """Returns the rates that a finished run measured: variants/s of its generator (None if it made none), images/s.
 
-    The generator's is of the variants that it made and the seconds that its device spent on them.
-    Both shared the machine if the run generated on it. The trainer's leaves out what it waited for variants.
-
-    Raises:
-        UserError: if the folder holds no finished run.
+    The generator's is of the variants that it made and the seconds that its device spent on them. Both shared the
+    machine if the run generated on it. The trainer's leaves out what it waited for variants.
     """
     from genssl.config.load import load
 
@@ -204,7 +156,7 @@ def measured_rates(folder: Path) -> tuple[float | None, float]:
         generating, training = ledger["generator_seconds"], ledger["trainer_seconds"]
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise UserError(
-            f"--from {folder}: is no finished run ({error.__class__.__name__}: {error}); give a directory that "
+            f"--from {folder}: is not a finished run ({error.__class__.__name__}: {error}); give a directory that "
             "`genssl run` wrote, or the rates with --generator-rate and --trainer-rate"
         ) from None
     if training <= 0:

@@ -10,9 +10,9 @@ import re
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -25,6 +25,7 @@ from genssl.base.devices import pick_device, set_threads
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset
 from genssl.data.load import left_out_note
+from genssl.data.sources import read_source_ids
 from genssl.errors import UserError
 from genssl.evaluators.splits import load_splits
 from genssl.server.process import EmbeddedServer
@@ -37,7 +38,6 @@ from genssl.variants.store.facts import StoredNames, known_fingerprints
 from genssl.variants.store.record import Encoding
 from genssl.variants.store.source import StoredVariants
 
-READING_THREADS = 8  # a source's name is a digest of its file
 READ_AT_ONCE = 1024
 PIECES_AHEAD = 2  # beyond those in flight, so that a server never waits for this process
 
@@ -59,21 +59,13 @@ EVERYTHING = Shard()
 
 @dataclass
 class Pregenerated:
-    """What came of it.
+    """What came of it."""
 
-    Attributes:
-        total: distinct variants of this shard.
-        there: of them, in the store already, or put there meanwhile by someone else.
-        made: of them, made and stored now.
-        seconds: of wall time, start-up left out.
-        generator_seconds: of the generator's device.
-    """
-
-    total: int
-    there: int = 0
-    made: int = 0
-    seconds: float = 0.0
-    generator_seconds: float = 0.0
+    total: int  # distinct variants of this shard
+    there: int = 0  # of them, in the store already, or put there meanwhile by someone else
+    made: int = 0  # of them, made and stored now
+    seconds: float = 0.0  # of wall time, start-up left out
+    generator_seconds: float = 0.0  # of the generator's device
 
 
 class Report(Protocol):
@@ -93,11 +85,7 @@ class Report(Protocol):
 
 
 def parse_shard(text: str | None) -> Shard:
-    """Returns the shard that "i/n" names; without a text, the one of torchrun's RANK and WORLD_SIZE, or everything.
-
-    Raises:
-        UserError: if it is none.
-    """
+    """Returns the shard that "i/n" names; without a text, the one of torchrun's RANK and WORLD_SIZE, or everything."""
     rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     where, found = "--shard", text
     if text is None:
@@ -107,7 +95,8 @@ def parse_shard(text: str | None) -> Shard:
     match = re.fullmatch(r"(\d+)/(\d+)", found or "")
     if match is None or int(match[1]) >= int(match[2]):
         raise UserError(
-            f"{where}: {found!r} is no shard; give i/n with 0 <= i < n, such as 0/4, 1/4, 2/4 and 3/4 for four of them"
+            f"{where}: {found!r} is not a shard; give i/n with 0 <= i < n, such as 0/4, 1/4, 2/4 and 3/4 for four of "
+            "them"
         )
     return Shard(int(match[1]), int(match[2]))
 
@@ -126,7 +115,7 @@ def pregenerate(
     """Makes variants 0..variants-1 of every training image of a recipe, as far as the store lacks them.
 
     In this process, or through servers if the recipe's `variants.source` is online. The views section of the recipe
-    does not matter.
+    does not matter. What the user can put right is a UserError; what was stored stays.
 
     Args:
         recipe: has data set and generator.
@@ -137,10 +126,8 @@ def pregenerate(
         rows: variants in a request, and in a transaction of the store.
         encoding: of the images that are written.
         check: reads what is stored, to make damaged variants again; otherwise its names are enough.
-
-    Raises:
-        UserError: for everything that the user can put right; what was stored stays.
     """
+    # --- open the data set, the generator and the store ---
     if recipe.generator is None:
         raise UserError(
             "pregenerate: the recipe has no generator block; add one, such as that of recipes/simclr_sd.yaml"
@@ -164,10 +151,12 @@ def pregenerate(
         if unsuited := recipe.unsuited() or opened.smaller_than(dataset.image_size):
             report.note(f"warning: {unsuited}")
         stored = with_store(opened, recipe, dataset, folder, strict=True, encoding=encoding, variants=variants)
+        # --- find out what is to be made ---
         source_ids = _source_ids(dataset, shard.rows(len(dataset)))
         lacking = _lacking(stored, source_ids, variants, check=check)
         done = Pregenerated(total=lacking.size, there=int(lacking.size - lacking.sum()))
         report.start(done)
+        # --- make it ---
         ahead = 0
         if opened.remote is not None:
             ahead = recipe.variants.max_in_flight * max(1, len(recipe.variants.targets)) + PIECES_AHEAD
@@ -217,10 +206,8 @@ def _open(
 
 def _source_ids(dataset: ImageDataset, rows: range) -> dict[int, bytes]:
     """Returns row -> source id; of rows with equal images the first alone, since they share their variants."""
-    with ThreadPoolExecutor(READING_THREADS, thread_name_prefix="genssl-reader") as threads:
-        names = list(threads.map(dataset.source_id, rows))
     first: dict[bytes, int] = {}
-    for row, name in zip(rows, names, strict=True):
+    for row, name in read_source_ids(dataset, rows):
         first.setdefault(name, row)
     return {row: name for name, row in first.items()}
 
@@ -246,15 +233,12 @@ def _lacking(
 def _pieces(source_ids: dict[int, bytes], lacking: npt.NDArray[np.bool_], rows: int) -> Iterator[list[VariantRequest]]:
     """Yields what is to be made, image by image, `rows` variants at a time."""
     images = list(source_ids.items())
-    piece: list[VariantRequest] = []
-    for position in np.flatnonzero(lacking.any(axis=1)):
-        row, source_id = images[int(position)]
-        for index in np.flatnonzero(lacking[position]):
-            piece.append(VariantRequest(row, source_id, int(index)))
-            if len(piece) == rows:
-                yield piece
-                piece = []
-    if piece:
+    wanted = (
+        VariantRequest(*images[position], int(index))
+        for position in np.flatnonzero(lacking.any(axis=1))
+        for index in np.flatnonzero(lacking[position])
+    )
+    while piece := list(islice(wanted, rows)):
         yield piece
 
 

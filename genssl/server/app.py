@@ -20,6 +20,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from genssl.base.devices import pick_device, set_threads
+from genssl.base.files import write_atomically
 from genssl.config.base import ComponentConfig
 from genssl.config.server import ServerFile, generator_id
 from genssl.errors import GeneratorError, UserError
@@ -146,10 +147,8 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
 
 def _write_address(path: Path, address: str) -> None:
     """Writes the address atomically: who sees the file can read it."""
-    partial = path.with_name(path.name + ".part")
     try:
-        partial.write_text(address + "\n")
-        os.replace(partial, path)
+        write_atomically(path, lambda partial: partial.write_text(address + "\n"))
     except OSError as error:
         raise UserError(f"--address-file {path}: cannot be written ({error.strerror})") from None
 

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from genssl.data.base import UInt8Array
 from genssl.variants.key import VariantKey
-from genssl.variants.store.place import StoreState
+from genssl.variants.store.manifest import StoredGenerator
 from genssl.variants.store.store import VariantStore
+from genssl.variants.store.writers import StoreState
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +50,9 @@ class WriteThrough:
         self, fingerprint: bytes, *, name: str, model: str, licence: str, tflops: float | None = None
     ) -> None:
         """Enters a generator in the store's manifest."""
+        described = StoredGenerator(name=name, model=model, licence=licence, tflops=tflops)
         await asyncio.get_running_loop().run_in_executor(
-            self._writer_thread,
-            lambda: self._store.describe_generator(fingerprint, name=name, model=model, licence=licence, tflops=tflops),
+            self._writer_thread, self._store.describe_generator, fingerprint, described
         )
 
     async def get(self, names: Sequence[bytes]) -> dict[bytes, UInt8Array]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from genssl.base.files import lock
 from genssl.config.address import LONGEST_SOCKET
 from genssl.errors import UserError
 
@@ -53,9 +53,9 @@ class SocketFolder:
     def _lock(self) -> int:
         # Under its name it appears locked: nobody can take it for a leftover in between.
         unnamed = self.path / ".lock"
-        descriptor = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = lock(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        assert descriptor is not None, "nobody else enters this folder"
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
             unnamed.rename(self.path / MARKER)
         except BaseException:
             os.close(descriptor)
@@ -80,15 +80,11 @@ def _remove_leftovers(place: Path) -> None:
     """Removes the folders whose process has ended: they are this user's, have our lock, and nobody holds it."""
     for folder in _own_folders(place):
         try:
-            descriptor = os.open(folder / MARKER, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = lock(folder / MARKER, os.O_RDWR | os.O_NOFOLLOW)
         except OSError:
             continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if descriptor is not None:  # its run has ended
             shutil.rmtree(folder, ignore_errors=True)
-        except OSError:
-            continue  # its run lives
-        finally:
             os.close(descriptor)
 
 

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 from genssl import __version__
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.variants.store.place import StoreState
+from genssl.variants.store.writers import StoreState
 
 Origin = Literal["generated", "store", "memory", "shared"]
 State = Literal["loading", "serving", "draining"]

@@ -13,8 +13,7 @@ from typing import Protocol
 
 from safetensors import SafetensorError
 
-from genssl.base.files import write_atomically
-from genssl.base.lock import provisional
+from genssl.base.files import provisional, write_atomically
 from genssl.base.safetensors_file import read_tensors
 from genssl.config.document import read_document
 from genssl.config.dump import to_yaml

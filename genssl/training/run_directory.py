@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genssl.base.files import write_atomically
-from genssl.base.lock import is_claimed, provisional
+from genssl.base.files import is_claimed, provisional, write_atomically
 from genssl.config.comparable import differences
 from genssl.config.dump import to_yaml
 from genssl.config.load import load

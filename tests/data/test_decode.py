@@ -124,7 +124,7 @@ def test_formats_outside_the_allow_list_are_refused(encoding: str) -> None:
         decode(stored(pil(RANDOM.integers(0, 256, (3, 16, 16), dtype=np.uint8)), encoding))
 
 
-@pytest.mark.parametrize("claims", [(10_000, 7_000), (30_000, 30_000), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.parametrize("claims", [(8_000, 8_001), (13_400, 13_400)])  # above our limit, and above Pillow's own
 def test_header_that_claims_too_many_pixels_is_refused_before_decoding(
     claims: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,7 +218,6 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
 
 
 def test_a_very_long_image_costs_no_more_than_its_square() -> None:
-    """Resized before it was cropped, this one would have become 32 x 32,000,000."""
     long = np.broadcast_to(np.uint8(9), (3, 1, 1_000_000))
     square = resize_and_crop(np.ascontiguousarray(long), 32)
     assert square.shape == (3, 32, 32)

@@ -1,4 +1,4 @@
-"""TIFF files as scanners, microscopes and cameras write them, and ones that ask for more than their pixels take."""
+"""TIFF files as scanners, microscopes and cameras write them, and ones just above the limits."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from PIL import Image
 
 from genssl.data.base import StoredImage, UInt8Array
 from genssl.data.configs import FolderConfig
-from genssl.data.decode import count_pixels, decode
+from genssl.data.decode import MOST_PARTS, count_pixels, decode
 from genssl.data.folder import ImageFolder
-from genssl.data.tiff import MOST_PARTS
 from genssl.errors import DataError
 
 RANDOM = np.random.default_rng(5)
@@ -119,7 +118,7 @@ def test_a_tile_beyond_the_limit_is_refused() -> None:
 
 
 def directory(*tags: tuple[int, int, int], size: int) -> StoredImage:
-    """A file of so many bytes with these (tag, type, count), whose values all lie at the same place."""
+    """A file of so many bytes whose first page has these tags (tag, type, count), and no image."""
     data = b"II*\0" + struct.pack("<IH", 8, len(tags))
     data += b"".join(struct.pack("<HHII", *tag, 0) for tag in tags)
     return StoredImage(data.ljust(size, b"\0"), "file")

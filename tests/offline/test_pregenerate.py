@@ -31,6 +31,7 @@ from genssl.training.run import run
 from genssl.training.supply.open import open_stored
 from genssl.variants.source import VariantRequest
 from genssl.variants.store.manifest import StoreError
+from genssl.variants.store.scan import distinct_links, link_key, open_writers
 from genssl.variants.store.store import VariantStore
 from genssl.variants.store.verify import verify
 
@@ -101,8 +102,9 @@ def test_every_variant_of_the_shard_is_there_with_its_name(whole, digits_train):
     assert done.generator_seconds > 0
     with VariantStore(folder, readonly=True) as store:
         assert len(store) == done.total
-        for source_id in distinct:
-            assert [key.index for key in store.of_source(source_id)] == list(range(VARIANTS))
+    with open_writers(folder) as writers:
+        listed = [(source_id, link_key(source_id, link).index) for source_id, link in distinct_links(writers)]
+    assert listed == [(source_id, index) for source_id in sorted(distinct) for index in range(VARIANTS)]
 
 
 def test_the_manifest_names_generator_and_data_set(whole):
@@ -268,7 +270,7 @@ def test_a_store_of_another_generator_is_refused_and_left_alone(tmp_path):
 
 def test_a_folder_that_is_no_store_is_refused_before_the_generator_loads(tmp_path):
     (tmp_path / "letters.txt").write_text("mine")
-    with pytest.raises(StoreError, match=r"is no variant store"):
+    with pytest.raises(StoreError, match=r"is not a variant store"):
         fill(tmp_path, "generator.model=builtin:nothing")
     assert [path.name for path in tmp_path.iterdir()] == ["letters.txt"]
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from short_runs import RECIPE, ROOT, SHORT, run_and_read, without_pictures
 
-from genssl.base.lock import claim, is_claimed
+from genssl.base.files import claim, is_claimed
 from genssl.config.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe

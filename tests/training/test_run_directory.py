@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from short_runs import run_and_read, without_pictures
 
-from genssl.base.lock import claim
+from genssl.base.files import claim
 from genssl.errors import UserError
 from genssl.training.run_directory import hold, holds_run
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from genssl.base.files import write_atomically
 from genssl.base.wording import counted
 
 
@@ -61,7 +62,6 @@ def bench_server(
 
     import asyncio
     import json as json_module
-    import os
 
     from rich.console import Console
 
@@ -81,9 +81,8 @@ def bench_server(
         )
     )
     if json is not None:
-        partial = json.with_name(json.name + ".part")
-        partial.write_text(json_module.dumps(report, indent=2) + "\n")
-        os.replace(partial, json)
+        text = json_module.dumps(report, indent=2) + "\n"
+        write_atomically(json, lambda partial: partial.write_text(text))
     Console(highlight=False).print(_table(report))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 
+from genssl.base.files import write_atomically
 from genssl.base.safetensors_file import read_tensors, write_tensors
 from genssl.data.base import ImageDataset, UInt8Array
 from genssl.data.decode import decode
@@ -148,11 +148,7 @@ def _read(path: Path, facts: dict[str, str], count: int, former: Callable[[], by
 
 
 def _write(path: Path, embeddings: torch.Tensor, facts: dict[str, str]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        write_tensors(partial, {"embeddings": embeddings}, facts)
-        os.replace(partial, path)
+        write_atomically(path, lambda partial: write_tensors(partial, {"embeddings": embeddings}, facts), shared=True)
     except (OSError, SafetensorError) as error:
         raise GeneratorError(f"bank.embeddings: {path} cannot be written ({error}); give another file") from None
-    finally:
-        partial.unlink(missing_ok=True)

@@ -8,33 +8,35 @@ the time that a device takes to make them, and without it a power loss can corru
 
 from __future__ import annotations
 
-import errno
+import itertools
+import logging
 import os
+import re
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lmdb
+import numpy as np
 
+from genssl.base.files import lock as lock_file
 from genssl.errors import fork_message
-from genssl.variants.store.committed import read_committed, write_committed
+from genssl.variants.store import writers as files
 from genssl.variants.store.manifest import StoreError
-from genssl.variants.store.meta import DATA, has_only_begun, is_cut_short, look_at_metas
 from genssl.variants.store.record import digest_of, is_intact
-from genssl.variants.store.verified import VerifiedRecords
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Key = TypeVar("Key", bytes, tuple[bytes, bytes])  # of a scan
-LOCK = "lock.mdb"
-MAX_READERS, SLOT_BYTES = 1024, 64  # read transactions at once, over all processes
-NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of file systems without hard links
 MAP_BYTES = 2**30  # address space, not disk: the file grows with what is written
 DAMAGED = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.CursorFullError)  # what LMDB says of a tree that is
 MISLED = "another variant's: a page of the tree is damaged"
 RESIZES = 8  # another process may grow the map again while we follow
+VERIFIED_SLOTS = 2**20  # 8 MB where they are all used; memory is taken as they fill
 
 
 @dataclass(frozen=True)
@@ -70,25 +72,25 @@ class Environment:
         self._map_lock, self._write_lock = threading.Lock(), threading.Lock()
         self._broken = False
         self.verified = VerifiedRecords()
-        committed = read_committed(folder)  # before the tree, which another process may be writing
-        self.loss = look_at_metas(folder, committed or 0)
-        if writable and is_cut_short(folder):
-            (folder / DATA).unlink(missing_ok=True)  # a full disk may have cut it short: LMDB would refuse it
-        lock = writable or _can_lock(folder)
+        committed = files.read_committed(folder)  # before the tree, which another process may be writing
+        self.loss = files.look_at_metas(folder, committed or 0)
+        if writable and files.is_cut_short(folder):
+            (folder / files.DATA).unlink(missing_ok=True)  # a full disk may have cut it short: LMDB would refuse it
+        lock = writable or files.can_lock(folder)
         if lock:
-            _allocate_lock(folder / LOCK)
+            files.allocate_lock(folder)
         self._env: Any = lmdb.open(
             str(folder),
             map_size=map_bytes,
             max_dbs=2,
-            max_readers=MAX_READERS,
+            max_readers=files.MAX_READERS,
             readonly=not writable,
             create=writable,
             readahead=False,  # reads are random
             lock=lock,
         )
         try:
-            create = writable and has_only_begun(folder)  # never in place of tables that were lost
+            create = writable and files.has_only_begun(folder)  # never in place of tables that were lost
             self.variants = self._env.open_db(b"variants", create=create)
             self.sources = self._env.open_db(b"sources", create=create, dupsort=True, dupfixed=True)
             count = self.count()
@@ -99,7 +101,7 @@ class Environment:
                     raise lmdb.CorruptedError(self.loss)
                 self._env.reader_check()  # slots of killed readers would keep freed pages from being used again
                 if committed is None:
-                    write_committed(folder, count)
+                    files.write_committed(folder, count)
         except BaseException:
             self._env.close()
             raise
@@ -127,12 +129,12 @@ class Environment:
                     return None
                 held._users += 1
                 return held
-            if not writable and not (folder / DATA).exists() and not read_committed(folder):
+            if not writable and not (folder / files.DATA).exists() and not files.read_committed(folder):
                 return None
             try:
                 made = cls(folder, identity, writable=writable, map_bytes=map_bytes)
             except (lmdb.NotFoundError, lmdb.InvalidError) as error:
-                if writable or not has_only_begun(folder, valid=isinstance(error, lmdb.NotFoundError)):
+                if writable or not files.has_only_begun(folder, valid=isinstance(error, lmdb.NotFoundError)):
                     raise
                 return None  # its writer is about to make it
             cls._opened[identity] = made
@@ -161,15 +163,6 @@ class Environment:
 
         return self.read(work, buffers=True)
 
-    def links(self, source_id: bytes) -> list[bytes]:
-        """Returns the links of a source, in ascending order; raises lmdb.Error on a damaged tree."""
-
-        def work(txn: Any) -> list[bytes]:
-            cursor = txn.cursor(db=self.sources)
-            return [bytes(link) for link in cursor.iternext_dup()] if cursor.set_key(source_id) else []
-
-        return in_order(self.read(work), None, self.folder)
-
     def present(self, digests: Sequence[bytes]) -> list[bool]:
         """Says of every digest whether there is a record under it, unread; raises lmdb.Error on a damaged tree."""
 
@@ -178,20 +171,6 @@ class Environment:
             return [cursor.set_key(digest) for digest in digests]
 
         return self.read(work)
-
-    def digests(self, after: bytes, limit: int) -> list[bytes]:
-        """Returns up to `limit` digests above `after`, ascending: a scan in short transactions, which pin no pages."""
-
-        def work(txn: Any) -> list[bytes]:
-            cursor = txn.cursor(db=self.variants)
-            found: list[bytes] = []
-            valid = cursor.set_range(after + b"\0") if after else cursor.first()
-            while valid and len(found) < limit:
-                found.append(bytes(cursor.key()))
-                valid = cursor.next()
-            return found
-
-        return in_order(self.read(work), after, self.folder)
 
     def count(self) -> int:
         """Returns the number of records."""
@@ -219,7 +198,7 @@ class Environment:
                     with self._env.begin(write=True) as txn:
                         written = sum(self._put(txn, entry) for entry in entries)
                         count = int(txn.stat(self.variants)["entries"])
-                    write_committed(self.folder, count)
+                    files.write_committed(self.folder, count)
                     return written
                 except lmdb.MapFullError:
                     with self._map_lock:
@@ -243,8 +222,7 @@ class Environment:
     def read(self, work: Callable[[Any], T], *, buffers: bool = False) -> T:
         """Returns `work` of a read transaction; with `buffers`, keys and values are views that end with it.
 
-        Raises:
-            lmdb.Error: if the tree is damaged, or the map cannot follow its growth.
+        Raises lmdb.Error if the tree is damaged, or if the map cannot follow its growth.
         """
         with self._map_lock:
             for attempt in range(RESIZES):
@@ -272,13 +250,12 @@ class Environment:
 
 
 def in_order(found: list[Key], after: Key | None, folder: Path) -> list[Key]:
-    """Returns keys as a scan found them behind `after`.
+    """Returns keys as a scan found them behind `after`; raises lmdb.CorruptedError if they do not ascend.
 
-    Raises:
-        lmdb.CorruptedError: if they do not ascend: the tree is damaged, and a scan could go round in it for ever.
+    The tree is damaged then, and a scan could go round in it for ever.
     """
     keys: list[Key] = [] if after is None else [after]
-    for one, following in pairwise(keys + found):
+    for one, following in itertools.pairwise(keys + found):
         if following <= one:
             raise lmdb.CorruptedError(f"{folder}: the records are not in order: a page of the tree is damaged")
     return found
@@ -292,29 +269,74 @@ def _new_registry_lock() -> None:
 os.register_at_fork(after_in_child=_new_registry_lock)
 
 
-def _allocate_lock(path: Path) -> None:
-    """Makes the file of reader slots, if it is absent, with its blocks: raises OSError on a full disk.
+def take_writer(folder: Path, map_bytes: int) -> tuple[str, Environment, int]:
+    """Takes an environment that nobody writes, or a new one.
 
-    LMDB would make it sparse and map it, and touching a block that the disk cannot give kills the process with SIGBUS.
+    Returns its name, the environment, and the descriptor that holds the lock: closing it gives the environment back.
+    Raises StoreError if the folder cannot be written.
     """
-    if path.exists() or not hasattr(os, "posix_fallocate"):
-        return
-    temporary = path.with_name(f".{LOCK}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    host = re.sub(r"[^\w.-]", "_", socket.gethostname()) or "host"
+    existing = files.writer_names(folder)
+    # On a network file system other machines' locks may not be seen: only this machine's own are taken over.
+    on_network = files.network_filesystem(folder) is not None
+    usable = [name for name in existing if not on_network or name.rpartition("-")[0] == host]
+    fresh = (name for number in itertools.count() if (name := f"{host}-{number:03d}") not in existing)
     try:
-        os.posix_fallocate(descriptor, 0, (MAX_READERS + 2) * SLOT_BYTES)  # the slots and LMDB's header
-        os.link(temporary, path)  # unlike a rename, fails where another process was first
-    except FileExistsError:
-        pass
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise  # the disk is full
-    finally:
-        os.close(descriptor)
-        temporary.unlink()
+        for name in itertools.chain(usable, fresh):
+            place = folder / files.WRITERS / name
+            place.mkdir(parents=True, exist_ok=True)
+            descriptor = lock_file(place / files.WRITER_LOCK)
+            if descriptor is None:
+                continue
+            environment = None
+            try:
+                environment = Environment.open(place, writable=True, map_bytes=map_bytes)
+            except lmdb.Error as error:
+                if name not in existing:
+                    raise
+                log.warning("%s cannot be written: %s; another is taken", place, error)
+            finally:
+                if environment is None:
+                    os.close(descriptor)
+            if environment is not None:
+                return name, environment, descriptor
+    except (lmdb.Error, OSError) as error:
+        raise StoreError(f"{folder} cannot be written ({error}); make room or give a folder on a local disk") from None
+    raise AssertionError("there is always another name")
 
 
-def _can_lock(folder: Path) -> bool:
-    """Says whether a reader can register itself: not in a set that it may only read, which then must not be written."""
-    path = folder / LOCK
-    return os.access(path if path.exists() else folder, os.W_OK)
+class VerifiedRecords:
+    """Which records this process has verified, so that a checksum is computed once and not per read.
+
+    Every digest has one slot, told by its first half, which holds its second half, mixed with a hash of the record that
+    was verified under it: a digest is not known for the record of another variant, to which a damaged tree may lead
+    later. Two digests that share a slot drive each other out and are verified again, so a set that is larger than the
+    table is served more slowly and no less surely; what was not verified passes with a probability of 2**-63.
+
+    Threads may use one table at once: a lost entry is verified again.
+
+    Args:
+        slots: a power of two.
+    """
+
+    def __init__(self, slots: int = VERIFIED_SLOTS) -> None:
+        assert slots & (slots - 1) == 0, "the slot is some bits of the digest"
+        self._mask = np.uint64(slots - 1)
+        self._seconds = np.zeros(slots, np.uint64)
+
+    def known(self, digests: Sequence[bytes], hashes: Sequence[int]) -> list[bool]:
+        """Says of every digest (16 bytes) whether it was added with this hash of a record (64 bits, signed)."""
+        slots, seconds = self._split(digests, hashes)
+        known: list[bool] = (self._seconds[slots] == seconds).tolist()
+        return known
+
+    def add(self, digests: Sequence[bytes], hashes: Sequence[int]) -> None:
+        """Enters digests of 16 bytes, each with a hash of its record."""
+        slots, seconds = self._split(digests, hashes)
+        self._seconds[slots] = seconds
+
+    def _split(self, digests: Sequence[bytes], hashes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        halves = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
+        # An empty slot is 0, which nothing that is entered may equal.
+        mixed = halves[:, 1] ^ np.array(hashes, np.int64).view(np.uint64)
+        return halves[:, 0] & self._mask, mixed | np.uint64(1)

@@ -12,8 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,30 +22,24 @@ import numpy.typing as npt
 from genssl.base.home import expand_home
 from genssl.config.recipe import Recipe
 from genssl.variants.key import VariantKey, parameters_digest
-from genssl.variants.store.manifest import StoreError, StoreManifest, read_manifest, update_manifest
+from genssl.variants.store.manifest import StoredGenerator, StoreError, StoreManifest, read_manifest, update_manifest
 from genssl.variants.store.store import VariantStore
 
+T = TypeVar("T", list[Any], dict[str, Any])
 BLOCKS, DATASETS, DATASET_BLOCKS = "generator_blocks", "datasets", "dataset_blocks"
 JOINED = 65_536
 
 
 @dataclass(frozen=True)
 class GeneratorFacts:
-    """What names the variants that a recipe's generator makes of an image.
+    """What names the variants that a recipe's generator makes of an image."""
 
-    Attributes:
-        name, model, licence: as `GeneratorSpec` has them.
-        fingerprint: 16 bytes.
-        parameters: every parameter of the generator.
-        tflops: of a variant, as `GeneratorSpec` has it.
-    """
-
-    name: str
+    name: str  # name, model, licence: as `GeneratorSpec` has them
     model: str
     licence: str
-    fingerprint: bytes
-    parameters: Mapping[str, float | int]
-    tflops: float | None = None
+    fingerprint: bytes  # 16 bytes
+    parameters: Mapping[str, float | int]  # every parameter of the generator
+    tflops: float | None = None  # of a variant, as `GeneratorSpec` has it
 
     def keys(self, source_ids: Sequence[bytes], indices: Sequence[int]) -> list[VariantKey]:
         """Returns the keys of N variants."""
@@ -68,45 +63,35 @@ def describe_contents(
     Args:
         store: whose manifest it is.
         facts: of the generator.
-        block: the recipe's generator block, as JSON has it.
+        block, dataset_block: the recipe's blocks, as JSON has them.
         dataset_digest: 32 hex digits.
         dataset: what else is known of the data set; the larger `variants` of this and an earlier entry stays.
-        dataset_block: the recipe's dataset block, as JSON has it.
-
-    Raises:
-        StoreError: if the store is pinned to another generator.
     """
     known = store.manifest.generators.get(facts.fingerprint.hex())
     if known is None or known.name != facts.name:
-        store.describe_generator(
-            facts.fingerprint, name=facts.name, model=facts.model, licence=facts.licence, tflops=facts.tflops
-        )
+        described = StoredGenerator(name=facts.name, model=facts.model, licence=facts.licence, tflops=facts.tflops)
+        store.describe_generator(facts.fingerprint, described)
     entry = {"block": dict(block), "fingerprint": facts.fingerprint.hex(), "parameters": dict(facts.parameters)}
 
     def change(manifest: StoreManifest) -> StoreManifest:
-        blocks, datasets = _list(manifest, BLOCKS), _mapping(manifest, DATASETS)
+        blocks, datasets = _told(manifest, BLOCKS, list), _told(manifest, DATASETS, dict)
         if entry not in blocks:
-            blocks = [*blocks, entry]
-        sources = _list(manifest, DATASET_BLOCKS)
-        if dataset_block is not None and dataset_block not in sources:
-            sources = [*sources, dict(dataset_block)]
+            blocks.append(entry)
+        dataset_blocks = _told(manifest, DATASET_BLOCKS, list)
+        if dataset_block is not None and dataset_block not in dataset_blocks:
+            dataset_blocks.append(dict(dataset_block))
         before = datasets.get(dataset_digest)
         most = max(int(dataset.get("variants", 0)), int(before.get("variants", 0)) if isinstance(before, dict) else 0)
-        described = dict(dataset) | ({"variants": most} if most else {})
-        extra = {BLOCKS: blocks, DATASETS: datasets | {dataset_digest: described}}
-        return manifest.model_copy(update=extra | ({DATASET_BLOCKS: sources} if sources else {}))
+        datasets[dataset_digest] = dict(dataset) | ({"variants": most} if most else {})
+        extra: dict[str, Any] = {BLOCKS: blocks, DATASETS: datasets}
+        return manifest.model_copy(update=extra | ({DATASET_BLOCKS: dataset_blocks} if dataset_blocks else {}))
 
     store.manifest = update_manifest(store.folder, change)
 
 
 def find_generator(manifest: StoreManifest, block: Mapping[str, Any]) -> GeneratorFacts | None:
-    """Returns what a recipe's generator block came to, or None if the store does not know it, or knows two answers.
-
-    Args:
-        manifest: of the store.
-        block: the recipe's generator block, as JSON has it.
-    """
-    entries = [entry for entry in _list(manifest, BLOCKS) if isinstance(entry, dict)]
+    """Returns what a recipe's generator block came to, or None if the store does not know it, or knows two answers."""
+    entries = _blocks(manifest)
     found = [entry for entry in entries if entry.get("block") == block] or [
         entry for entry in entries if _means(entry.get("block"), block)
     ]
@@ -144,8 +129,7 @@ def _is_as_before(name: str, block: Mapping[str, Any]) -> bool:
 
 def known_parameters(manifest: StoreManifest, digest: bytes) -> dict[str, float | int] | None:
     """Returns the parameters that have a digest, or None if no recipe that filled the store had them."""
-    entries = [entry for entry in _list(manifest, BLOCKS) if isinstance(entry, dict)]
-    for entry in [{"parameters": {}}, *entries]:  # without any: of another program's images
+    for entry in [{"parameters": {}}, *_blocks(manifest)]:  # without any: of another program's images
         try:
             if parameters_digest(entry["parameters"]) == digest:
                 return dict(entry["parameters"])
@@ -159,10 +143,9 @@ def contents_of(manifest: StoreManifest, fingerprint: str) -> dict[str, Any]:
 
     Of paths that begin at the root the last part is left: the others are of the machine, and nobody else's business.
     """
-    blocks = [entry for entry in _list(manifest, BLOCKS) if isinstance(entry, dict)]
     return {
-        BLOCKS: [_without_places(entry) for entry in blocks if entry.get("fingerprint") == fingerprint],
-        DATASETS: _mapping(manifest, DATASETS),
+        BLOCKS: [_without_places(entry) for entry in _blocks(manifest) if entry.get("fingerprint") == fingerprint],
+        DATASETS: _told(manifest, DATASETS, dict),
     }
 
 
@@ -179,36 +162,39 @@ def with_contents(manifest: StoreManifest, contents: Mapping[str, Any]) -> Store
 
     Data sets that can be opened are not among it: what somebody else wrote must not choose what is read here.
     """
-    told, known = contents.get(BLOCKS), _list(manifest, BLOCKS)
+    known = _told(manifest, BLOCKS, list)
     extra: dict[str, Any] = {
-        BLOCKS: known + [entry for entry in (told if isinstance(told, list) else []) if entry not in known]
+        BLOCKS: known + [entry for entry in _of_type(contents.get(BLOCKS), list) if entry not in known],
+        DATASETS: _of_type(contents.get(DATASETS), dict) | _told(manifest, DATASETS, dict),
     }
-    told = contents.get(DATASETS)
-    extra[DATASETS] = (told if isinstance(told, dict) else {}) | _mapping(manifest, DATASETS)
     return manifest.model_copy(update={name: value for name, value in extra.items() if value})
 
 
 def dataset_blocks(manifest: StoreManifest) -> list[dict[str, Any]]:
     """Returns the dataset blocks of the recipes that filled a store, the latest first."""
-    return [dict(block) for block in reversed(_list(manifest, DATASET_BLOCKS)) if isinstance(block, dict)]
+    return [dict(block) for block in reversed(_told(manifest, DATASET_BLOCKS, list)) if isinstance(block, dict)]
+
+
+def _blocks(manifest: StoreManifest) -> list[dict[str, Any]]:
+    return [entry for entry in _told(manifest, BLOCKS, list) if isinstance(entry, dict)]
+
+
+def _told(manifest: StoreManifest, name: str, type_: type[T]) -> T:
+    return _of_type((manifest.model_extra or {}).get(name), type_)
+
+
+def _of_type(value: Any, type_: type[T]) -> T:
+    """Returns a copy of what a manifest says, or an empty one if it says something else, or nothing."""
+    return type_(value) if isinstance(value, type_) else type_()
 
 
 class StoredNames:
-    """The digests of a store at one moment, for asking after millions of them: 8 bytes each.
-
-    Args:
-        store: read once, now.
-    """
+    """The digests of a store at one moment, for asking after millions of them: 8 bytes each."""
 
     def __init__(self, store: VariantStore) -> None:
-        parts: list[npt.NDArray[np.uint64]] = []
-        gathered: list[bytes] = []
-        for digest in store.digests():
-            gathered.append(digest)
-            if len(gathered) == JOINED:
-                parts.append(_halves(gathered))
-                gathered = []
-        self._sorted = np.sort(np.concatenate([*parts, _halves(gathered)]))
+        digests = store.digests()
+        parts = [_halves(part) for part in iter(lambda: list(islice(digests, JOINED)), [])]
+        self._sorted = np.sort(np.concatenate([_halves([]), *parts]))
 
     def lack(self, digests: Sequence[bytes]) -> npt.NDArray[np.bool_]:
         """Returns bool [N], whether each digest of 16 bytes was absent; a wrong "present" has a probability of 2**-64.
@@ -226,22 +212,10 @@ def _halves(digests: Sequence[bytes]) -> npt.NDArray[np.uint64]:
     return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)[:, 0].copy()
 
 
-def _list(manifest: StoreManifest, name: str) -> list[Any]:
-    value = (manifest.model_extra or {}).get(name, [])
-    return list(value) if isinstance(value, list) else []
-
-
-def _mapping(manifest: StoreManifest, name: str) -> dict[str, Any]:
-    value = (manifest.model_extra or {}).get(name, {})
-    return dict(value) if isinstance(value, dict) else {}
-
-
 def known_fingerprints(recipe: Recipe, store: Path | None = None) -> list[str]:
     """Returns the fingerprints, in hexadecimal, of the variants that a recipe's generator is used beside.
 
-    Args:
-        recipe: may name a store, and a log to be replayed.
-        store: another store than the recipe's.
+    They are of a log to be replayed, or of a `store`, by default the recipe's.
     """
     found: list[str] = []
     folder = store or recipe.variants.store

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from genssl.base.files import lock, write_atomically
 from genssl.errors import UserError
 
 try:
@@ -41,23 +40,15 @@ class StoredGenerator(BaseModel):
 
 
 class StoreManifest(BaseModel):
-    """The content of store.json. Keys that a later genssl adds to this format are kept.
-
-    Attributes:
-        format: "genssl-variants/1".
-        created_by: the genssl that made the store.
-        created: UTC.
-        generators: by fingerprint, in hexadecimal.
-        pinned: fingerprint of the only generator whose variants may be written, or None.
-    """
+    """The content of store.json. Keys that a later genssl adds to this format are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    format: str = f"{FORMAT}/{VERSION}"
-    created_by: str = ""
-    created: str = ""
-    generators: dict[str, StoredGenerator] = {}
-    pinned: str | None = None
+    format: str = f"{FORMAT}/{VERSION}"  # "genssl-variants/1"
+    created_by: str = ""  # the genssl that made the store
+    created: str = ""  # UTC
+    generators: dict[str, StoredGenerator] = {}  # by fingerprint, in hexadecimal
+    pinned: str | None = None  # fingerprint of the only generator whose variants may be written, or None
 
     def describe(self, fingerprint: str) -> str:
         """Returns "name (model), fingerprint abc" for messages."""
@@ -67,17 +58,13 @@ class StoreManifest(BaseModel):
 
 
 def read_manifest(folder: Path) -> StoreManifest:
-    """Reads store.json.
-
-    Raises:
-        StoreError: if there is none, or it is damaged, not a store's, or of a newer format.
-    """
+    """Reads store.json; raises StoreError if there is none, or it is damaged, not a store's, or of a newer format."""
     path = folder / MANIFEST
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise StoreError(
-            f"{folder} is no variant store: it has no {MANIFEST}; give a folder that genssl wrote variants into"
+            f"{folder} is not a variant store: it has no {MANIFEST}; give a folder that genssl wrote variants into"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"{path} cannot be read ({error}); check the path and its permissions") from None
@@ -118,14 +105,13 @@ def foreign_to(folder: Path) -> str | None:
 def create_store(folder: Path) -> None:
     """Makes an empty store of a folder that is absent or empty, or where one was begun; leaves a store as it is.
 
-    Raises:
-        StoreError: if the folder holds something else, or cannot be written.
+    Raises StoreError if the folder holds something else, or cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if (foreign := foreign_to(folder)) is not None:
             raise StoreError(
-                f"{folder} is no variant store but is not empty (it holds {foreign!r}); give a new or empty folder"
+                f"{folder} is not a variant store, and is not empty (it holds {foreign!r}); give a new or empty folder"
             )
         with _locked(folder):
             if not (folder / MANIFEST).exists():
@@ -150,8 +136,7 @@ def update_manifest(folder: Path, change: Callable[[StoreManifest], StoreManifes
 def pinned_to(manifest: StoreManifest, fingerprint: str, folder: Path) -> StoreManifest:
     """Returns the manifest pinned to one generator.
 
-    Raises:
-        StoreError: if the store is pinned to, or holds variants of, another; the message names both.
+    Raises StoreError, naming both, if the store is pinned to another, or holds variants of another.
     """
     others = [other for other in [manifest.pinned, *manifest.generators] if other not in (None, fingerprint)]
     if others:
@@ -166,26 +151,17 @@ def pinned_to(manifest: StoreManifest, fingerprint: str, folder: Path) -> StoreM
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with (folder / MANIFEST_LOCK).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    descriptor = lock(folder / MANIFEST_LOCK, wait=True)
+    assert descriptor is not None, "it was waited for"
+    try:
         yield
+    finally:
+        os.close(descriptor)
 
 
 def write_manifest(folder: Path, manifest: StoreManifest) -> None:
-    """Replaces store.json atomically, whatever it was; for a store that nobody else uses yet.
-
-    Raises:
-        OSError: if the disk refuses.
-    """
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{MANIFEST}.", dir=folder)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(manifest.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp's files are private; a store is shared like any other folder.
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, folder / MANIFEST)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Replaces store.json atomically, whatever it was; for a store that nobody else uses yet."""
+    text = manifest.model_dump_json(indent=2) + "\n"
+    write_atomically(
+        folder / MANIFEST, lambda partial: partial.write_text(text, encoding="utf-8"), synced=True, shared=True
+    )

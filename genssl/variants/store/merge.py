@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -13,7 +14,7 @@ from typing import Any
 
 import lmdb
 
-from genssl.base.output import empty, finished_at_once, write_synced
+from genssl.base.files import empty, finished_at_once, write_atomically
 from genssl.variants.store.environment import Entry, Environment
 from genssl.variants.store.manifest import (
     StoredGenerator,
@@ -23,7 +24,7 @@ from genssl.variants.store.manifest import (
     write_manifest,
 )
 from genssl.variants.store.record import digest_of, is_intact, read_head
-from genssl.variants.store.scan import Progress, Writer, link_of, merged_by_digest, open_writers, records
+from genssl.variants.store.scan import Progress, link_of, open_writers, records
 from genssl.variants.store.writers import WRITERS
 
 MERGED = "merged-000"
@@ -33,26 +34,19 @@ BATCH = 32  # records of a transaction
 
 @dataclass
 class Merged:
-    """What a merge did.
+    """What a merge did."""
 
-    Attributes:
-        variants: distinct ones in the result, those of an earlier, interrupted call included.
-        resumed: how many of them an earlier call had merged.
-        damaged: one line for what could not be read, and is missing where no other store has it.
-        dropped: key paths of the manifests on which the stores do not agree.
-    """
-
-    variants: int = 0
-    resumed: int = 0
+    variants: int = 0  # distinct ones in the result, those of an earlier, interrupted call included
+    resumed: int = 0  # how many of them an earlier call had merged
+    # one line for what could not be read, and is missing where no other store has it
     damaged: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)  # key paths of the manifests on which the stores do not agree
 
 
 def merge(
     out: Path,
     folders: Sequence[Path],
-    progress: Progress = lambda done: None,
-    started: Callable[[int], None] = lambda total: None,
+    progress: Progress | None = None,
 ) -> Merged:
     """Makes a store of all variants of several stores; of copies of a variant, the oldest is taken.
 
@@ -64,27 +58,24 @@ def merge(
     Args:
         out: absent or an empty folder.
         folders: of the stores; nothing in them is changed.
-        progress: called with the number of records merged since its last call.
-        started: called once with the number of records, copies included.
-
-    Raises:
-        StoreError: if `out` holds something, if an input is no store, if a pinned store would be mixed with another
-            generator's variants, or if the disk is full.
+        progress: is told the number of records, copies included.
     """
-    done = Merged()
+    done, progress = Merged(), progress or Progress()
     folders = sorted({folder.resolve() for folder in folders})
     manifest = _united([read_manifest(folder) for folder in folders], folders, done)
     with finished_at_once(out, "merging", keep=True) as place, ExitStack() as stack:
-        writers: list[tuple[Path, Writer]] = []
+        opened: list[tuple[Path, str, Environment]] = []
         for folder in folders:
-            writers += [(folder, writer) for writer in stack.enter_context(open_writers(folder))]
-        done.damaged += [f"{folder / writer.name}: {writer.damage}" for folder, writer in writers if writer.damage]
-        opened = [(folder, writer, writer.environment) for folder, writer in writers if writer.environment is not None]
-        inputs = json.dumps([[str(f), w.name, e.count(), e.used_bytes()] for f, w, e in opened]).encode()
+            for writer in stack.enter_context(open_writers(folder)):
+                if writer.damage:
+                    done.damaged.append(f"{folder / writer.name}: {writer.damage}")
+                if writer.environment is not None:
+                    opened.append((folder, writer.name, writer.environment))
+        inputs = json.dumps([[str(folder), name, e.count(), e.used_bytes()] for folder, name, e in opened]).encode()
         if not (place / INPUTS).exists() or (place / INPUTS).read_bytes() != inputs:
             empty(place)
-            write_synced(place / INPUTS, inputs)
-        started(sum(environment.count() for _, _, environment in opened))
+            write_atomically(place / INPUTS, lambda partial: partial.write_bytes(inputs), synced=True)
+        progress.start(sum(environment.count() for _, _, environment in opened))
         used = sum(environment.used_bytes() for _, _, environment in opened)
         merged = place / WRITERS / MERGED
         merged.mkdir(parents=True, exist_ok=True)
@@ -94,7 +85,7 @@ def merge(
         try:
             target = Environment.open(merged, writable=True, map_bytes=map_bytes)
             assert target is not None, "nobody else has the folder of an unfinished merge open: it is locked"
-            _copy(target, [(f"{f.name}/{w.name}", e) for f, w, e in opened], done, progress)
+            _copy(target, [(f"{folder.name}/{name}", e) for folder, name, e in opened], done, progress)
         except lmdb.Error as error:
             raise StoreError(
                 f"{out} cannot be written ({error}); make room and start again, which goes on with what {place} holds, "
@@ -109,9 +100,14 @@ def merge(
 
 
 def _copy(target: Environment, sources: list[tuple[str, Environment]], done: Merged, progress: Progress) -> None:
-    after = last.pop() if (last := _last(target)) else b""
+
+    def last(txn: Any) -> bytes:
+        cursor = txn.cursor(db=target.variants)
+        return cursor.key() if cursor.last() else b""
+
+    after = target.read(last)
     done.variants = done.resumed = target.count()
-    progress(done.resumed)
+    progress.advance(done.resumed)
 
     def of(name: str, environment: Environment) -> Iterator[tuple[bytes, bytes, str]]:
         try:
@@ -121,11 +117,11 @@ def _copy(target: Environment, sources: list[tuple[str, Environment]], done: Mer
             done.damaged.append(f"{name}: its tree is damaged: {error}")
 
     def entries() -> Iterator[Entry]:
-        everything = merged_by_digest([of(name, environment) for name, environment in sources])
+        everything = heapq.merge(*(of(name, environment) for name, environment in sources), key=itemgetter(0))
         for digest, copies in groupby(everything, key=itemgetter(0)):
             intact = []
             for _, record, name in copies:
-                progress(1)
+                progress.advance(1)
                 if digest_of(record) == digest and is_intact(record):
                     intact.append(record)
                 else:
@@ -138,14 +134,6 @@ def _copy(target: Environment, sources: list[tuple[str, Environment]], done: Mer
     missing = entries()
     while batch := list(islice(missing, BATCH)):
         done.variants += target.put_many(batch)
-
-
-def _last(environment: Environment) -> list[bytes]:
-    def work(txn: Any) -> list[bytes]:
-        cursor = txn.cursor(db=environment.variants)
-        return [cursor.key()] if cursor.last() else []
-
-    return environment.read(work)
 
 
 def _united(manifests: list[StoreManifest], folders: list[Path], done: Merged) -> StoreManifest:

@@ -35,38 +35,14 @@ RAW, PNG = range(2)
 PNG_MODES = {1: "L", 3: "RGB"}
 
 
-@dataclass(frozen=True, eq=False)
-class Record:
-    """A stored variant.
-
-    Attributes:
-        key: what the image is a function of.
-        image: uint8 [C, h, w]; a read-only view of the record's bytes where the encoding is raw.
-        encoding: how the image was stored.
-        created: unix time in seconds.
-    """
-
-    key: VariantKey
-    image: UInt8Array
-    encoding: Encoding
-    created: float
-
-
 @dataclass(frozen=True)
 class Head:
-    """What the header of a record says.
+    """What the header of a record says."""
 
-    Attributes:
-        key: what the image is a function of.
-        encoding: how the image is stored.
-        shape: [C, h, w] of the image.
-        created: unix time in seconds.
-    """
-
-    key: VariantKey
-    encoding: Encoding
-    shape: tuple[int, int, int]
-    created: float
+    key: VariantKey  # what the image is a function of
+    encoding: Encoding  # how the image is stored
+    shape: tuple[int, int, int]  # [C, h, w] of the image
+    created: float  # unix time in seconds
 
 
 def encode(key: VariantKey, image: UInt8Array, encoding: Encoding = "raw") -> bytes:
@@ -92,7 +68,7 @@ def digest_of(record: bytes) -> bytes:
     """Returns the digest of the key that stands in a record, as `VariantKey.digest` does but three times as fast.
 
     A tree with a flipped bit may lead to another variant's record, which is intact, so whoever reads a record compares
-    this with the digest that he asked for. Of bytes that are no record it is the digest of nothing.
+    this with the digest that he asked for. Of other bytes it is the digest of nothing.
     """
     hashed = UNNAMED.copy()
     hashed.update(record[NAMES])
@@ -103,9 +79,7 @@ def digest_of(record: bytes) -> bytes:
 def decode_image(record: bytes, *, checked: bool = False) -> UInt8Array | None:
     """Returns the image uint8 [C, h, w] of a record, read-only, or None if the record is damaged.
 
-    Args:
-        record: as `encode` made it, with the key that it was asked by.
-        checked: the checksum was found right before; it takes three times as long as all the rest of a read.
+    `checked` says that its checksum was found right before; that takes three times as long as all the rest of a read.
     """
     if not checked and not is_intact(record):
         return None
@@ -115,15 +89,6 @@ def decode_image(record: bytes, *, checked: bool = False) -> UInt8Array | None:
     if encoding != RAW or len(record) != HEADER.size + channels * height * width:
         return None
     return np.ndarray((channels, height, width), np.uint8, record, HEADER.size)
-
-
-def decode(record: bytes) -> Record | None:
-    """Returns everything that a record says, or None if it is damaged."""
-    image = decode_image(record)
-    if image is None:
-        return None
-    head = read_head(record)
-    return Record(head.key, image, head.encoding, head.created)
 
 
 def read_head(record: bytes) -> Head:

@@ -15,8 +15,11 @@ import os
 import shutil
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import compress
+from contextlib import suppress
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import lmdb
@@ -25,7 +28,7 @@ from genssl.base.wording import counted
 from genssl.data.base import UInt8Array
 from genssl.errors import fork_message
 from genssl.variants.key import VariantKey
-from genssl.variants.store.environment import DAMAGED, MAP_BYTES, MISLED, Entry, Environment
+from genssl.variants.store.environment import DAMAGED, MAP_BYTES, MISLED, Entry, Environment, take_writer
 from genssl.variants.store.manifest import (
     StoredGenerator,
     StoreError,
@@ -35,15 +38,14 @@ from genssl.variants.store.manifest import (
     read_manifest,
     update_manifest,
 )
-from genssl.variants.store.meta import DATA
-from genssl.variants.store.place import StorePlace, StoreState
-from genssl.variants.store.record import IDENTITY, Encoding, Record, decode, decode_image, digest_of, encode
-from genssl.variants.store.scan import link_key, link_of
-from genssl.variants.store.writers import WRITERS, network_filesystem, take_writer, writer_names
+from genssl.variants.store.record import IDENTITY, Encoding, decode_image, digest_of, encode
+from genssl.variants.store.scan import heads, link_of
+from genssl.variants.store.writers import DATA, WRITERS, StorePlace, StoreState, network_filesystem, writer_names
 
 log = logging.getLogger(__name__)
 
 Digest = bytes  # the class has a property of the name `bytes`
+UNKNOWN = StoredGenerator()
 REFRESH_SECONDS = 1.0  # how often a miss looks for new writers
 RETRY_SECONDS = 30.0  # how long a store that failed to write is left alone
 PAGE = 4096
@@ -57,8 +59,7 @@ class VariantStore:
     stored; both are counted and logged. Not usable across fork.
 
     Every read finds out whether a record is the one that was asked for. Its checksum is computed when this process
-    reads it for the first time, which takes twice as long as the rest of a read; `store_verify.verify` computes it
-    always.
+    reads it for the first time, which takes twice as long as the rest of a read; `verify` computes it always.
 
     Args:
         folder: of the store; made if it is absent or empty, unless `readonly`.
@@ -69,14 +70,7 @@ class VariantStore:
         pin: binds the store to `fingerprint`; later openings with another one are refused.
         map_bytes: address space first taken for the environment that is written; doubled whenever it is full.
 
-    Attributes:
-        damaged: records and environments found damaged so far, each treated as absent.
-        full: whether something was refused because of `max_bytes`.
-        writer: name of the environment that is written, or None.
-
-    Raises:
-        StoreError: if the folder is not a store, its format is newer, it belongs to another generator, or it cannot be
-            written.
+    Raises StoreError if the folder is not a store, has a newer format, is another generator's, or cannot be written.
     """
 
     def __init__(
@@ -93,10 +87,10 @@ class VariantStore:
         assert fingerprint is not None or not pin, "a store is pinned to a fingerprint"
         folder = folder.expanduser()
         self.folder, self.max_bytes, self.encoding = folder, max_bytes, encoding
-        self.damaged, self.full = 0, False
-        self.writer: str | None = None
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self.damaged = 0  # records and environments found damaged so far, each treated as absent
+        self.full = False  # something was refused because of `max_bytes`
+        self.writer: str | None = None  # name of the environment that is written
+        self._pid, self._lock = os.getpid(), threading.Lock()
         self._environments: tuple[Environment, ...] = ()  # the written one first; replaced, never changed
         self._names: set[str] = set()
         self._own: Environment | None = None
@@ -108,10 +102,11 @@ class VariantStore:
             create_store(folder)
         self.manifest = read_manifest(folder)
         if fingerprint is not None:
-            self._check_generator(fingerprint, pin=pin, readonly=readonly)
-        kind = network_filesystem(folder)
-        self._on_network = kind is not None
-        if self._on_network:
+            self._check_pinned(fingerprint)
+        if pin and fingerprint is not None:
+            pinned = partial(pinned_to, fingerprint=fingerprint.hex(), folder=folder)
+            self.manifest = pinned(self.manifest) if readonly else update_manifest(folder, pinned)
+        if (kind := network_filesystem(folder)) is not None:
             log.warning("%s lies on %s: LMDB is safe there only while one machine at a time uses it", folder, kind)
         try:
             if not readonly:
@@ -129,76 +124,36 @@ class VariantStore:
         """Returns the images uint8 [C, h, w], read-only, in the order of the digests; None for those not there."""
         self._check_process()
         found: list[UInt8Array | None] = [None] * len(digests)
-        missing = self._look(digests, found, list(range(len(digests))), self._environments)
-        if missing and time.monotonic() - self._refreshed > REFRESH_SECONDS:
-            self._look(digests, found, missing, self.refresh())
+        self._look(digests, found, self._environments)
+        if any(image is None for image in found) and time.monotonic() - self._refreshed > REFRESH_SECONDS:
+            self._look(digests, found, self.refresh())
         return found
-
-    def contains(self, digest: Digest) -> bool:
-        """Says whether `get` would return an image."""
-        return self.get(digest) is not None
-
-    def record(self, digest: Digest) -> Record | None:
-        """Returns the image with all that is known of it, or None if it is not there intact."""
-        self._check_process()
-        for environment in self._environments:
-            for record in self._read(environment, [digest]):
-                if record is not None and digest_of(record) == digest and (decoded := decode(record)) is not None:
-                    return decoded
-        return None
 
     def digests(self) -> Iterator[Digest]:
         """Yields every digest, ascending within a writer's environment; one that two writers stored comes twice."""
         self._check_process()
         for environment in self._environments:
-            after = b""
+            last = b""
             try:
-                while part := environment.digests(after, 1024):
-                    yield from part
-                    after = part[-1]
+                for last, _, _ in heads(environment, 0):
+                    yield last
             except lmdb.Error as error:
-                self._count_damage(
-                    f"{environment.folder}: {error}; what it holds behind {after.hex() or 'its start'} is"
-                )
-
-    def of_source(self, source_id: Digest) -> list[VariantKey]:
-        """Returns the keys of all stored variants of a source that have a record, by index, each once."""
-        self._check_process()
-        found: dict[Digest, VariantKey] = {}  # by link
-        for environment in self._environments:
-            try:
-                keys = {link: link_key(source_id, link) for link in environment.links(source_id)}
-                present = environment.present([key.digest() for key in keys.values()])
-            except lmdb.Error as error:
-                self._count_damage(f"{environment.folder}: {error}")
-                continue
-            found |= dict(compress(keys.items(), present))
-            if not all(present):  # the list is another source's, or its records are gone
-                self._count_damage(
-                    f"{environment.folder}: what the list of source {source_id.hex()} names is not there"
-                )
-        return [found[link] for link in sorted(found)]
+                behind = last.hex() or "its start"
+                self._count_damage(f"{environment.folder}: {error}; what it holds behind {behind} is")
 
     def put_many(self, items: Sequence[tuple[VariantKey, UInt8Array]], *, strict: bool = False) -> int:
         """Stores images uint8 [C, h, w] in one transaction; on return they survive kill -9 and power loss.
 
-        Args:
-            items: keys and images.
-            strict: whether what cannot be stored is an error. A server goes on without its store; who writes a store
-                for its own sake does not.
-
-        Returns:
-            How many were written: not those that this writer has already, not those beyond `max_bytes`, and none if the
-            disk refuses, which is logged once and tried again after a while, or while the folder is gone.
-
-        Raises:
-            StoreError: if the store is pinned to another generator; with `strict` also if the disk is full or refuses,
-                if the store has reached `max_bytes`, and if its folder is gone. What was stored before stays readable.
+        Returns how many were written: not those that this writer has already, not those beyond `max_bytes`, and none if
+        the disk refuses, which is logged once and tried again after a while, or while the folder is gone. With `strict`
+        such a refusal is a StoreError: a server goes on without its store, who writes a store for its own sake does
+        not. That the store is pinned to another generator always is one. What was stored before stays readable.
         """
         self._check_process()
         assert self._own is not None, "a store opened with readonly=True is not written"
         assert self._place is not None
-        for fingerprint in {key.fingerprint for key, _ in items}:
+        fingerprints = {key.fingerprint for key, _ in items}
+        for fingerprint in fingerprints:
             self._check_pinned(fingerprint)
         if not self._place.look(strict=strict) or (not strict and time.monotonic() < self._retry_at):
             return 0
@@ -206,7 +161,7 @@ class VariantStore:
             Entry(key.digest(), encode(key, image, self.encoding), key.source_id, link_of(key)) for key, image in items
         ]
         try:
-            for fingerprint in {key.fingerprint for key, _ in items}:
+            for fingerprint in fingerprints:
                 if fingerprint.hex() not in self.manifest.generators:
                     self.describe_generator(fingerprint)
             fitting = self._fitting(entries)
@@ -234,32 +189,17 @@ class VariantStore:
             return "gone"
         return "full" if self.full else "failing" if self._retry_at else "writing"
 
-    def describe_generator(
-        self,
-        fingerprint: Digest,
-        *,
-        name: str = "",
-        model: str = "",
-        licence: str = "",
-        tflops: float | None = None,
-    ) -> None:
-        """Writes what is known of a generator into store.json; the arguments are as `GeneratorSpec` has them.
-
-        Raises:
-            StoreError: if the store is pinned to another generator.
-        """
+    def describe_generator(self, fingerprint: Digest, described: StoredGenerator = UNKNOWN) -> None:
+        """Writes what is known of a generator into store.json; raises StoreError if it is pinned to another one."""
         self._check_process()
-        described = StoredGenerator(name=name, model=model, licence=licence, tflops=tflops)
+        self._check_pinned(fingerprint)
+        name = fingerprint.hex()
 
         def change(manifest: StoreManifest) -> StoreManifest:
-            known = manifest.generators.get(fingerprint.hex())
-            if known is not None and described == StoredGenerator():
+            if name in manifest.generators and described == UNKNOWN:
                 return manifest
-            return manifest.model_copy(
-                update={"generators": {**manifest.generators, fingerprint.hex(): described}},
-            )
+            return manifest.model_copy(update={"generators": {**manifest.generators, name: described}})
 
-        self._check_pinned(fingerprint)
         self.manifest = update_manifest(self.folder, change)
 
     def refresh(self) -> tuple[Environment, ...]:
@@ -267,10 +207,8 @@ class VariantStore:
         self._check_process()
         with self._lock:
             self._refreshed = time.monotonic()
-            new = []
-            for name in writer_names(self.folder):
-                if name in self._names:
-                    continue
+            before = len(self._environments)
+            for name in (name for name in writer_names(self.folder) if name not in self._names):
                 try:
                     environment = Environment.open(self.folder / WRITERS / name, writable=False)
                 except (lmdb.Error, OSError) as error:
@@ -279,11 +217,10 @@ class VariantStore:
                     continue
                 if environment is not None:
                     self._names.add(name)
-                    new.append(environment)
+                    self._environments += (environment,)
                     if environment.loss is not None:
                         self._count_damage(f"{environment.folder}: {environment.loss}; the others are")
-            self._environments += tuple(new)
-            return tuple(new)
+            return self._environments[before:]
 
     def __len__(self) -> int:
         """The number of records; a variant that two writers stored counts twice."""
@@ -314,19 +251,18 @@ class VariantStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _look(
-        self,
-        digests: Sequence[Digest],
-        found: list[UInt8Array | None],
-        missing: list[int],
-        environments: Sequence[Environment],
-    ) -> list[int]:
-        """Fills `found` at the positions `missing`; returns those still missing."""
-        for environment in environments:
-            if not missing:
-                break
+    def _look(self, digests: Sequence[Digest], found: list[UInt8Array | None], where: Sequence[Environment]) -> None:
+        """Fills the places of `found` that are None as yet."""
+        for environment in where:
+            missing = [position for position, image in enumerate(found) if image is None]
             wanted = [digests[position] for position in missing]
-            records = self._read(environment, wanted)
+            if not wanted:
+                return
+            try:
+                records = environment.get_many(wanted)
+            except lmdb.Error as error:
+                self._count_damage(f"{environment.folder}: {error}")
+                continue
             hashes = [0 if record is None else hash(record[IDENTITY]) for record in records]
             checked = environment.verified.known(wanted, hashes)
             verified: dict[Digest, int] = {}
@@ -342,19 +278,10 @@ class VariantStore:
                     verified[digests[position]] = hashed
             if verified:
                 environment.verified.add(list(verified), list(verified.values()))
-            missing = [position for position in missing if found[position] is None]
-        return missing
-
-    def _read(self, environment: Environment, digests: Sequence[Digest]) -> Sequence[Digest | None]:
-        try:
-            return environment.get_many(digests)
-        except lmdb.Error as error:
-            self._count_damage(f"{environment.folder}: {error}")
-            return [None] * len(digests)
 
     def _take_writer(self) -> None:
         """Takes an environment to write; what was written before is read on."""
-        self.writer, self._own, descriptor = take_writer(self.folder, self._map_bytes, on_network=self._on_network)
+        self.writer, self._own, descriptor = take_writer(self.folder, self._map_bytes)
         self._writer_locks.append(descriptor)
         self._place = StorePlace(self.folder, self._own.folder / DATA)
         self._names.add(self.writer)
@@ -383,33 +310,28 @@ class VariantStore:
 
     def _fitting(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         """Returns the first entries that surely fit under `max_bytes`."""
-        if self.max_bytes is None:
+        if self.max_bytes is None or not entries:
             return entries
         if self.full:
             return []
         if time.monotonic() - self._refreshed > REFRESH_SECONDS:
             self.refresh()  # other writers fill the same bound
         room = (self.max_bytes - self.bytes) // PAGE - TREE_PAGES
-        for count, entry in enumerate(entries):
-            room -= -(-(len(entry.record) + 16) // PAGE) + TREE_PAGES_EACH
-            if room < 0:
-                # The bound is generous for small images, so a batch that fits in part leaves room that later ones use.
-                self.full = count == 0
-                if self.full:
-                    log.warning(
-                        "%s has reached its max_bytes of %d; nothing more is stored", self.folder, self.max_bytes
-                    )
-                return entries[:count]
-        return entries
+        pages = accumulate(-(-(len(entry.record) + 16) // PAGE) + TREE_PAGES_EACH for entry in entries)
+        count = bisect_right(list(pages), room)
+        # The bound is generous for small images, so a batch that fits in part leaves room that later ones use.
+        self.full = count == 0
+        if self.full:
+            log.warning("%s has reached its max_bytes of %d; nothing more is stored", self.folder, self.max_bytes)
+        return entries[:count]
 
     def _refused(self, why: str, entries: Sequence[Entry]) -> str:
         """Returns the message for entries that were not stored: why in words, or in brackets what the disk said."""
-        wanted = sum(len(entry.record) for entry in entries)
-        try:
+        room = wanted = sum(len(entry.record) for entry in entries)
+        free = "its disk does not answer"
+        with suppress(OSError):
             room = shutil.disk_usage(self.folder).free
             free = f"{room:,} bytes are free on its disk"
-        except OSError:
-            room, free = wanted, "its disk does not answer"
         if why.startswith("("):  # LMDB reports a write that was cut short as an input/output error
             why = f"its disk {'is full' if room < 2 * wanted else 'refused them'} {why}"
         return (
@@ -417,15 +339,6 @@ class VariantStore:
             f"has {self.bytes:,} bytes, and {free}. What it holds stays readable; make room, or move the store to a "
             "larger disk, and start again: what is stored is not made twice"
         )
-
-    def _check_generator(self, fingerprint: Digest, *, pin: bool, readonly: bool) -> None:
-        self._check_pinned(fingerprint)
-        if pin and readonly:
-            pinned_to(self.manifest, fingerprint.hex(), self.folder)
-        elif pin:
-            self.manifest = update_manifest(
-                self.folder, lambda manifest: pinned_to(manifest, fingerprint.hex(), self.folder)
-            )
 
     def _check_pinned(self, fingerprint: Digest) -> None:
         if self.manifest.pinned not in (None, fingerprint.hex()):

@@ -119,7 +119,7 @@ def test_rates_of_a_run(tmp_path):
     assert measured_rates(tmp_path / "late") == (10, 640), "40 variants in 4 s, 4 of which a view got"
     write_run(tmp_path / "stored", variants_generated=0, variants_refreshed=0, generator_seconds=0.0)
     assert measured_rates(tmp_path / "stored") == (None, 640)
-    with pytest.raises(UserError, match="is no finished run"):
+    with pytest.raises(UserError, match="is not a finished run"):
         measured_rates(tmp_path)
 
 
@@ -183,7 +183,7 @@ def test_planning_imports_neither_torch_nor_numpy(tmp_path):
         (["--trainer-rate", "1"], "--generator-rate is missing; give it, or a run that measured it with --from DIR"),
         (["--trainer-rate", "0", "--generator-rate", "1"], "--trainer-rate is 0; a number above 0 is expected"),
         (["--trainer-rate", "1", "--generator-rate", "nan"], "--generator-rate is nan; a number above 0 is expected"),
-        (["--from", "nowhere"], "--from nowhere: is no finished run"),
+        (["--from", "nowhere"], "--from nowhere: is not a finished run"),
         (["views.policy=none", "--trainer-rate", "1", "--generator-rate", "1"], "so there is nothing to plan"),
     ],
 )

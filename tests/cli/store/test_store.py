@@ -12,6 +12,7 @@ from PIL import Image
 
 from genssl.data.base import StoredImage
 from genssl.variants.key import VariantKey
+from genssl.variants.store.manifest import StoredGenerator
 from genssl.variants.store.store import VariantStore
 from genssl.variants.store.verify import verify
 
@@ -23,7 +24,7 @@ def store(tmp_path) -> Path:
     """A store of three variants of each of four sources."""
     images = np.random.default_rng(0).integers(0, 256, (12, 3, 16, 16), np.uint8)
     with VariantStore(tmp_path / "variants") as store:
-        store.describe_generator(GENERATOR, name="flow", model="[my model]", licence="MIT")
+        store.describe_generator(GENERATOR, StoredGenerator(name="flow", model="[my model]", licence="MIT"))
         store.put_many(
             [(VariantKey(bytes([n // 3]) * 16, GENERATOR, b"p" * 16, n % 3), one) for n, one in enumerate(images)]
         )
@@ -167,8 +168,8 @@ def test_damaged_records_are_left_out_and_the_exit_code_says_so(genssl, store):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["verify", "nothing"], "nothing is no variant store: it has no store.json"),
-        (["stats", "."], ". is no variant store: it has no store.json"),
+        (["verify", "nothing"], "nothing is not a variant store: it has no store.json"),
+        (["stats", "."], ". is not a variant store: it has no store.json"),
         (["merge", "variants", "variants"], "{0}/variants exists and is not an empty folder; give a new folder"),
         (["export", "variants", "."], "{0} exists and is not an empty folder; give a new folder"),
         (["export", "variants", "out", "--generator", "ff"], "variants holds nothing of --generator ff; it holds 6767"),
@@ -186,7 +187,7 @@ def test_damaged_records_are_left_out_and_the_exit_code_says_so(genssl, store):
         ),
         (
             ["import", ".", "out"],
-            "--dataset-root is missing: . has no export.json, so it is no export of a store; for ",
+            "--dataset-root is missing: . has no export.json, so it is not an export of a store; for ",
         ),
         (["import", ".", "out", "--dataset-root", "."], "--generator-name is missing; images of another program need "),
         (["export", "variants", "out", "--dataset", "digit"], "--dataset 'digit': dataset.name: 'digit' is not one of"),

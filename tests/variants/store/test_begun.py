@@ -11,10 +11,10 @@ import lmdb
 import pytest
 
 from genssl.training.supply.stores import refuse_foreign
-from genssl.variants.store import meta as store_meta
+from genssl.variants.store import writers as store_writers
 from genssl.variants.store.manifest import StoreError
-from genssl.variants.store.meta import DATA, PAGE_BYTES, has_only_begun, is_cut_short, look_at_metas
 from genssl.variants.store.store import VariantStore
+from genssl.variants.store.writers import DATA, PAGE_BYTES, has_only_begun, is_cut_short, look_at_metas
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -34,7 +34,7 @@ def test_anything_else_is_another_folder_still(tmp_path):
     (tmp_path / "store.lock").touch()
     (tmp_path / "thesis.tex").touch()
     for use in (lambda: refuse_foreign(tmp_path, "--store"), lambda: VariantStore(tmp_path)):
-        with pytest.raises(StoreError, match="is no variant store"):
+        with pytest.raises(StoreError, match="is not a variant store"):
             use()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store.lock", "thesis.tex"]
 
@@ -135,7 +135,7 @@ def test_a_store_of_a_machine_with_smaller_pages_is_not_taken_for_one_cut_short(
     writer.mkdir()
     with lmdb.open(str(writer), max_dbs=2) as environment:
         environment.open_db(b"variants")
-    monkeypatch.setattr("genssl.variants.store.meta.PAGE_BYTES", 16 * PAGE_BYTES)
+    monkeypatch.setattr("genssl.variants.store.writers.PAGE_BYTES", 16 * PAGE_BYTES)
     assert has_only_begun(writer, valid=False), "to this machine it is shorter than two pages"
     assert not is_cut_short(writer)
     assert look_at_metas(writer, 1) is None
@@ -147,7 +147,7 @@ def test_a_file_system_without_hard_links_has_stores_too(tmp_path, monkeypatch):
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr("genssl.variants.store.environment.os.link", refuse)
+    monkeypatch.setattr("genssl.variants.store.writers.os.link", refuse)
     with VariantStore(tmp_path / "store") as store:
         assert store.writer is not None
         assert len(store) == 0
@@ -158,12 +158,12 @@ def test_a_commit_between_two_looks_at_a_file_is_no_truncation(tmp_path, monkeyp
     writer.mkdir()
     with lmdb.open(str(writer), max_dbs=2) as environment:
         table = environment.open_db(b"variants")
-        metas = store_meta._metas
+        metas = store_writers._metas
 
         def grown(data: Path) -> list[tuple[int, int, int]]:
             with environment.begin(write=True, db=table) as transaction:
                 transaction.put(bytes(16), bytes(64 * PAGE_BYTES))
             return metas(data)
 
-        monkeypatch.setattr(store_meta, "_metas", grown)
+        monkeypatch.setattr(store_writers, "_metas", grown)
         assert look_at_metas(writer, 0) is None

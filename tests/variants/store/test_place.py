@@ -15,8 +15,8 @@ import pytest
 
 from genssl.variants.key import VariantKey
 from genssl.variants.store.manifest import StoreError
-from genssl.variants.store.place import StorePlace
 from genssl.variants.store.store import VariantStore
+from genssl.variants.store.writers import StorePlace
 
 MAKE = """
 import sys
@@ -38,7 +38,11 @@ def store(tmp_path):
 
 
 def told(caplog) -> list[tuple[int, str]]:
-    return [(record.levelno, record.getMessage()) for record in caplog.records if "store_place" in record.name]
+    return [
+        (record.levelno, record.getMessage())
+        for record in caplog.records
+        if record.name == "genssl.variants.store.writers"
+    ]
 
 
 def test_a_deleted_folder_is_told_once_and_neither_written_nor_made_anew(store, caplog):
@@ -111,7 +115,7 @@ def test_a_disk_that_does_not_answer_is_a_folder_that_is_gone(tmp_path, monkeypa
         raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
 
     with monkeypatch.context() as patched:
-        patched.setattr("genssl.variants.store.place._identity", unanswered)
+        patched.setattr("genssl.variants.store.writers._identity", unanswered)
         assert not place.look()
         with pytest.raises(StoreError, match="its disk is gone"):
             place.look(strict=True)

@@ -17,13 +17,15 @@ from PIL import Image
 from genssl.config.protocol import parse_blocks
 from genssl.data.base import raw_image
 from genssl.data.load import load_dataset
+from genssl.data.sources import Sources
 from genssl.errors import DataError
 from genssl.variants.key import VariantKey, parameters_digest
 from genssl.variants.store.export import export
 from genssl.variants.store.facts import GeneratorFacts, dataset_blocks, describe_contents
+from genssl.variants.store.import_folder import import_export
 from genssl.variants.store.manifest import StoreError, read_manifest
-from genssl.variants.store.restore import restore
-from genssl.variants.store.sources import Sources
+from genssl.variants.store.record import decode_image, read_head
+from genssl.variants.store.scan import open_writers, records
 from genssl.variants.store.store import VariantStore
 from genssl.variants.store.verify import verify
 
@@ -71,9 +73,10 @@ def make(folder: Path, photos: Path, *, channels: int = 3, encoding: str = "raw"
 
 
 def content(folder: Path) -> dict[bytes, tuple[VariantKey, tuple[int, ...], bytes]]:
-    with VariantStore(folder, readonly=True) as store:
-        found = [store.record(digest) for digest in store.digests()]
-    return {one.key.digest(): (one.key, one.image.shape, one.image.tobytes()) for one in found}
+    with open_writers(folder) as writers:
+        found = [record for writer in writers for _, record in records(writer.environment)]
+    images = {read_head(record).key: decode_image(record) for record in found}
+    return {key.digest(): (key, image.shape, image.tobytes()) for key, image in images.items()}
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -157,7 +160,7 @@ def test_what_is_not_known_is_empty_and_counted(tmp_path, photos, digits_train):
 def test_the_store_that_an_export_makes_equals_the_exported_one(tmp_path, photos, format_, channels, encoding, pin):
     folder = make(tmp_path / "store", photos, channels=channels, encoding=encoding, pin=pin)
     out = exported(folder, tmp_path / "out", format_)
-    done = restore(out, tmp_path / "again")
+    done = import_export(out, tmp_path / "again")
     assert (done.variants, done.present, done.absent, done.unknown, done.corrupt) == (12, 0, 0, 0, [])
     assert content(tmp_path / "again") == content(folder)
     assert verify(tmp_path / "again").damage == []
@@ -169,7 +172,7 @@ def test_the_store_that_an_export_makes_equals_the_exported_one(tmp_path, photos
     exported(tmp_path / "again", tmp_path / "out again", format_)
     files = [{p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("out", "out again")]
     assert files[0] == files[1]
-    assert restore(out, tmp_path / "again").present == 12
+    assert import_export(out, tmp_path / "again").present == 12
 
 
 @FORMATS
@@ -179,7 +182,7 @@ def test_paths_with_line_ends_and_quotes_come_back(tmp_path, photos, format_):
     out = tmp_path / "out"
     export(folder, out, format_, sources=Sources(dataset_of(photos)[1]), shard_bytes=SHARD_BYTES)
     assert 'c\ra\nt"s, all' in {row["label_name"] for row in rows_of(out)}
-    assert restore(out, tmp_path / "again").variants == 12
+    assert import_export(out, tmp_path / "again").variants == 12
 
 
 def test_an_export_says_nothing_of_where_things_are_and_its_import_opens_nothing(tmp_path, photos):
@@ -194,7 +197,7 @@ def test_an_export_says_nothing_of_where_things_are_and_its_import_opens_nothing
     description = json.loads((out / "export.json").read_text())
     description["manifest"]["dataset_blocks"] = [{"name": "folder", "root": "/"}]
     (out / "export.json").write_text(json.dumps(description))
-    restore(out, tmp_path / "again")
+    import_export(out, tmp_path / "again")
     assert dataset_blocks(read_manifest(tmp_path / "again")) == []
 
 
@@ -204,14 +207,14 @@ def test_an_export_is_added_to_a_store_of_the_same_and_not_to_one_of_another_gen
     with VariantStore(tmp_path / "mine", fingerprint=FACTS.fingerprint, pin=True) as store:
         other = VariantKey(b"s" * 16, FACTS.fingerprint, b"p" * 16, 0)
         store.put_many([(other, picture(0))])
-    assert restore(out, tmp_path / "mine").variants == 12
+    assert import_export(out, tmp_path / "mine").variants == 12
     assert content(tmp_path / "mine") == content(tmp_path / "store") | {
         other.digest(): (other, (3, 12, 12), picture(0).tobytes())
     }
     with VariantStore(tmp_path / "strange", fingerprint=b"x" * 16, pin=True):
         pass
     with pytest.raises(StoreError, match="variants of different generators must not be mixed"):
-        restore(out, tmp_path / "strange")
+        import_export(out, tmp_path / "strange")
 
 
 def rewrite(out: Path, change) -> None:
@@ -255,12 +258,12 @@ def test_files_that_were_renamed_or_removed_are_named_and_nothing_is_written(tmp
     rewrite(out, change)
     shard = f"{rows_of(out)[0]['shard']}/" if format_ == "webdataset" else ""
     with pytest.raises(DataError) as caught:
-        restore(out, tmp_path / "again")
+        import_export(out, tmp_path / "again")
     said = str(caught.value)
     assert f"2 of its 12 variants have no file, such as {shard}{before[0]}, {shard}{before[1]}" in said
     assert f"1 of its images are in no row of the table, such as {shard}mine.png" in said
     assert not (tmp_path / "again").exists()
-    done = restore(out, tmp_path / "again", skip_unknown=True)
+    done = import_export(out, tmp_path / "again", skip_unknown=True)
     assert (done.variants, done.absent, done.unknown) == (10, 2, 1)
     assert content(tmp_path / "again").items() < content(folder).items()
 
@@ -287,7 +290,7 @@ def test_files_that_are_not_what_was_exported_are_named_and_left_out(tmp_path, p
         left_out.extend((one, other, damaged, short, lossy, large))
 
     rewrite(out, change)
-    done = restore(out, tmp_path / "again")
+    done = import_export(out, tmp_path / "again")
     assert (done.variants, len(done.corrupt)) == (6, 6)
     assert sorted(Path(line.partition(": ")[0]).name for line in done.corrupt) == sorted(left_out)
     assert sum("are not those that were exported" in line for line in done.corrupt) == 2
@@ -295,7 +298,7 @@ def test_files_that_are_not_what_was_exported_are_named_and_left_out(tmp_path, p
     assert verify(tmp_path / "again").damage == []
     shutil.rmtree(out)
     exported(folder, out, format_)
-    done = restore(out, tmp_path / "again")
+    done = import_export(out, tmp_path / "again")
     assert (done.variants, done.present) == (6, 6)
     assert content(tmp_path / "again") == content(folder)
 
@@ -318,8 +321,8 @@ def test_variants_of_a_shard_that_is_gone_or_cut_short_are_counted(tmp_path, pho
     else:
         second.write_bytes(second.read_bytes()[:300])
     with pytest.raises(DataError, match=rf"{lost} of its 12 variants have no file, such as {second.name}/"):
-        restore(out, tmp_path / "again")
-    assert restore(out, tmp_path / "again", skip_unknown=True).absent == lost
+        import_export(out, tmp_path / "again")
+    assert import_export(out, tmp_path / "again", skip_unknown=True).absent == lost
     assert first.exists()
 
 
@@ -356,7 +359,7 @@ def test_a_table_or_description_that_was_changed_is_refused(tmp_path, photos, fo
         told["format"] = f"genssl-export-{format_}/{1 if damage == 'older' else 3}"
         description.write_text(json.dumps(told))
     with pytest.raises(DataError, match=message):
-        restore(out, tmp_path / "again")
+        import_export(out, tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
 
@@ -367,4 +370,4 @@ def test_names_in_the_table_lead_nowhere_else(tmp_path, photos):
     table = out / "variants.csv"
     table.write_text(table.read_text().replace(row["file"], "../secret.png"))
     with pytest.raises(DataError, match=r"1 of its 12 variants have no file, such as \.\./secret\.png"):
-        restore(out, tmp_path / "again")
+        import_export(out, tmp_path / "again")

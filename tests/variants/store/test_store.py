@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 
 from genssl.variants.key import VariantKey
-from genssl.variants.store.manifest import StoreError
-from genssl.variants.store.record import HEADER, decode, decode_image, encode
+from genssl.variants.store.environment import VerifiedRecords
+from genssl.variants.store.manifest import StoredGenerator, StoreError
+from genssl.variants.store.record import HEADER, decode_image, encode, read_head
+from genssl.variants.store.scan import distinct_links, link_key, open_writers
 from genssl.variants.store.store import VariantStore
-from genssl.variants.store.verified import VerifiedRecords
 from genssl.variants.store.writers import network_filesystem
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -103,12 +104,12 @@ def folder(tmp_path) -> Path:
 def test_a_record_says_everything_and_keeps_every_pixel(encoding, channels):
     pixels = image(3)[:channels, :, :11]
     record = encode(key(2**64 - 1), pixels, encoding)
-    decoded = decode(record)
-    assert decoded.key == key(2**64 - 1)
-    assert decoded.encoding == encoding
-    assert abs(decoded.created - time.time()) < 60
-    assert decoded.image.dtype == np.uint8
-    np.testing.assert_array_equal(decoded.image, pixels)
+    head, decoded = read_head(record), decode_image(record)
+    assert head.key == key(2**64 - 1)
+    assert (head.encoding, head.shape) == (encoding, pixels.shape)
+    assert abs(head.created - time.time()) < 60
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, pixels)
 
 
 @pytest.mark.parametrize("encoding", ["raw", "png"])
@@ -139,9 +140,7 @@ def test_what_was_put_comes_back_after_reopening(folder, encoding):
             np.testing.assert_array_equal(found[2], image(0))
             np.testing.assert_array_equal(found[3], image(54))
             assert not found[2].flags.writeable or encoding == "png"
-        assert store.contains(key(7).digest())
-        assert not store.contains(bytes(16))
-        assert store.record(key(7).digest()).key == key(7)
+        assert store.get(bytes(16)) is None
         assert sorted(store.digests()) == sorted(key(number).digest() for number in range(55))
 
 
@@ -156,10 +155,9 @@ def test_all_variants_of_a_source_are_listed_by_index_from_every_writer(folder):
     keys = [key(index, source) for source in (b"a" * 16, b"b" * 16) for index in (300, 2, 2**40)]
     first.put_many([(one, image(0)) for one in keys[:4]])
     second.put_many([(one, image(0)) for one in keys[2:]])
-    first.refresh()
-    assert first.of_source(b"a" * 16) == [keys[1], keys[0], keys[2]]
-    assert second.of_source(b"b" * 16) == [keys[4], keys[3], keys[5]]
-    assert first.of_source(b"c" * 16) == []
+    with open_writers(folder) as writers:
+        listed = [link_key(*pair) for pair in distinct_links(writers)]
+    assert listed == [keys[1], keys[0], keys[2], keys[4], keys[3], keys[5]]
     first.close()
     second.close()
 
@@ -261,7 +259,8 @@ def test_kill_9_loses_nothing_that_was_stored(folder, rounds):
         for number in committed:
             np.testing.assert_array_equal(store.get(key(number).digest()), image(number, 64))
         # A batch whose commit was done when the kill came, but not yet printed, is there as a whole.
-        stored = {one.index for one in store.of_source(b"s" * 16)}
+        with open_writers(folder) as writers:
+            stored = {link_key(*pair).index for pair in distinct_links(writers)}
         assert committed <= stored
         assert len(stored - committed) % 20 == 0
         assert store.damaged == 0
@@ -327,7 +326,7 @@ def test_a_flipped_byte_makes_a_variant_absent_and_putting_it_again_heals_it(fol
         assert store.get(key(7).digest()) is None
         assert store.damaged == 1
         assert f"record {key(7).digest().hex()} fails its checksum; treated as absent" in caplog.text
-        assert all(store.contains(key(number).digest()) for number in range(30) if number != 7)
+        assert all(store.get(key(number).digest()) is not None for number in range(30) if number != 7)
         assert store.put_many(items([6, 7, 8])) == 1
         np.testing.assert_array_equal(store.get(key(7).digest()), image(7))
         assert len(store) == 30
@@ -485,7 +484,7 @@ with tempfile.TemporaryDirectory() as first:  # lmdb imports a part of itself at
 if os.getuid() == 0:  # root may write anything; afterwards the packages may be out of reach
     os.setgroups([]), os.setgid(65534), os.setuid(65534)
 with VariantStore(Path(sys.argv[1]), readonly=True) as store:
-    print(len(store), all(store.contains(digest) for digest in list(store.digests())), store.damaged)
+    print(len(store), all(store.get(digest) is not None for digest in list(store.digests())), store.damaged)
 try:
     VariantStore(Path(sys.argv[1]))
 except StoreError as error:
@@ -522,16 +521,16 @@ def test_a_store_that_may_not_be_written_is_read(with_lock_file):
 def test_a_record_is_verified_at_its_first_read_by_a_process_and_by_verify_always(folder):
     with VariantStore(folder) as store:
         store.put_many(items(range(10)))
-        assert store.contains(key(3).digest())
+        assert store.get(key(3).digest()) is not None
         data = folder / "writers" / store.writer / "data.mdb"
         for number in (3, 4):
             pixels = image(number).tobytes()
             overwrite(data, find(data, pixels) + 100, bytes([pixels[100] ^ 1]))
-        assert store.contains(key(3).digest())  # read before: the price of reads at the speed of LMDB
-        assert not store.contains(key(4).digest())
+        assert store.get(key(3).digest()) is not None  # read before: the price of reads at the speed of LMDB
+        assert store.get(key(4).digest()) is None
         assert store.damaged == 1
     with VariantStore(folder, readonly=True) as store:
-        assert not store.contains(key(3).digest())
+        assert store.get(key(3).digest()) is None
 
 
 def test_the_table_of_verified_records_forgets_but_never_confuses():
@@ -553,7 +552,9 @@ def test_the_table_of_verified_records_forgets_but_never_confuses():
 
 def test_the_manifest_names_format_version_and_generators(folder):
     with VariantStore(folder) as store:
-        store.describe_generator(GENERATOR, name="stable_unclip", model="builtin:digits-unclip", licence="Apache-2.0")
+        store.describe_generator(
+            GENERATOR, StoredGenerator(name="stable_unclip", model="builtin:digits-unclip", licence="Apache-2.0")
+        )
         store.put_many([*items([0]), (key(0, fingerprint=OTHER), image(0))])
     manifest = json.loads((folder / "store.json").read_text())
     assert manifest["format"] == "genssl-variants/1"
@@ -571,7 +572,7 @@ def test_the_manifest_names_format_version_and_generators(folder):
 
 def test_a_pinned_store_refuses_another_generator_naming_both(folder):
     with VariantStore(folder, fingerprint=GENERATOR, pin=True) as store:
-        store.describe_generator(GENERATOR, name="stable_unclip", model="a/model")
+        store.describe_generator(GENERATOR, StoredGenerator(name="stable_unclip", model="a/model"))
         store.put_many(items([0]))
         with pytest.raises(StoreError, match="pinned"):
             store.put_many([(key(0, fingerprint=OTHER), image(0))])
@@ -622,7 +623,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(folder):
 
 
 def test_reading_makes_no_store(folder):
-    with pytest.raises(StoreError, match="is no variant store"):
+    with pytest.raises(StoreError, match="is not a variant store"):
         VariantStore(folder, readonly=True)
     assert not folder.exists()
 
@@ -638,7 +639,7 @@ def test_unknown_keys_of_the_manifest_are_kept(folder):
     manifest = json.loads((folder / "store.json").read_text())
     (folder / "store.json").write_text(json.dumps({**manifest, "dataset": "digits"}))
     with VariantStore(folder) as store:
-        store.describe_generator(GENERATOR, name="x")
+        store.describe_generator(GENERATOR, StoredGenerator(name="x"))
     assert json.loads((folder / "store.json").read_text())["dataset"] == "digits"
 
 

@@ -1,8 +1,8 @@
-"""Finds the sources of a store's variants in a data set: which image, where it lies, and what its label is."""
+"""Finds images of data sets by their names: which image it is, where it lies, and what its label is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,21 +15,13 @@ READ_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What a data set knows of a source. Of equal images it is the first.
+    """What a data set knows of a source. Of equal images it is the first."""
 
-    Attributes:
-        dataset: registry name of the data set.
-        split: "train" or "test".
-        row: number of the image in the split.
-        path: of the file, below the data set's root; None if the images are no files.
-        label, label_name: number and name of the class; None if the image has none.
-    """
-
-    dataset: str
-    split: Split
-    row: int
-    path: str | None
-    label: int | None
+    dataset: str  # registry name of the data set
+    split: Split  # "train" or "test"
+    row: int  # number of the image in the split
+    path: str | None  # of the file, below the data set's root; None if the images are no files
+    label: int | None  # label and label_name: number and name of the class; None if the image has none
     label_name: str | None
 
 
@@ -38,10 +30,7 @@ class Sources:
 
     Args:
         splits: "train" or "test", and what loads that split; in the order in which they are looked through, and loaded
-            only if what came before lacks a source.
-
-    Attributes:
-        problems: why splits could not be loaded.
+            only if what came before lacks a source. `problems` has why some could not be loaded.
     """
 
     def __init__(self, splits: Sequence[tuple[Split, Callable[[], ImageDataset]]]) -> None:
@@ -59,7 +48,12 @@ class Sources:
             try:
                 dataset = load()
                 self._loaded.append((split, dataset))
-                self._read(dataset, missing)
+                for row, source_id in read_source_ids(dataset, range(len(dataset))):
+                    if source_id in missing:
+                        missing.remove(source_id)
+                        self._found[source_id] = (len(self._loaded) - 1, row)
+                        if not missing:
+                            break
             except UserError as error:  # many have the train split alone; what is not found is counted
                 self.problems.append(str(error))
         return len(missing)
@@ -81,13 +75,10 @@ class Sources:
             names[label] if names is not None and label >= 0 else None,
         )
 
-    def _read(self, dataset: ImageDataset, missing: set[bytes]) -> None:
-        with ThreadPoolExecutor(READING_THREADS, thread_name_prefix="genssl-reader") as threads:
-            for start in range(0, len(dataset), READ_AT_ONCE):
-                if not missing:
-                    return
-                rows = range(start, min(start + READ_AT_ONCE, len(dataset)))
-                for row, source_id in zip(rows, threads.map(dataset.source_id, rows), strict=True):
-                    if source_id in missing:
-                        missing.remove(source_id)
-                        self._found[source_id] = (len(self._loaded) - 1, row)
+
+def read_source_ids(dataset: ImageDataset, rows: range) -> Iterator[tuple[int, bytes]]:
+    """Yields rows and the names of their images; several files are read at once."""
+    with ThreadPoolExecutor(READING_THREADS, thread_name_prefix="genssl-reader") as threads:
+        for start in range(0, len(rows), READ_AT_ONCE):
+            part = rows[start : start + READ_AT_ONCE]
+            yield from zip(part, threads.map(dataset.source_id, part), strict=True)
