@@ -28,19 +28,14 @@ from genssl.generators.open import open_generator
 from genssl.registry import GENERATORS
 from genssl.server.admission import Admission
 from genssl.server.auth import TokenInterceptor, Tokens
-from genssl.server.batching.batcher import Batcher
-from genssl.server.batching.embedder import Embedder
-from genssl.server.batching.jobs import BatchReport
-from genssl.server.cache import WriteThrough
-from genssl.server.certificates import ServerCertificate
+from genssl.server.cache import MemoryCache, WriteThrough
+from genssl.server.certificates import Refreshable, ServerCertificate, keep_rereading
 from genssl.server.guard import GuardInterceptor
 from genssl.server.hosted import Hosted
-from genssl.server.memory import MemoryCache
 from genssl.server.metrics import MetricsServer
-from genssl.server.reread import Refreshable, keep_rereading
 from genssl.server.service import GenerationService
-from genssl.server.statistics import GeneratorCounters, Statistics
-from genssl.server.transport.dropping import remember_starters
+from genssl.server.statistics import Statistics
+from genssl.server.transport.release import remember_starters
 from genssl.server.transport.transfer import TransferInterceptor
 from genssl.variants.engine import VariantEngine
 from genssl.variants.store.manifest import read_manifest
@@ -71,9 +66,8 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
         # Imports hold the interpreter's lock for seconds; done later, they would leave health checks unanswered.
         GENERATORS.get(config.name)
     admission = Admission(file.limits)
-    statistics = Statistics(
-        str(device), queued_bytes=lambda: admission.num_bytes, queued_of=lambda client: service.queued[client]
-    )
+    buckets = file.buckets[-1:] if file.batching == "deterministic" else file.buckets
+    statistics = Statistics(str(device), buckets, queued_bytes=lambda: admission.num_bytes)
     guard = GuardInterceptor(statistics)
     interceptors: list[grpc.aio.ServerInterceptor] = [TransferInterceptor(file.limits, admission, statistics), guard]
     remember_starters(asyncio.get_running_loop())
@@ -85,7 +79,7 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
     credentials = None
     if file.tls is not None:
         certificate = ServerCertificate(file.tls)
-        statistics.certificate_expires = lambda: certificate.expires
+        statistics.watch_certificate(lambda: certificate.expires)
         credentials = certificate.credentials()
         reread.append(certificate)
     service = GenerationService(file, str(device), threads, admission, statistics)
@@ -103,14 +97,14 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
         if file.metrics is not None:
-            metrics = MetricsServer(file.metrics, statistics)
+            metrics = MetricsServer(file.metrics, statistics.registry)
             stack.callback(metrics.close)
             log.info("metrics at http://%s/metrics", metrics.address)
         store = None
         if file.store is not None:
-            store = WriteThrough(VariantStore(file.store.path, max_bytes=file.store.max_bytes))
+            kept = store = WriteThrough(VariantStore(file.store.path, max_bytes=file.store.max_bytes))
             stack.push_async_callback(store.close)
-            statistics.store_state = lambda kept=store: kept.state
+            statistics.watch_store(lambda: kept.state)
             reread.append(store)
         device_thread = ThreadPoolExecutor(1, thread_name_prefix="genssl-device")
         stack.callback(device_thread.shutdown, wait=False, cancel_futures=True)
@@ -235,25 +229,19 @@ class _Loader:
         loop, name = asyncio.get_running_loop(), generator_id(config)
         generator = await loop.run_in_executor(self._device_thread, open_generator, config, self._device, self._known())
         engine = VariantEngine(generator, self._file.buckets, deterministic=self._file.batching == "deterministic")
-        batcher = Batcher(
+        hosted = Hosted(
+            name,
             engine,
             self._device_thread,
-            ageing_seconds=self._file.ageing_seconds,
-            on_made=lambda row, image: hosted.keep(row, image),
-            on_batch=lambda report: _count_batch(counters, report),
-            on_drop=lambda count, reason: _count_dropped(counters, count),
-        )
-        counters = self._statistics.register(
-            name,
-            buckets=engine.buckets,
-            queued=batcher.queued_by_priority,
-            running=lambda: batcher.running,
-            largest_bucket=lambda: batcher.largest_bucket,
-            redrawn=lambda: engine.redrawn,
+            memory=self._memory,
+            store=self._store,
+            counters=self._statistics.register(name),
+            file=self._file,
+            codec=self._service.codec,
         )
         try:
             for bucket, seconds in await loop.run_in_executor(self._device_thread, warm_up, engine):
-                batcher.cost.observe(engine.complete({}).batch_key, bucket, seconds)
+                hosted.batcher.cost.observe(engine.complete({}).batch_key, bucket, seconds)
         except torch.OutOfMemoryError:
             raise GeneratorError(
                 f"generator {name}: a batch of {engine.buckets[-1]} does not fit into the memory of "
@@ -261,38 +249,11 @@ class _Loader:
             ) from None
         spec = generator.spec
         if self._store is not None:
-            await self._store.describe(
-                spec.fingerprint, name=spec.name, model=spec.model, licence=spec.licence, tflops=spec.tflops
-            )
+            await self._store.describe(spec)
         log.info(
             "loaded %s (%s), fingerprint %s, %d px", name, spec.model, spec.fingerprint.hex()[:12], spec.image_size
         )
-        hosted = Hosted(
-            name,
-            engine,
-            batcher=batcher,
-            embedder=Embedder(
-                engine,
-                self._device_thread,
-                self._file.embedding_cache,
-                counters.embedded,
-                ageing_seconds=self._file.ageing_seconds,
-            ),
-            memory=self._memory,
-            store=self._store,
-            counters=counters,
-            file=self._file,
-            codec=self._service.codec,
-        )
         return hosted
-
-
-def _count_batch(counters: GeneratorCounters, report: BatchReport) -> None:
-    counters.batch_computed(bucket=report.bucket, rows=report.rows, seconds=report.seconds, waits=report.queue_waits)
-
-
-def _count_dropped(counters: GeneratorCounters, count: int) -> None:
-    counters.dropped += count
 
 
 def warm_up(engine: VariantEngine) -> list[tuple[int, float]]:

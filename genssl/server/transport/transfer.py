@@ -15,8 +15,8 @@ from genssl.server.admission import Admission
 from genssl.server.auth import current_token, holder_of
 from genssl.server.guard import refuse
 from genssl.server.statistics import Reason, Statistics
-from genssl.server.transport.dropping import drop_after, drop_timer
 from genssl.server.transport.reception import Reception
+from genssl.server.transport.release import drop_after, drop_timer
 from genssl.wire.channel import SERVICE
 
 LARGE = f"/{SERVICE}/GenerateVariants"  # the one method whose messages carry images
@@ -28,11 +28,6 @@ class TransferInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Asks for each message itself, where gRPC would take it in before anyone is asked.
 
     Must be the first of a server's interceptors: what the others refuse is then refused before its message comes in.
-
-    Args:
-        limits: of the server file.
-        admission: counts the messages that are on their way in.
-        statistics: where refusals are counted.
     """
 
     def __init__(self, limits: LimitsConfig, admission: Admission, statistics: Statistics) -> None:
@@ -119,7 +114,7 @@ class _Receiver:
             # Never cancelled: gRPC would not free a message that comes in for a reader who is gone.
             reading = asyncio.ensure_future(context.read())
             reading.add_done_callback(lambda task: task.cancelled() or task.exception())
-            place.keep_until(reading)  # what has come in is held until then, though its call be refused before
+            place.reading = reading  # what has come in is held until then, though its call be refused before
             await asyncio.wait([reading], timeout=min(QUICK_SECONDS, self._seconds))
             if not reading.done():
                 kept = place.keep_for_long()
