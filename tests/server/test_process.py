@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-from genssl.server.socket_folder import SocketFolder
 
 from genssl.config.server import ServerFile
 from genssl.errors import ServerUnavailableError, UserError
 from genssl.generators.configs import StableUnCLIPConfig
-from genssl.server.process import EmbeddedServer
+from genssl.server import process
+from genssl.server.process import MARKER, SOCKET, EmbeddedServer, SocketFolder
 
 FILE = ServerFile(
     threads=1, buckets=[1], generators=[StableUnCLIPConfig(model="builtin:digits-unclip", num_inference_steps=1)]
@@ -128,7 +128,7 @@ def test_a_log_that_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_pat
     assert set(Path(tempfile.gettempdir()).glob("genssl-*")) <= before
 
 
-# The folder of the socket ----------------------------------------------------------------------------------------------
+# The folder of the socket
 
 
 @pytest.fixture
