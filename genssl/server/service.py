@@ -34,11 +34,7 @@ log = logging.getLogger(__name__)
 
 CODEC_THREADS = 2
 BATCHING = {"dynamic": pb.BATCHING_DYNAMIC, "deterministic": pb.BATCHING_DETERMINISTIC}
-ORIGINS: dict[int, Origin] = {
-    pb.ORIGIN_GENERATED: "generated",
-    pb.ORIGIN_STORE: "store",
-    pb.ORIGIN_MEMORY: "memory",
-}
+ORIGINS: dict[int, Origin] = {pb.ORIGIN_GENERATED: "generated", pb.ORIGIN_STORE: "store", pb.ORIGIN_MEMORY: "memory"}
 # What a client that is refused waits before the cost of its generator has been measured, in seconds.
 FIRST_RETRY, LEAST_RETRY = 0.5, 0.05
 
@@ -180,9 +176,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             variants=variants,
             missing_digests=plan.missing,
             timings=pb.Timings(
-                queue_seconds=queue_seconds,
-                generate_seconds=plan.device_seconds,
-                encode_seconds=ended - encoding,
+                queue_seconds=queue_seconds, generate_seconds=plan.device_seconds, encode_seconds=ended - encoding
             ),
         )
 
@@ -232,12 +226,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             raise invalid(str(error)) from None
 
     def _admit(
-        self,
-        request: pb.GenerateVariantsRequest,
-        hosted: Hosted,
-        plan: RequestPlan,
-        holder: str,
-        token: Token | None,
+        self, request: pb.GenerateVariantsRequest, hosted: Hosted, plan: RequestPlan, holder: str, token: Token | None
     ) -> Claim:
         """Refuses what would take more than there is room for; returns what the request holds from now on."""
         count = len(plan.answers)
