@@ -7,13 +7,12 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 from genssl.config.address import LONGEST_SOCKET
 from genssl.config.server import ServerFile
@@ -30,11 +29,8 @@ LOG_LINES = 20  # of a message: the log of a run that never began goes with its 
 class EmbeddedServer:
     """Starts `genssl serve-generator` on a private Unix socket, and ends it on every way out of the `with` block.
 
-    If this process is killed, the server notices its standard input closing and ends by itself.
-
-    Args:
-        file: what to serve; its address is replaced.
-        log_path: gets the server's output; None: a file that goes with the server.
+    If this process is killed, the server notices its standard input closing and ends by itself. The address of `file`
+    is replaced; `log_path` gets the server's output (None: a file that goes with the server).
 
     Raises:
         UserError: if there is no folder for its socket.
@@ -80,9 +76,7 @@ class EmbeddedServer:
     def __enter__(self) -> EmbeddedServer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
@@ -158,16 +152,13 @@ class SocketFolder:
         for place in _places():
             if len(os.fsencode(place / (PREFIX + RANDOM) / SOCKET)) > LONGEST_SOCKET:
                 continue
-            try:
+            with contextlib.suppress(OSError):
                 self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
-            except OSError:
-                continue
-            try:
-                self.descriptor = self._lock()
-            except OSError:
-                shutil.rmtree(self.path, ignore_errors=True)
-                continue
-            return
+                try:
+                    self.descriptor = self._lock()
+                    return
+                except OSError:
+                    shutil.rmtree(self.path, ignore_errors=True)
         room = LONGEST_SOCKET - len(f"/{PREFIX}{RANDOM}/{SOCKET}")
         raise UserError(
             f"TMPDIR: the embedded server needs a folder for its socket that can be written and whose path has at most "
@@ -202,8 +193,10 @@ def _places() -> list[Path]:
 
 def _remove_leftovers(place: Path) -> None:
     """Removes the folders whose process has ended: they are this user's, have our lock, and nobody holds it."""
-    for folder in _own_folders(place):
+    for folder in place.glob(PREFIX + "*"):
         try:
+            if folder.lstat().st_uid != os.geteuid() or not stat.S_ISDIR(folder.lstat().st_mode):
+                continue
             descriptor = os.open(folder / MARKER, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             continue
@@ -214,17 +207,3 @@ def _remove_leftovers(place: Path) -> None:
             continue  # its run lives
         finally:
             os.close(descriptor)
-
-
-def _own_folders(place: Path) -> Iterator[Path]:
-    try:
-        with os.scandir(place) as entries:
-            for entry in entries:
-                if (
-                    entry.name.startswith(PREFIX)
-                    and entry.is_dir(follow_symlinks=False)
-                    and entry.stat(follow_symlinks=False).st_uid == os.geteuid()
-                ):
-                    yield Path(entry.path)
-    except OSError:
-        return

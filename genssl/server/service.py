@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
 
 import grpc
 
@@ -42,19 +41,13 @@ FIRST_RETRY, LEAST_RETRY = 0.5, 0.05
 class GenerationService(pb_grpc.GenerationServiceServicer):
     """Answers for the generators in `hosted`, which is empty until all of them are loaded.
 
-    Args:
-        file: has the limits, which are checked before anything is decoded.
-        device_name: for GetServerInfo.
-        threads: torch threads on CPU, 0 elsewhere.
-        admission: counts what is under way.
-        statistics: counts what happens here.
+    The limits of the server file are checked before anything is decoded. `threads` are torch's on CPU, 0 elsewhere.
     """
 
     def __init__(
         self, file: ServerFile, device_name: str, threads: int, admission: Admission, statistics: Statistics
     ) -> None:
         self.hosted: dict[str, Hosted] = {}
-        self.state: Literal["loading", "serving", "draining"] = "loading"
         self._codec_threads = ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="genssl-codec")
         self.codec = CodecPool(
             self._codec_threads,
@@ -188,9 +181,9 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
 
     def _find_generator(self, request: pb.GenerateVariantsRequest) -> Hosted:
         """Returns the generator that a request is for, or refuses."""
-        if self.state != "serving":
+        if self._statistics.state != "serving":
             # A client that was here before a restart asks again; NOT_FOUND would end its run.
-            raise RefusedError(grpc.StatusCode.UNAVAILABLE, "not_ready", f"the server is {self.state}", 0.5)
+            raise RefusedError(grpc.StatusCode.UNAVAILABLE, "not_ready", f"the server is {self._statistics.state}", 0.5)
         hosted = self.hosted.get(request.generator_id)
         if hosted is None:
             raise RefusedError(

@@ -184,7 +184,7 @@ async def serving(settings: str = "") -> AsyncIterator[Serving]:
         file=file,
         codec=service.codec,
     )
-    service.hosted, service.state = {"painter": hosted}, "serving"
+    service.hosted, statistics.state = {"painter": hosted}, "serving"
     largest = file.limits.max_variants_per_request
     guards = [TokenInterceptor(Tokens(file.tokens, largest), statistics)] if file.tokens else []
     server = grpc.aio.server(interceptors=guards)
