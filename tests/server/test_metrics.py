@@ -15,7 +15,7 @@ from functools import partial
 import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from wired import wired
+from server_without_generator import server_without_generator
 
 from genssl import __version__
 from genssl.config.server import MetricsConfig
@@ -31,7 +31,7 @@ from genssl.variants.store.store import VariantStore
 
 @pytest.fixture(scope="module")
 def server():
-    with wired() as running:
+    with server_without_generator() as running:
         yield running
 
 

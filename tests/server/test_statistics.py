@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from painted import Clock
+from painter_server import Clock
 
 from genssl import __version__
 from genssl.generation.v1 import generation_pb2 as pb

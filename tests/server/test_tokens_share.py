@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from painted import Serving, serving
+from painter_server import Serving, serving
 
 from genssl.generation.v1 import generation_pb2 as pb
 

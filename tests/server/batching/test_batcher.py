@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from painted import BAD_SEED, Clock, Painter, hold_device, settle
+from painter_server import BAD_SEED, Clock, Painter, hold_device, settle
 
 from genssl.data.base import UInt8Array
 from genssl.errors import GeneratorError, RequestRefusedError

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 import torch
-from painted import SOURCE, Serving, serving
+from painter_server import SOURCE, Serving, serving
 
 from genssl.errors import suggest
 from genssl.generation.v1 import generation_pb2 as pb

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from painted import hold_device
+from painter_server import hold_device
 
 from genssl.errors import GeneratorError
 from genssl.generators.base import GeneratorSpec

@@ -128,7 +128,7 @@ async def main(settings: dict[str, Any]) -> None:
     await server.stop(0)
 
 
-class Wired:
+class RunningServer:
     """The server's process, its addresses, and its log, which is complete once it has been stopped."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -144,7 +144,7 @@ class Wired:
 
 
 @contextmanager
-def wired(environment: dict[str, str] | None = None, **settings: Any) -> Iterator[Wired]:
+def server_without_generator(environment: dict[str, str] | None = None, **settings: Any) -> Iterator[RunningServer]:
     """Starts the server; it stops when its standard input closes."""
     process = subprocess.Popen(
         [sys.executable, __file__, json.dumps(settings)],
@@ -155,7 +155,7 @@ def wired(environment: dict[str, str] | None = None, **settings: Any) -> Iterato
         env={**os.environ, **(environment or {})},
     )
     try:
-        server = Wired(process)
+        server = RunningServer(process)
         assert server.address, process.communicate()[1]
         yield server
         server.stop()
