@@ -38,20 +38,16 @@ class Load:
     """What the server is put under.
 
     Attributes:
-        clients: connections of their own.
-        rows: variants a request.
-        in_flight: requests that each client keeps under way (closed loop).
-        rate: variants a second in all, sent at fixed times whatever the server does (open loop); None: closed loop.
-        seconds: of server time, over all rounds.
-        rounds: turns that server and in-process generation take.
+        rate: variants a second in all, sent at fixed times whatever the server does (open loop); None: closed
+            loop.
     """
 
-    clients: int = 1
-    rows: int = 64
-    in_flight: int = 2
+    clients: int = 1  # connections of their own
+    rows: int = 64  # variants a request
+    in_flight: int = 2  # requests that each client keeps under way (closed loop)
     rate: float | None = None
-    seconds: float = 10.0
-    rounds: int = 5
+    seconds: float = 10.0  # of server time, over all rounds
+    rounds: int = 5  # turns that server and in-process generation take
 
 
 @dataclass

@@ -17,32 +17,20 @@ FullReason = Literal["queue_full", "client_queue_full"]
 
 @dataclass(frozen=True)
 class Claim:
-    """What a request holds from admission until its answer was sent or dropped.
+    """What a request holds from admission until its answer was sent or dropped."""
 
-    Attributes:
-        holder: whose limits it counts towards: the token's name, or, on a server without tokens, the client's.
-        variants: how many it wants.
-        num_bytes: of the request, of its decoded images, and of the answer it will get.
-    """
-
-    holder: str
-    variants: int
-    num_bytes: int
+    holder: str  # whose limits it counts towards: the token's name, or, on a server without tokens, the client's
+    variants: int  # how many it wants
+    num_bytes: int  # of the request, of its decoded images, and of the answer it will get
 
 
 @dataclass(frozen=True)
 class Full:
-    """Why a claim cannot be admitted now.
+    """Why a claim cannot be admitted now."""
 
-    Attributes:
-        reason: of `Statistics`: "queue_full" or "client_queue_full".
-        message: for the client's user.
-        excess: how many variants must be done before it could be.
-    """
-
-    reason: FullReason
-    message: str
-    excess: int
+    reason: FullReason  # of `Statistics`: "queue_full" or "client_queue_full"
+    message: str  # for the client's user
+    excess: int  # how many variants must be done before it could be
 
 
 class Admission:

@@ -43,21 +43,13 @@ KEPT_SETTINGS = 64  # parameter mappings whose digests are remembered; a run use
 
 @dataclass(frozen=True, eq=False)
 class RequestedVariant:
-    """A specification that makes sense: the variant's name, and what its row will be made of.
+    """A specification that makes sense: the variant's name, and what its row will be made of."""
 
-    Attributes:
-        source: position in the request's sources.
-        name: 16 bytes, see `Row.name`.
-        seed: of the noise.
-        settings: of this variant.
-        key: None if the client chose the seed.
-    """
-
-    source: int
-    name: bytes
-    seed: int
-    settings: Settings
-    key: VariantKey | None
+    source: int  # position in the request's sources
+    name: bytes  # 16 bytes, see `Row.name`
+    seed: int  # of the noise
+    settings: Settings  # of this variant
+    key: VariantKey | None  # None if the client chose the seed
 
 
 @dataclass(eq=False)
@@ -65,18 +57,14 @@ class RequestPlan:
     """What one request asks for, and what has become of it so far.
 
     Attributes:
-        sources: of the request.
         answers: one a specification, in order; None where the variant is still to be made.
-        left: the variants without an answer, by position.
-        missing: digests of sources that must be sent with their data.
-        device_seconds: this request's share of the device's time.
     """
 
-    sources: Sequence[pb.SourceImage]
+    sources: Sequence[pb.SourceImage]  # of the request
     answers: list[ReadyVariant | Failure | None]
-    left: dict[int, RequestedVariant]
-    missing: list[bytes] = field(default_factory=list)
-    device_seconds: float = 0.0
+    left: dict[int, RequestedVariant]  # the variants without an answer, by position
+    missing: list[bytes] = field(default_factory=list)  # digests of sources that must be sent with their data
+    device_seconds: float = 0.0  # this request's share of the device's time
 
     def answer(self, position: int, answer: ReadyVariant | Failure) -> None:
         """Enters what became of a variant."""

@@ -26,18 +26,14 @@ class Refusal:
     """A refusal as the client reads it.
 
     Attributes:
-        code: the gRPC status.
-        reason: in capitals, such as "QUEUE_FULL"; empty if the refusal is not genssl's own.
-        message: for people.
         retry_after: seconds after which the same request may succeed; None if the server does not say.
-        metadata: further facts by name.
     """
 
-    code: grpc.StatusCode
-    reason: str
-    message: str
+    code: grpc.StatusCode  # the gRPC status
+    reason: str  # in capitals, such as "QUEUE_FULL"; empty if the refusal is not genssl's own
+    message: str  # for people
     retry_after: float | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)  # further facts by name
 
 
 def read_refusal(error: grpc.RpcError) -> Refusal:

@@ -32,14 +32,12 @@ class Caller:
     """Who makes a call, and until when.
 
     Attributes:
-        submitter: whose turns the call's rows and sources take.
         deadline: instant of the event loop's clock at which unfinished rows are given up; None: never.
-        spent: how many rows of the call were made, or were on the device when the call gave them up.
     """
 
-    submitter: Submitter = ANYBODY
+    submitter: Submitter = ANYBODY  # whose turns the call's rows and sources take
     deadline: float | None = None
-    spent: int = 0
+    spent: int = 0  # how many rows of the call were made, or were on the device when the call gave them up
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +45,14 @@ class MadeImage:
     """A variant uint8 [3, h, w].
 
     Attributes:
-        image: the pixels, read-only; all who asked for the row share them, and nothing else of the batch is held.
-        seconds: its share of the batch's device seconds; 0 if it was shared.
-        shared: whether it was computed for another submitter, who had asked first.
-        queue_seconds: from its submission to the start of its batch.
+        image: the pixels, read-only; all who asked for the row share them, and nothing else of the batch is
+            held.
     """
 
     image: UInt8Array
-    seconds: float
-    shared: bool = False
-    queue_seconds: float = 0.0
+    seconds: float  # its share of the batch's device seconds; 0 if it was shared
+    shared: bool = False  # whether it was computed for another submitter, who had asked first
+    queue_seconds: float = 0.0  # from its submission to the start of its batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +60,15 @@ class BatchReport:
     """What became of a batch.
 
     Attributes:
-        bucket: its size with padding.
-        rows: how many rows it answered; none if it is tried again in smaller batches, or if nobody wanted it any more.
-        seconds: on the device.
-        queue_waits: of the rows answered, seconds from their submission to the start of their (first) batch.
-        failed: whether the generator raised.
+        rows: how many rows it answered; none if it is tried again in smaller batches, or if nobody wanted it
+            any more.
     """
 
-    bucket: int
+    bucket: int  # its size with padding
     rows: int
-    seconds: float
-    queue_waits: list[float]
-    failed: bool
+    seconds: float  # on the device
+    queue_waits: list[float]  # of the rows answered, seconds from their submission to the start of their (first) batch
+    failed: bool  # whether the generator raised
 
 
 class BatchListener:
@@ -109,16 +102,11 @@ class Job(Waiting):
 
     However many join and leave, either takes a time that does not depend on the others: who has left stays in the queue
     until its turn comes, or until most of them have.
-
-    Attributes:
-        row: what to make.
-        waiters: how many places in the results of tickets wait for it.
-        begun: when it first came to the device; 0 before.
     """
 
-    row: Row
-    waiters: int = 0
-    begun: float = 0.0
+    row: Row  # what to make
+    waiters: int = 0  # how many places in the results of tickets wait for it
+    begun: float = 0.0  # when it first came to the device; 0 before
     _joined: int = 0
     # By class and then by arrival, a heap: priority, number, ticket, and the place in its results.
     _queue: list[tuple[Priority, int, Ticket, int]] = field(default_factory=list)
@@ -168,18 +156,12 @@ class Job(Waiting):
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Jobs with equal batch keys, which share one call of the generator.
-
-    Attributes:
-        bucket: the size that the batch is padded to; it may shrink while it runs.
-        retried: whether it is a part of a batch that failed.
-        started: instant at which it came to the device.
-    """
+    """Jobs with equal batch keys, which share one call of the generator."""
 
     jobs: list[Job]
-    bucket: int
-    retried: bool = False
-    started: float = 0.0
+    bucket: int  # the size that the batch is padded to; it may shrink while it runs
+    retried: bool = False  # whether it is a part of a batch that failed
+    started: float = 0.0  # instant at which it came to the device
     lost: set[int] = field(default_factory=set)  # places that the generator was told to leave: anything may be there
     _size: int = 0  # what it has shrunk to
 

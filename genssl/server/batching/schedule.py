@@ -47,19 +47,12 @@ class Submitter:
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """A row in the schedule.
+    """A row in the schedule."""
 
-    Attributes:
-        key: rows with equal keys can share a batch.
-        submitter: whose turn it takes, and the class asked for.
-        lane: the class it waits in, which ageing lowers; None while it is not in a schedule.
-        since: when it came into that class, in seconds.
-    """
-
-    key: BatchKey
-    submitter: Submitter
-    lane: Priority | None = None
-    since: float = 0.0
+    key: BatchKey  # rows with equal keys can share a batch
+    submitter: Submitter  # whose turn it takes, and the class asked for
+    lane: Priority | None = None  # the class it waits in, which ageing lowers; None while it is not in a schedule
+    since: float = 0.0  # when it came into that class, in seconds
 
 
 Job = TypeVar("Job", bound=Waiting)
