@@ -141,6 +141,7 @@ class Serving:
 
     painter: Painter
     service: GenerationService
+    statistics: Statistics
     hosted: Hosted
     stub: Any
 
@@ -193,7 +194,7 @@ async def serving(settings: str = "") -> AsyncIterator[Serving]:
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Serving(painter, service, hosted, pb_grpc.GenerationServiceStub(channel))
+            yield Serving(painter, service, statistics, hosted, pb_grpc.GenerationServiceStub(channel))
     finally:
         painter.gate.set()
         await service.close()
