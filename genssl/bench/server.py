@@ -20,7 +20,7 @@ import torch
 from genssl.base.devices import pick_device
 from genssl.client.aio import AsyncVariantClient
 from genssl.client.channel import ClientTLS
-from genssl.data.base import StoredImage, raw_image
+from genssl.data.base import raw_image
 from genssl.errors import UserError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generators.parameters import Parameters
@@ -38,20 +38,16 @@ class Load:
     """What the server is put under.
 
     Attributes:
-        clients: connections of their own.
-        rows: variants a request.
-        in_flight: requests that each client keeps under way (closed loop).
-        rate: variants a second in all, sent at fixed times whatever the server does (open loop); None: closed loop.
-        seconds: of server time, over all rounds.
-        rounds: turns that server and in-process generation take.
+        rate: variants a second in all, sent at fixed times whatever the server does (open loop); None: closed
+            loop.
     """
 
-    clients: int = 1
-    rows: int = 64
-    in_flight: int = 2
+    clients: int = 1  # connections of their own
+    rows: int = 64  # variants a request
+    in_flight: int = 2  # requests that each client keeps under way (closed loop)
     rate: float | None = None
-    seconds: float = 10.0
-    rounds: int = 5
+    seconds: float = 10.0  # of server time, over all rounds
+    rounds: int = 5  # turns that server and in-process generation take
 
 
 @dataclass
@@ -68,41 +64,26 @@ class Round:
         return self.variants / self.seconds if self.seconds else 0.0
 
 
-class Bench:
-    """A run of the benchmark against one server.
-
-    Args:
-        clients: connected.
-        info: the generator to ask for.
-        load: what to put it under.
-    """
+class ServerBench:
+    """Asks one server, through connected clients, for variants of a generator that nobody has asked for yet."""
 
     def __init__(self, clients: Sequence[AsyncVariantClient], info: pb.GeneratorInfo, load: Load) -> None:
         self._clients, self._info, self._load = clients, info, load
-        images = np.random.default_rng(0).integers(
-            0, 256, (SOURCES, 3, info.image_size, info.image_size), dtype=np.uint8
-        )
+        shape = (SOURCES, 3, info.image_size, info.image_size)
+        images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         self._sources = [raw_image(image) for image in images]
-        self._ids = [source.source_id for source in self._sources]
         self._next = secrets.randbits(62)
         self.refusals = 0
 
-    def _requests(self) -> list[VariantRequest]:
-        """Returns the next variants that nobody has asked for yet."""
-        first = self._next
-        self._next += self._load.rows
-        return [
-            VariantRequest(row=number % SOURCES, source_id=self._ids[number % SOURCES], index=number)
-            for number in range(first, self._next)
-        ]
-
-    def _source(self, row: int) -> StoredImage:
-        return self._sources[row]
-
     async def _ask(self, client: AsyncVariantClient, result: Round, due: float) -> None:
-        answer = await client.generate(self._info, self._requests(), self._source, {})
-        now = time.perf_counter()
-        result.latencies.append(now - due)
+        numbers = range(self._next, self._next + self._load.rows)
+        self._next += self._load.rows
+        requests = [
+            VariantRequest(row=number % SOURCES, source_id=self._sources[number % SOURCES].source_id, index=number)
+            for number in numbers
+        ]
+        answer = await client.generate(self._info, requests, self._sources.__getitem__, {})
+        result.latencies.append(time.perf_counter() - due)
         result.variants += len(answer.images)
         self.refusals += answer.refusals
 
@@ -139,11 +120,7 @@ class Bench:
 
 
 class InProcess:
-    """The server's generator, loaded here.
-
-    Args:
-        info: what the server says of it.
-        server: its batch sizes and threads.
+    """The server's generator, loaded here, at the batch size at which it is fastest.
 
     Raises:
         UserError: if the same generator cannot be loaded here; the message says why.
@@ -155,28 +132,22 @@ class InProcess:
             raise UserError(f"the server computes on {server.device}, which is not here")
         if device.type == "cpu":
             torch.set_num_threads(max(1, server.threads))
-        factory = GENERATORS.get(info.name)
-        config = _config(info)
-        generator = factory(config, device)
+        generator = GENERATORS.get(info.name)(_config(info), device)
         if generator.spec.fingerprint != info.fingerprint:
             raise UserError(f"the {info.name} that {info.model} names here is another than the server's")
-        self._engines = [VariantEngine(generator, [bucket]) for bucket in server.buckets]
+        engines = [VariantEngine(generator, [bucket]) for bucket in server.buckets]
         image = np.random.default_rng(0).integers(0, 256, (3, info.image_size, info.image_size), dtype=np.uint8)
-        (self._embedding,), _ = self._engines[0].embed([generator.preprocess(image)])
+        (self._embedding,), _ = engines[0].embed([generator.preprocess(image)])
         known = generator.spec.defaults  # what varies on the server is in none of the generator's own settings
         self._parameters: Parameters = {
             name: value for name, value in info.default_parameters.items() if name not in known
         }
         self._next = secrets.randbits(62)
-        self._engine = max(self._engines, key=lambda engine: self._run(engine, TRIAL_SECONDS).rate)
-
-    @property
-    def bucket(self) -> int:
-        """The batch size at which it is fastest."""
-        return self._engine.buckets[-1]
+        self._engine = max(engines, key=lambda engine: self._run(engine, TRIAL_SECONDS).rate)
+        self.bucket = self._engine.buckets[-1]
 
     def run(self, seconds: float) -> Round:
-        """Generates for so long at the best batch size."""
+        """Generates for so long."""
         return self._run(self._engine, seconds)
 
     def _run(self, engine: VariantEngine, seconds: float) -> Round:
@@ -202,7 +173,7 @@ def _config(info: pb.GeneratorInfo) -> Any:
     try:
         return model.model_validate(given)
     except ValueError as error:
-        raise UserError(f"the server's settings are no config of {info.name} here: {error}") from None
+        raise UserError(f"the server's settings are not a config of {info.name} here: {error}") from None
 
 
 async def bench(
@@ -214,15 +185,7 @@ async def bench(
     token: str | None = None,
     tls: ClientTLS | None = None,
 ) -> dict[str, Any]:
-    """Runs the benchmark and returns what the JSON file holds.
-
-    Args:
-        target: address of the server.
-        load: what to put it under.
-        generator: its id; None: the only one.
-        in_process: whether to compare with generating here.
-        token, tls: as for AsyncVariantClient.
-    """
+    """Runs the benchmark of a server's generator (None: its only one) and returns what the JSON file holds."""
     clients = [
         AsyncVariantClient(target, client_id=f"bench-{number}", token=token, tls=tls, max_in_flight=MOST_IN_FLIGHT)
         for number in range(load.clients)
@@ -231,9 +194,9 @@ async def bench(
         for client in clients:
             await client.connect()
         info = await clients[0].find_generator(generator)
-        run = Bench(clients, info, load)
+        run = ServerBench(clients, info, load)
         server = clients[0].servers[target]
-        local, why_not = None, ""
+        local, why_not = None, "not asked for"
         if in_process:
             try:
                 local = InProcess(info, server)
@@ -241,59 +204,33 @@ async def bench(
                 why_not = str(error)
         await run.warm()
         before = (await clients[0].statistics())[target]
-        rounds: list[tuple[Round, Round | None]] = []
+        served: list[Round] = []
+        here: list[Round] = []
         for number in range(load.rounds):
             seconds = load.seconds / load.rounds
-            turns: dict[str, Round] = {}
-            order = ["server", "in_process"] if number % 2 == 0 else ["in_process", "server"]
-            for who in order:
-                if who == "server":
-                    served = run.closed(seconds) if load.rate is None else run.open(seconds, load.rate)
-                    turns[who] = await served
+            for turn in ("server", "here") if number % 2 == 0 else ("here", "server"):
+                if turn == "server":
+                    served.append(await (run.closed(seconds) if load.rate is None else run.open(seconds, load.rate)))
                 elif local is not None:
-                    turns[who] = await asyncio.to_thread(local.run, seconds)
-            rounds.append((turns["server"], turns.get("in_process")))
+                    here.append(await asyncio.to_thread(local.run, seconds))
         after = (await clients[0].statistics())[target]
     finally:
         for client in clients:
             await client.close()
-    return _report(target, load, info, server, rounds, _difference(info, before, after), run.refusals, local, why_not)
-
-
-def _difference(
-    info: pb.GeneratorInfo, before: pb.GetStatisticsResponse, after: pb.GetStatisticsResponse
-) -> dict[str, float]:
-    """Returns batches, rows and computed rows of the generator between two readings."""
-
-    def of(reading: pb.GetStatisticsResponse) -> tuple[int, int, int]:
-        (one,) = [counters for counters in reading.generators if counters.generator_id == info.generator_id]
-        return (
-            sum(batch.batches for batch in one.batches),
-            sum(batch.rows for batch in one.batches),
-            sum(batch.batches * batch.bucket for batch in one.batches),
-        )
-
-    batches, rows, computed = (later - earlier for earlier, later in zip(of(before), of(after), strict=True))
     return {
-        "batches": batches,
-        "mean_batch_size": round(rows / max(1, batches), 2),
-        "occupancy": round(rows / max(1, computed), 4),
+        **_load_report(target, load, info, server, served),
+        "refusals": run.refusals,
+        **_batch_report(info, before, after),
+        **_ratio_report(local, why_not, served, here),
     }
 
 
-def _report(
-    target: str,
-    load: Load,
-    info: pb.GeneratorInfo,
-    server: pb.GetServerInfoResponse,
-    rounds: list[tuple[Round, Round | None]],
-    batches: dict[str, float],
-    refusals: int,
-    local: InProcess | None,
-    why_not: str,
+def _load_report(
+    target: str, load: Load, info: pb.GeneratorInfo, server: pb.GetServerInfoResponse, served: Sequence[Round]
 ) -> dict[str, Any]:
-    latencies = sorted(latency for served, _ in rounds for latency in served.latencies)
-    report: dict[str, Any] = {
+    """Returns what was asked of the server, and how fast it answered."""
+    latencies = sorted(latency for turn in served for latency in turn.latencies)
+    return {
         "target": target,
         "generator": {"id": info.generator_id, "name": info.name, "model": info.model},
         "server": {
@@ -312,30 +249,49 @@ def _report(
             "rounds": load.rounds,
         },
         "requests": len(latencies),
-        "variants": sum(served.variants for served, _ in rounds),
-        "variants_per_second": round(sum(r.variants for r, _ in rounds) / sum(r.seconds for r, _ in rounds), 1),
+        "variants": sum(turn.variants for turn in served),
+        "variants_per_second": round(sum(turn.variants for turn in served) / sum(turn.seconds for turn in served), 1),
         "latency_seconds": {
             "p50": round(_quantile(latencies, 0.5), 5),
             "p99": round(_quantile(latencies, 0.99), 5),
             "max": round(latencies[-1], 5),
         },
-        "refusals": refusals,
-        **batches,
-        "in_process": None,
-        "ratio_to_in_process": None,
     }
+
+
+def _batch_report(
+    info: pb.GeneratorInfo, before: pb.GetStatisticsResponse, after: pb.GetStatisticsResponse
+) -> dict[str, float]:
+    """Returns how full the generator's batches were between two readings."""
+    batches = rows = computed = 0
+    for reading, sign in ((after, 1), (before, -1)):
+        (one,) = [counters for counters in reading.generators if counters.generator_id == info.generator_id]
+        batches += sign * sum(batch.batches for batch in one.batches)
+        rows += sign * sum(batch.rows for batch in one.batches)
+        computed += sign * sum(batch.batches * batch.bucket for batch in one.batches)
+    return {
+        "batches": batches,
+        "mean_batch_size": round(rows / max(1, batches), 2),
+        "occupancy": round(rows / max(1, computed), 4),
+    }
+
+
+def _ratio_report(
+    local: InProcess | None, why_not: str, served: Sequence[Round], here: Sequence[Round]
+) -> dict[str, Any]:
+    """Returns how the server compares with generating in this process, or why that is not known."""
     if local is None:
-        report["why_no_ratio"] = why_not or "not asked for"
-        return report
-    pairs = [(served.rate, here.rate) for served, here in rounds if here is not None]
-    report["in_process"] = {
-        "batch_size": local.bucket,
-        "variants_per_second": round(statistics.median(here for _, here in pairs), 1),
+        return {"in_process": None, "ratio_to_in_process": None, "why_no_ratio": why_not}
+    pairs = [(turn.rate, own.rate) for turn, own in zip(served, here, strict=True)]
+    return {
+        "in_process": {
+            "batch_size": local.bucket,
+            "variants_per_second": round(statistics.median(own for _, own in pairs), 1),
+        },
+        # The median of the rounds' ratios: a neighbour's burst of work spoils one round, not the result.
+        "ratio_to_in_process": round(statistics.median(rate / own for rate, own in pairs), 4),
+        "rounds": [{"server": round(rate, 1), "in_process": round(own, 1)} for rate, own in pairs],
     }
-    # The median of the rounds' ratios: a neighbour's burst of work spoils one round, not the result.
-    report["ratio_to_in_process"] = round(statistics.median(served / here for served, here in pairs), 4)
-    report["rounds"] = [{"server": round(served, 1), "in_process": round(here, 1)} for served, here in pairs]
-    return report
 
 
 def _quantile(ordered: Sequence[float], q: float) -> float:

@@ -9,47 +9,32 @@ from dataclasses import dataclass
 from typing import Literal
 
 from genssl.config.limits import SMALL_MESSAGES, LimitsConfig
-from genssl.server.transport.heap import STEP_BYTES, HeapTrimmer
 from genssl.server.transport.reception import Reception
+from genssl.server.transport.release import STEP_BYTES, HeapTrimmer
 
 FullReason = Literal["queue_full", "client_queue_full"]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a request holds from admission until its answer was sent or dropped.
+    """What a request holds from admission until its answer was sent or dropped."""
 
-    Attributes:
-        holder: whose limits it counts towards: the token's name, or, on a server without tokens, the client's.
-        variants: how many it wants.
-        num_bytes: of the request, of its decoded images, and of the answer it will get.
-    """
-
-    holder: str
-    variants: int
-    num_bytes: int
+    holder: str  # whose limits it counts towards: the token's name, or, on a server without tokens, the client's
+    variants: int  # how many it wants
+    num_bytes: int  # of the request, of its decoded images, and of the answer it will get
 
 
 @dataclass(frozen=True)
 class Full:
-    """Why a claim cannot be admitted now.
+    """Why a claim cannot be admitted now."""
 
-    Attributes:
-        reason: of `Statistics`: "queue_full" or "client_queue_full".
-        message: for the client's user.
-        excess: how many variants must be done before it could be.
-    """
-
-    reason: FullReason
-    message: str
-    excess: int
+    reason: FullReason  # of `Statistics`: "queue_full" or "client_queue_full"
+    message: str  # for the client's user
+    excess: int  # how many variants must be done before it could be
 
 
 class Admission:
     """Counts what has been admitted and not yet left the server. Lives on one event loop.
-
-    Args:
-        limits: of the server file.
 
     Attributes:
         large: where messages with images come in.
@@ -75,29 +60,18 @@ class Admission:
         """Returns the most bytes that one request with its answer can ever have here."""
         return min(self._most_bytes, self._limits.max_queued_bytes_per_client)
 
-    def most(self, token_most: int | None) -> int:
-        """Returns the most variants that one client can ever have here at once."""
+    def most_variants(self, token_most: int | None) -> int:
+        """Returns the most variants that one client can ever have here at once, `token_most` by its token."""
         limits = self._limits
         return min(limits.max_queued_variants, limits.max_queued_variants_per_client, token_most or 2**62)
 
     def refuses(self, claim: Claim, token_most: int | None = None) -> Full | None:
-        """Says why a claim must be refused now; None if it may come in.
-
-        Args:
-            claim: what is asked for.
-            token_most: the most variants that the client's token may have waiting.
-        """
+        """Says why a claim must be refused now; None if it may come in."""
         limits = self._limits
         own = min(limits.max_queued_variants_per_client, token_most or 2**62)
         whose = "of this client or token"
         tests: tuple[tuple[FullReason, str, int, int, int], ...] = (
-            (
-                "client_queue_full",
-                f"variants {whose}",
-                self._variants[claim.holder],
-                claim.variants,
-                own,
-            ),
+            ("client_queue_full", f"variants {whose}", self._variants[claim.holder], claim.variants, own),
             (
                 "client_queue_full",
                 f"bytes {whose}",

@@ -29,19 +29,14 @@ from genssl.generators.open import open_generator
 from genssl.registry import GENERATORS
 from genssl.server.admission import Admission
 from genssl.server.auth import TokenInterceptor, Tokens
-from genssl.server.batching.batcher import Batcher
-from genssl.server.batching.embedder import Embedder
-from genssl.server.batching.jobs import BatchReport
-from genssl.server.cache import WriteThrough
-from genssl.server.certificates import ServerCertificate
+from genssl.server.cache import MemoryCache, WriteThrough
+from genssl.server.certificates import Refreshable, ServerCertificate, keep_rereading
 from genssl.server.guard import GuardInterceptor
 from genssl.server.hosted import Hosted
-from genssl.server.memory import MemoryCache
 from genssl.server.metrics import MetricsServer
-from genssl.server.reread import Refreshable, keep_rereading
 from genssl.server.service import GenerationService
-from genssl.server.statistics import GeneratorCounters, Statistics
-from genssl.server.transport.dropping import remember_starters
+from genssl.server.statistics import Statistics
+from genssl.server.transport.release import remember_starters
 from genssl.server.transport.transfer import TransferInterceptor
 from genssl.variants.engine import VariantEngine
 from genssl.variants.store.manifest import read_manifest
@@ -71,10 +66,11 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
     for config in file.generators:
         # Imports hold the interpreter's lock for seconds; done later, they would leave health checks unanswered.
         GENERATORS.get(config.name)
+
+    # --- who counts, and who is let in ---
     admission = Admission(file.limits)
-    statistics = Statistics(
-        str(device), queued_bytes=lambda: admission.num_bytes, queued_of=lambda client: service.queued[client]
-    )
+    buckets = file.buckets[-1:] if file.batching == "deterministic" else file.buckets
+    statistics = Statistics(str(device), buckets, queued_bytes=lambda: admission.num_bytes)
     guard = GuardInterceptor(statistics)
     interceptors: list[grpc.aio.ServerInterceptor] = [TransferInterceptor(file.limits, admission, statistics), guard]
     remember_starters(asyncio.get_running_loop())
@@ -86,9 +82,11 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
     credentials = None
     if file.tls is not None:
         certificate = ServerCertificate(file.tls)
-        statistics.certificate_expires = lambda: certificate.expires
+        statistics.watch_certificate(lambda: certificate.expires)
         credentials = certificate.credentials()
         reread.append(certificate)
+
+    # --- the services ---
     service = GenerationService(file, str(device), threads, admission, statistics)
     health_service = health.aio.HealthServicer()
     server = grpc.aio.server(options=server_options(file.limits), interceptors=interceptors)
@@ -104,15 +102,17 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
         if file.metrics is not None:
-            metrics = MetricsServer(file.metrics, statistics)
+            metrics = MetricsServer(file.metrics, statistics.registry)
             stack.callback(metrics.close)
             log.info("metrics at http://%s/metrics", metrics.address)
         store = None
         if file.store is not None:
-            store = WriteThrough(VariantStore(file.store.path, max_bytes=file.store.max_bytes))
+            kept = store = WriteThrough(VariantStore(file.store.path, max_bytes=file.store.max_bytes))
             stack.push_async_callback(store.close)
-            statistics.store_state = lambda kept=store: kept.state
+            statistics.watch_store(lambda: kept.state)
             reread.append(store)
+
+        # --- bind and load ---
         device_thread = ThreadPoolExecutor(1, thread_name_prefix="genssl-device")
         stack.callback(device_thread.shutdown, wait=False, cancel_futures=True)
         stack.push_async_callback(service.close)
@@ -121,36 +121,33 @@ async def serve(file: ServerFile, *, address_file: Path | None = None, exit_with
         address = _bind(server, file.address, credentials)
         await server.start()
         if address_file is not None:
-            _write_address(address_file, address)
+            try:
+                write_atomically(address_file, lambda path: path.write_text(address + "\n"))
+            except OSError as error:
+                message = f"--address-file {address_file}: cannot be written ({error.strerror})"
+                raise UserError(message) from None
         log.info("listening on %s, loading %s", address, ", ".join(config.name for config in file.generators))
         for watch in (statistics.watch_loop(), keep_rereading(reread)):
             stack.callback(loop.create_task(watch).cancel)
-        loader = _Loader(file, device, service, statistics, device_thread, store)
-        loading = loop.create_task(loader.load())
+        loading = loop.create_task(_host_all(file, device, service, statistics, device_thread, store))
         await asyncio.wait([loading, loop.create_task(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
+
+        # --- serve and drain ---
         if not stopped.is_set():
-            service.state = statistics.state = "serving"
+            statistics.state = "serving"
             await set_health(health_pb2.HealthCheckResponse.SERVING)
             log.info("serving %s on %s", ", ".join(service.hosted), address)
             await stopped.wait()
         log.info("draining for at most %g s", file.drain_seconds)
-        service.state = statistics.state = "draining"
+        statistics.state = "draining"
         await set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         stopping = loop.create_task(server.stop(file.drain_seconds))
         await asyncio.wait([stopping, loop.create_task(guard.answered())], return_when=asyncio.FIRST_COMPLETED)
         await server.stop(LAST_WORD_SECONDS)  # health watches and other streams that only wait are no work
         await stopping
     log.info("stopped")
-
-
-def _write_address(path: Path, address: str) -> None:
-    """Writes the address atomically: who sees the file can read it."""
-    try:
-        write_atomically(path, lambda partial: partial.write_text(address + "\n"))
-    except OSError as error:
-        raise UserError(f"--address-file {path}: cannot be written ({error.strerror})") from None
 
 
 def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> str:
@@ -198,100 +195,52 @@ def _is_answered(address: str) -> bool:
         return probe.connect_ex(address.removeprefix("unix:")) == 0
 
 
-class _Loader:
-    """Loads and warms the generators of a server file, one after the other, on the device's thread."""
+async def _host_all(
+    file: ServerFile,
+    device: torch.device,
+    service: GenerationService,
+    statistics: Statistics,
+    device_thread: ThreadPoolExecutor,
+    store: WriteThrough | None,
+) -> None:
+    """Loads and warms the generators one after the other, and hands all to the service once the last is ready.
 
-    def __init__(
-        self,
-        file: ServerFile,
-        device: torch.device,
-        service: GenerationService,
-        statistics: Statistics,
-        device_thread: ThreadPoolExecutor,
-        store: WriteThrough | None,
-    ) -> None:
-        self._file, self._device, self._service = file, device, service
-        self._statistics, self._device_thread, self._store = statistics, device_thread, store
-        self._memory = MemoryCache(file.memory_cache_bytes)
+    Raises:
+        UserError: if one cannot be loaded.
+    """
+    loop = asyncio.get_running_loop()
+    memory = MemoryCache(file.memory_cache_bytes)
 
-    async def load(self) -> None:
-        """Hands all generators to the service once the last is ready.
-
-        Raises:
-            UserError: if one cannot be loaded.
-        """
-        self._service.hosted = {generator_id(config): await self._host(config) for config in self._file.generators}
-
-    def _known(self) -> set[str]:
-        """Returns the fingerprints of the variants that there are already, here and at the clients."""
-        known = set(self._file.known_fingerprints)
-        if self._file.store is not None:
-            manifest = read_manifest(self._file.store.path)
+    async def host(config: ComponentConfig) -> Hosted:
+        # Fingerprints of the variants that there are already, here and at the clients.
+        known = set(file.known_fingerprints)
+        if file.store is not None:
+            manifest = read_manifest(file.store.path)
             known |= {*manifest.generators, manifest.pinned or ""}
-        return known
-
-    async def _host(self, config: ComponentConfig) -> Hosted:
-        loop, name = asyncio.get_running_loop(), generator_id(config)
-        generator = await loop.run_in_executor(self._device_thread, open_generator, config, self._device, self._known())
-        engine = VariantEngine(generator, self._file.buckets, deterministic=self._file.batching == "deterministic")
-        batcher = Batcher(
-            engine,
-            self._device_thread,
-            ageing_seconds=self._file.ageing_seconds,
-            on_made=lambda row, image: hosted.keep(row, image),
-            on_batch=lambda report: _count_batch(counters, report),
-            on_drop=lambda count, reason: _count_dropped(counters, count),
-        )
-        counters = self._statistics.register(
-            name,
-            buckets=engine.buckets,
-            queued=batcher.queued_by_priority,
-            running=lambda: batcher.running,
-            largest_bucket=lambda: batcher.largest_bucket,
-            redrawn=lambda: engine.redrawn,
+        name = generator_id(config)
+        generator = await loop.run_in_executor(device_thread, open_generator, config, device, known)
+        engine = VariantEngine(generator, file.buckets, deterministic=file.batching == "deterministic")
+        counters = statistics.register(name)
+        hosted = Hosted(
+            name, engine, device_thread, memory=memory, store=store, counters=counters, file=file, codec=service.codec
         )
         try:
-            for bucket, seconds in await loop.run_in_executor(self._device_thread, warm_up, engine):
-                batcher.cost.observe(engine.complete({}).batch_key, bucket, seconds)
+            for bucket, seconds in await loop.run_in_executor(device_thread, warm_up, engine):
+                hosted.batcher.cost.observe(engine.complete({}).batch_key, bucket, seconds)
         except torch.OutOfMemoryError:
             raise GeneratorError(
                 f"generator {name}: a batch of {engine.buckets[-1]} does not fit into the memory of "
-                f"{self._device}; lower the largest of `buckets` (variants.buckets in a recipe)"
+                f"{device}; lower the largest of `buckets` (variants.buckets in a recipe)"
             ) from None
         spec = generator.spec
-        if self._store is not None:
-            await self._store.describe(
-                spec.fingerprint, name=spec.name, model=spec.model, licence=spec.licence, tflops=spec.tflops
-            )
+        if store is not None:
+            await store.describe(spec)
         log.info(
             "loaded %s (%s), fingerprint %s, %d px", name, spec.model, spec.fingerprint.hex()[:12], spec.image_size
         )
-        hosted = Hosted(
-            name,
-            engine,
-            batcher=batcher,
-            embedder=Embedder(
-                engine,
-                self._device_thread,
-                self._file.embedding_cache,
-                counters.embedded,
-                ageing_seconds=self._file.ageing_seconds,
-            ),
-            memory=self._memory,
-            store=self._store,
-            counters=counters,
-            file=self._file,
-            codec=self._service.codec,
-        )
         return hosted
 
-
-def _count_batch(counters: GeneratorCounters, report: BatchReport) -> None:
-    counters.batch_computed(bucket=report.bucket, rows=report.rows, seconds=report.seconds, waits=report.queue_waits)
-
-
-def _count_dropped(counters: GeneratorCounters, count: int) -> None:
-    counters.dropped += count
+    service.hosted = {generator_id(config): await host(config) for config in file.generators}
 
 
 def warm_up(engine: VariantEngine) -> list[tuple[int, float]]:

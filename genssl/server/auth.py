@@ -16,9 +16,8 @@ import grpc
 from genssl.config.server import TokenConfig
 from genssl.errors import UserError
 from genssl.server.batching.schedule import Priority
-from genssl.server.certificates import read_file
+from genssl.server.certificates import FileStamps, read_file
 from genssl.server.guard import refuse
-from genssl.server.reread import FileStamps
 from genssl.server.statistics import Statistics
 
 log = logging.getLogger(__name__)
@@ -29,13 +28,7 @@ BURST_SECONDS = 2.0
 
 
 class RateLimit:
-    """A token bucket that holds two seconds' worth, and at least one request of the largest size.
-
-    Args:
-        per_second: variants a second in the long run.
-        largest_request: variants of the largest request that the server takes.
-        clock: seconds that never go back.
-    """
+    """A token bucket that holds two seconds' worth, and at least `largest_request` variants: one of the largest."""
 
     def __init__(self, per_second: float, largest_request: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.per_second, self._clock = per_second, clock
@@ -76,10 +69,6 @@ class Token:
 def read_tokens(configs: Sequence[TokenConfig], largest_request: int) -> list[Token]:
     """Reads tokens from their files and environment variables.
 
-    Args:
-        configs: `tokens` of the server file.
-        largest_request: variants of the largest request that the server takes.
-
     Raises:
         UserError: if a file or variable is missing, or a token is empty, short, not plain text, or given twice.
     """
@@ -99,17 +88,7 @@ def read_tokens(configs: Sequence[TokenConfig], largest_request: int) -> list[To
 
 
 class Tokens:
-    """The tokens of a server, re-read when their files change.
-
-    Args:
-        configs, largest_request: as for `read_tokens`.
-
-    Attributes:
-        known: those that are let in now.
-
-    Raises:
-        UserError: as `read_tokens`.
-    """
+    """The tokens of a server, read by `read_tokens` and anew when their files change; `known` are let in now."""
 
     def __init__(self, configs: Sequence[TokenConfig], largest_request: int) -> None:
         self._configs, self._largest_request = configs, largest_request
@@ -145,10 +124,8 @@ def current_token() -> Token | None:
 def holder_of(token: Token | None, peer: str) -> str:
     """Returns who a call counts as where the device is shared: its token, or without tokens the machine it came from.
 
-    Args:
-        token: under which it was let in.
-        peer: as gRPC names it, such as "ipv4:127.0.0.1:40000", "ipv6:%5B::1%5D:40000" or "unix:". Of IPv6 addresses a
-            machine has as many as it likes, so the first 64 bits stand for it.
+    gRPC names a peer such as "ipv4:127.0.0.1:40000", "ipv6:%5B::1%5D:40000" or "unix:". Of IPv6 addresses a machine has
+    as many as it likes, so the first 64 bits stand for it.
     """
     if token is not None:
         return f"token:{token.name}"
@@ -165,12 +142,7 @@ def holder_of(token: Token | None, peer: str) -> str:
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Lets in calls with `authorization: Bearer <token>`, and health checks; refuses the rest with UNAUTHENTICATED.
-
-    Args:
-        tokens: those that are known.
-        statistics: where refusals are counted.
-    """
+    """Lets in calls with `authorization: Bearer <token>`, and health checks; refuses the rest with UNAUTHENTICATED."""
 
     def __init__(self, tokens: Tokens, statistics: Statistics) -> None:
         self._tokens, self._statistics = tokens, statistics
@@ -181,11 +153,9 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
         """Looks at the metadata of one call."""
-        if handler_call_details.method.startswith(HEALTH):
-            return await continuation(handler_call_details)
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return None  # no such method, which is no secret
+        if handler is None or handler_call_details.method.startswith(HEALTH):
+            return handler  # that there is no such method is not a secret
         given = [value for key, value in handler_call_details.invocation_metadata or () if key == "authorization"]
         token = self._find(given[0]) if len(given) == 1 else None
         if token is None:

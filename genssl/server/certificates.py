@@ -1,23 +1,28 @@
-"""The certificate of a TLS port: checked by a handshake of gRPC with itself, and read anew when its files change."""
+"""Files of a server that are read anew when they change, and the one of them that is checked most: its certificate.
+
+The certificate of a TLS port is checked by a handshake of gRPC with itself.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 
 from genssl.config.server import TLSConfig
 from genssl.errors import UserError
-from genssl.server.reread import FileStamps
 
 log = logging.getLogger(__name__)
 
+REREAD_SECONDS = 10.0
 WARNING_SECONDS = 14 * 86400.0
 HANDSHAKE_SECONDS = 10.0
 KINDS = (
@@ -28,12 +33,58 @@ BEGIN, END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 SEQUENCE, UTC_TIME = 0x30, 0x17
 
 
+class Refreshable(Protocol):
+    """What reads files of its own."""
+
+    def refresh(self) -> None:
+        """Reads them if they have changed; keeps what it has if they cannot be used."""
+        ...
+
+
+class FileStamps:
+    """Tells whether files, which may be absent, were changed since it was last asked; links are followed."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._seen = self._look()
+
+    def changed(self) -> bool:
+        """Says whether any file is another than at the last call, or, at the first, than when this was made."""
+        before, self._seen = self._seen, self._look()
+        return self._seen != before
+
+    def _look(self) -> list[tuple[int, int, int] | None]:
+        found: list[tuple[int, int, int] | None] = []
+        for path in self._paths:
+            try:
+                status = path.stat()
+                found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+            except OSError:
+                found.append(None)
+        return found
+
+
+async def keep_rereading(files: Sequence[Refreshable], seconds: float = REREAD_SECONDS) -> None:
+    """Refreshes again and again, in a thread, until cancelled; start it as a task."""
+    while True:
+        await asyncio.sleep(seconds)
+        for each in files:
+            try:
+                await asyncio.to_thread(each.refresh)
+            except Exception:  # the next replacement must still be seen
+                log.exception("a file could not be read anew")
+
+
+def read_file(key: str, path: Path) -> bytes:
+    """Returns a file's content; raises UserError naming `key` if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{key}: {path}: {error.strerror}; give a file that the server's user can read") from None
+
+
 class ServerCertificate:
     """Certificate, key and client CA of a TLS port; with `client_ca`, clients must show a certificate too (mTLS).
-
-    Args:
-        tls: the files, PEM.
-        clock: seconds since 1970.
 
     Attributes:
         expires: when the server's own certificate ends, in seconds since 1970.
@@ -104,14 +155,6 @@ class ServerCertificate:
 
     def _end(self) -> str:
         return f"{datetime.fromtimestamp(self.expires, UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def read_file(key: str, path: Path) -> bytes:
-    """Returns a file's content; raises UserError naming `key` if it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{key}: {path}: {error.strerror}; give a file that the server's user can read") from None
 
 
 class _EncryptedKeyError(Exception):

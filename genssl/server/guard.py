@@ -1,4 +1,4 @@
-"""How the server refuses a call, and what becomes of one that fails by a bug: counted, logged, told by its id."""
+"""How the server refuses a call, and what becomes of one that fails by a bug: it is counted and logged by its id."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from genssl.server.statistics import Reason, Statistics
-from genssl.server.transport.dropping import REFUSAL_SECONDS, drop_after
+from genssl.server.transport.release import REFUSAL_SECONDS, drop_after
 from genssl.wire.channel import SERVICE
 from genssl.wire.refusals import refusal_status
 
@@ -26,6 +26,19 @@ DEADLINE_TOLERANCE = 0.05
 REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
 
+class RefusedError(Exception):
+    """A call that must be refused; `refuse` has the meaning of the fields."""
+
+    def __init__(self, code: grpc.StatusCode, reason: Reason, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.code, self.reason, self.retry_after = code, reason, retry_after
+
+
+def invalid(message: str, reason: Reason = "invalid") -> RefusedError:
+    """Returns the refusal of a request that this server never takes."""
+    return RefusedError(grpc.StatusCode.INVALID_ARGUMENT, reason, message)
+
+
 async def refuse(
     context: grpc.aio.ServicerContext,
     statistics: Statistics,
@@ -33,31 +46,24 @@ async def refuse(
     reason: Reason,
     message: str,
     retry_after: float | None = None,
-    *,
-    detail: str | None = None,
-    metadata: Mapping[str, str] | None = None,
-    violations: Mapping[str, str] | None = None,
 ) -> NoReturn:
     """Counts a refusal and ends the call with it.
 
-    Args:
-        context: of the call.
-        statistics: where it is counted.
-        code: the gRPC status.
-        reason: under which it is counted, and, in capitals, what the client is told.
-        message: for people: what was found, what is allowed, what to do.
-        retry_after: seconds after which the same request may succeed.
-        detail: told to the client in place of `reason`, such as "FINGERPRINT_CHANGED".
-        metadata: further facts by name.
-        violations: what is wrong, by the path of the field, such as "variants[3].source_index".
-
-    Raises:
-        grpc.aio.AbortError: always.
+    The client is told the reason in capitals, the message, and the seconds after which the same request may succeed.
     """
     statistics.rejected(reason)
-    text, trailers = refusal_status(
-        code, detail or reason.upper(), message, retry_after, metadata or {}, violations or {}
-    )
+    await _abort(context, code, reason.upper(), message, retry_after, {})
+
+
+async def _abort(
+    context: grpc.aio.ServicerContext,
+    code: grpc.StatusCode,
+    reason: str,
+    message: str,
+    retry_after: float | None,
+    metadata: Mapping[str, str],
+) -> NoReturn:
+    text, trailers = refusal_status(code, reason, message, retry_after, metadata)
     drop_after(REFUSAL_SECONDS)
     await context.abort(code, text, trailing_metadata=trailers)
     raise AssertionError("abort raises")
@@ -68,9 +74,6 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     gRPC would send the exception's text to the client; the client gets the id alone, and the server's log has the
     traceback under it. Must come before the interceptors that answer calls, so that it sees their answers.
-
-    Args:
-        statistics: gets method, code and seconds of each call.
     """
 
     def __init__(self, statistics: Statistics) -> None:
@@ -89,7 +92,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._answering += 1
         self._answered.clear()
         # The task ends after the answer has left. A callback of the context would make a cycle of references, and a
-        # call that is dropped would keep its stream until the garbage is collected; see `dropping`.
+        # call that is dropped would keep its stream until the garbage is collected; see `release`.
         call.add_done_callback(self._end)
 
     def _end(self, _: object) -> None:
@@ -109,10 +112,8 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             self._statistics.request("unknown", grpc.StatusCode.UNIMPLEMENTED.name, 0.0)
             return None
         method = handler_call_details.method.lstrip("/").removeprefix(f"{SERVICE}/")
-        shapes = (
-            "stream" if streams else "unary" for streams in (handler.request_streaming, handler.response_streaming)
-        )
-        kind = "_".join(shapes)
+        shapes = {True: "stream", False: "unary"}
+        kind = f"{shapes[handler.request_streaming]}_{shapes[handler.response_streaming]}"
         guarded = self._guard(method, getattr(handler, kind), streams=handler.response_streaming)
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(guarded, _forgiving(handler.request_deserializer), handler.response_serializer)
@@ -122,8 +123,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if inspect.isasyncgenfunction(function):
 
             async def stream(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-                failed: list[str] = []
-                with self._watched(method, request, context, failed):
+                with self._watched(method, request, context) as failed:
                     async for response in function(request, context):
                         yield response
                 if failed:
@@ -132,11 +132,10 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             return stream
 
         async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
-            failed: list[str] = []
             response = None
             if not streams:
                 self._begin()
-            with self._watched(method, request, context, failed):
+            with self._watched(method, request, context) as failed:
                 if request is _GARBLED:
                     message = "the message is not the protocol buffer that this method takes"
                     await refuse(context, self._statistics, grpc.StatusCode.INVALID_ARGUMENT, "invalid", message)
@@ -148,13 +147,11 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return call
 
     @contextmanager
-    def _watched(
-        self, method: str, request: Any, context: grpc.aio.ServicerContext, failed: list[str]
-    ) -> Iterator[None]:
-        """Counts the call, and swallows an unexpected exception after logging it: its id is put into `failed`."""
-        started, code = time.perf_counter(), None
+    def _watched(self, method: str, request: Any, context: grpc.aio.ServicerContext) -> Iterator[list[str]]:
+        """Counts the call, and swallows an unexpected exception after logging it: its id is put into the list."""
+        started, code, failed = time.perf_counter(), None, list[str]()
         try:
-            yield
+            yield failed
         except grpc.aio.AbortError:
             raise
         except grpc.aio.InternalError:  # gRPC has nobody left to send an answer or a refusal to
@@ -200,10 +197,7 @@ def _forgiving(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], 
 
 async def _abort_internal(context: grpc.aio.ServicerContext, request_id: str) -> NoReturn:
     message = f"the server failed on this request; its log says more under the request id {request_id}"
-    text, trailers = refusal_status(grpc.StatusCode.INTERNAL, "INTERNAL", message, None, {"request_id": request_id}, {})
-    drop_after(REFUSAL_SECONDS)
     try:
-        await context.abort(grpc.StatusCode.INTERNAL, text, trailing_metadata=trailers)
+        await _abort(context, grpc.StatusCode.INTERNAL, "INTERNAL", message, None, {"request_id": request_id})
     except grpc.aio.InternalError:  # the client has left; the log has said what there is to say
         raise asyncio.CancelledError from None
-    raise AssertionError("abort raises")

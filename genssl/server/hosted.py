@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
@@ -19,11 +19,17 @@ from genssl.generators.models import foreign_data, trained_on
 from genssl.generators.parameters import merge
 from genssl.server.batching.batcher import Batcher
 from genssl.server.batching.embedder import Embedder
-from genssl.server.batching.jobs import DeadlinePassedError, Made, Spent
-from genssl.server.cache import WriteThrough
-from genssl.server.codec import Failure, Ready, check_source, decode_source
-from genssl.server.codec_pool import CodecPool, Turn
-from genssl.server.memory import MemoryCache
+from genssl.server.batching.jobs import (
+    BatchListener,
+    BatchReport,
+    Caller,
+    DeadlinePassedError,
+    DropReason,
+    GenerationFailedError,
+    MadeImage,
+)
+from genssl.server.cache import MemoryCache, WriteThrough
+from genssl.server.codec import CodecPool, Failure, ReadyVariant, decode_sources
 from genssl.server.statistics import GeneratorCounters
 from genssl.variants.engine import Row, Settings, VariantEngine
 from genssl.variants.key import VariantKey
@@ -34,81 +40,80 @@ SIZES = ("image_size", "output_size")  # parameters that say how many pixels are
 KEPT_SETTINGS = 64  # parameter mappings whose digests are remembered; a run uses one or two
 
 
-@dataclass(frozen=True)
-class Caller(Turn):
-    """Who asks, how urgently, and until when (event loop time; None: no deadline); and what it has cost so far."""
-
-    deadline: float | None = None
-    spent: Spent = field(default_factory=Spent)
-
-
-@dataclass
-class Outcome:
-    """What became of a request.
-
-    Attributes:
-        items: one a specification, in order.
-        missing: digests of sources that must be sent with their data.
-        device_seconds: this request's share of the device's time.
-    """
-
-    items: list[Ready | Failure]
-    missing: list[bytes]
-    device_seconds: float
-
-
 @dataclass(frozen=True, eq=False)
-class Wanted:
-    """A specification that makes sense: the variant's name, and what its row will be made of.
+class RequestedVariant:
+    """A specification that makes sense: the variant's name, and what its row will be made of."""
+
+    source: int  # position in the request's sources
+    name: bytes  # 16 bytes, see `Row.name`
+    seed: int  # of the noise
+    settings: Settings  # of this variant
+    key: VariantKey | None  # None if the client chose the seed
+
+
+@dataclass(eq=False)
+class RequestPlan:
+    """What one request asks for, and what has become of it so far.
 
     Attributes:
-        source: position in the request's sources.
-        name: 16 bytes, see `Row.name`.
-        seed: of the noise.
-        settings: of this variant.
-        key: None if the client chose the seed.
+        answers: one a specification, in order; None where the variant is still to be made.
     """
 
-    source: int
-    name: bytes
-    seed: int
-    settings: Settings
-    key: VariantKey | None
+    sources: Sequence[pb.SourceImage]  # of the request
+    answers: list[ReadyVariant | Failure | None]
+    left: dict[int, RequestedVariant]  # the variants without an answer, by position
+    missing: list[bytes] = field(default_factory=list)  # digests of sources that must be sent with their data
+    device_seconds: float = 0.0  # this request's share of the device's time
+
+    def answer(self, position: int, answer: ReadyVariant | Failure) -> None:
+        """Enters what became of a variant."""
+        self.answers[position] = answer
+        del self.left[position]
+
+    def finished(self) -> list[ReadyVariant | Failure]:
+        """Returns the answers, of which none is missing any more."""
+        return [answer for answer in self.answers if answer is not None]
 
 
-class Hosted:
+class Hosted(BatchListener):
     """A generator with its queue, its embeddings, and the variants it has made.
 
     Args:
         generator_id: the name by which requests ask for it.
         engine: makes its variants.
-        batcher: its queue.
-        embedder: its conditioner.
+        device: the one-thread executor that owns the device.
         memory: finished variants; all generators of a server share it.
         store: the server's store, or None.
         counters: its part of the server's statistics.
         file: for the limits.
         codec: where images are decoded.
+
+    Attributes:
+        batcher: its queue.
+        source_bytes: what a decoded source takes.
     """
 
     def __init__(
         self,
         generator_id: str,
         engine: VariantEngine,
+        device: Executor,
         *,
-        batcher: Batcher,
-        embedder: Embedder,
         memory: MemoryCache,
         store: WriteThrough | None,
         counters: GeneratorCounters,
         file: ServerFile,
         codec: CodecPool,
     ) -> None:
-        self.generator_id, self.engine, self.batcher, self.counters = generator_id, engine, batcher, counters
-        self._embedder, self._memory, self._store = embedder, memory, store
+        self.generator_id, self.engine, self.counters = generator_id, engine, counters
+        self._memory, self._store = memory, store
         self._file, self._codec, self._warned = file, codec, False
         self._settings: dict[tuple[tuple[str, float], ...], Settings] = {}
-        self.source_bytes = engine.generator.preprocess(np.zeros((3, 8, 8), np.uint8)).nbytes  # of one that is decoded
+        self._redrawn = 0
+        self.source_bytes = engine.generator.preprocess(np.zeros((3, 8, 8), np.uint8)).nbytes
+        self.batcher = Batcher(engine, device, self, ageing_seconds=file.ageing_seconds)
+        self._embedder = Embedder(engine, device, file.embedding_cache, counters, ageing_seconds=file.ageing_seconds)
+        counters.watch(self.batcher)
 
     def info(self) -> pb.GeneratorInfo:
         """Returns what ListGenerators says of it."""
@@ -130,15 +135,6 @@ class Hosted:
             self._settings[name] = found
         return found
 
-    def _warn_of(self, pixels: int) -> None:
-        """Warns, once, of sources with so many pixels that a built-in generator cannot have been trained on them."""
-        spec = self.engine.generator.spec
-        if not self._warned and pixels > spec.image_size**2 and trained_on(spec.model) is not None:
-            self._warned = True
-            log.warning(
-                foreign_data(spec.model, f"images of {pixels:,} pixels come, its own have {spec.image_size**2}")
-            )
-
     def _check_sizes(self, settings: Settings) -> None:
         """Refuses images far larger than this generator's own: one of them could take all of the device's memory."""
         factor = self._file.limits.max_size_factor
@@ -155,105 +151,96 @@ class Hosted:
         side = int(settings.parameters.get("output_size", self.engine.generator.spec.image_size))
         return 3 * side * side
 
-    def read(self, request: pb.GenerateVariantsRequest, settings: Settings) -> list[Wanted | Failure]:
-        """Returns what each specification of a request wants; `settings` are those of the request's own parameters."""
-        return [self._wanted(request, spec, settings) for spec in request.variants]
+    def plan(self, request: pb.GenerateVariantsRequest, settings: Settings) -> RequestPlan:
+        """Returns what a request wants; `settings` are those of the request's own parameters."""
+        wanted = [self._requested(request, spec, settings) for spec in request.variants]
+        return RequestPlan(
+            request.sources,
+            [item if isinstance(item, Failure) else None for item in wanted],
+            {position: item for position, item in enumerate(wanted) if isinstance(item, RequestedVariant)},
+        )
 
-    async def find(self, wanted: Sequence[Wanted | Failure]) -> dict[bytes, Ready]:
-        """Returns by name those of the wanted variants that were made before, from memory or the store."""
-        names = {item.name for item in wanted if isinstance(item, Wanted) and item.key is not None}
-        found = self._in_memory(names)
-        if self._store is not None and len(found) < len(names):
-            for name, image in (await self._store.get([name for name in names if name not in found])).items():
-                found[name] = Ready(image, pb.ORIGIN_STORE)
-                self._memory.put(name, image)
-        return found
+    async def find(self, plan: RequestPlan) -> None:
+        """Answers those of a request's variants that were made before, from memory or the store."""
+        self._find_in_memory(plan)
+        names = {item.name for item in plan.left.values() if item.key is not None}
+        if self._store is None or not names:
+            return
+        stored = await self._store.get(list(names))
+        for name, image in stored.items():
+            self._memory.put(name, image)
+        for position, item in list(plan.left.items()):
+            if item.name in stored:
+                plan.answer(position, ReadyVariant(stored[item.name], pb.ORIGIN_STORE))
 
-    async def make(
-        self,
-        request: pb.GenerateVariantsRequest,
-        wanted: Sequence[Wanted | Failure],
-        found: Mapping[bytes, Ready],
-        caller: Caller,
-    ) -> Outcome:
+    async def make(self, plan: RequestPlan, caller: Caller) -> None:
         """Makes what an admitted request wants and `find` did not find.
 
         Raises:
             RequestRefusedError: if its images have too many pixels in all.
             DeadlinePassedError: if a variant was not finished by the caller's deadline.
         """
-        items: dict[int, Ready | Failure] = {}
-        for position, item in enumerate(wanted):
-            if isinstance(item, Failure):
-                items[position] = item
-            elif item.name in found:
-                items[position] = found[item.name]
-        left = {
-            position: item for position, item in enumerate(wanted) if position not in items and isinstance(item, Wanted)
-        }
-        if left and self._store is not None:
+        if plan.left and self._store is not None:
             await self._store.room()
-        needed = sorted({item.source for item in left.values()})
-        embeddings, missing, device_seconds = await self._embed(request.sources, needed, caller)
-        # While the sources were embedded, another request may have made the same variants.
-        meanwhile = self._in_memory({item.name for item in left.values() if item.key is not None})
+        embeddings = await self._embed(plan, caller)
+        self._find_in_memory(plan)  # while the sources were embedded, another request may have made the same variants
         rows: dict[int, Row] = {}
-        for position, item in left.items():
+        for position, item in list(plan.left.items()):
             embedding = embeddings[item.source]
-            if item.name in meanwhile:
-                items[position] = meanwhile[item.name]
-            elif isinstance(embedding, Failure):
-                items[position] = embedding
+            if isinstance(embedding, Failure):
+                plan.answer(position, embedding)
             else:
                 settled = self.engine.settle(item.settings, embedding, item.seed)
                 rows[position] = Row(item.name, embedding, item.seed, settled, item.key)
-        made = await self.batcher.submit(
-            list(rows.values()),
-            priority=caller.priority,
-            client=caller.client,
-            holder=caller.holder,
-            deadline=caller.deadline,
-            spent=caller.spent,
-        )
-        for position, one in zip(rows, made, strict=True):
-            if isinstance(one, Made):
-                items[position] = Ready(one.image, pb.ORIGIN_GENERATED, one.shared)
-                device_seconds += one.seconds
-            elif isinstance(one, DeadlinePassedError):
-                raise DeadlinePassedError(str(one))  # not itself: its traceback would lead back to `made`
+        made = await self.batcher.submit(list(rows.values()), caller)
+        for position, result in zip(rows, made, strict=True):
+            if isinstance(result, MadeImage):
+                plan.answer(position, ReadyVariant(result.image, pb.ORIGIN_GENERATED, result.shared))
+                plan.device_seconds += result.seconds
+            elif isinstance(result, DeadlinePassedError):
+                raise DeadlinePassedError(str(result))  # not itself: its traceback would lead back to `made`
             else:
-                items[position] = Failure(
-                    pb.ITEM_CODE_GENERATOR_FAILED, str(one) or "the generator failed; see the server's log"
-                )
-        return Outcome([items[position] for position in range(len(wanted))], missing, device_seconds)
-
-    def keep(self, row: Row, image: UInt8Array) -> None:
-        """Remembers a variant that was made, whether or not its client is still there."""
-        if row.key is None:
-            return
-        self._memory.put(row.name, image)
-        if self._store is not None:
-            self._store.put_soon([(row.key, image)])
+                message = str(result) or "the generator failed; see the server's log"
+                plan.answer(position, Failure(pb.ITEM_CODE_GENERATOR_FAILED, message))
 
     async def close(self) -> None:
         """Stops the queue and the conditioner."""
         await self.batcher.close()
         await self._embedder.close()
 
-    def _wanted(
+    # What the batcher tells -------------------------------------------------------------------------------------------
+
+    def batch_done(self, report: BatchReport) -> None:
+        """Counts a batch, and the draws that drift guards added."""
+        self.counters.batch_done(report)
+        self.counters.redrawn.inc(self.engine.redrawn - self._redrawn)
+        self._redrawn = self.engine.redrawn
+
+    def rows_dropped(self, rows: int, reason: DropReason) -> None:
+        """Counts rows that nobody wants any more."""
+        self.counters.dropped.inc(rows)
+
+    def image_made(self, row: Row, image: UInt8Array) -> None:
+        """Remembers a variant that was made, whether or not its client is still there."""
+        if row.key is None:
+            return
+        self._memory.put(row.name, image)
+        if self._store is not None:
+            self._store.put_soon(row.key, image)
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _requested(
         self, request: pb.GenerateVariantsRequest, spec: pb.VariantSpec, settings: Settings
-    ) -> Wanted | Failure:
+    ) -> RequestedVariant | Failure:
         if spec.source_index >= len(request.sources):
-            return Failure(
-                pb.ITEM_CODE_BAD_SPEC,
-                f"source_index {spec.source_index} is beyond the "
-                f"{counted(len(request.sources), 'source')} of the request",
-            )
+            sources = counted(len(request.sources), "source")
+            message = f"source_index {spec.source_index} is beyond the {sources} of the request"
+            return Failure(pb.ITEM_CODE_BAD_SPEC, message)
         digest = request.sources[spec.source_index].digest
         if len(digest) != 16:
-            return Failure(
-                pb.ITEM_CODE_DIGEST_MISMATCH, f"a source's digest has 16 bytes (BLAKE2b-128), not {len(digest)}"
-            )
+            message = f"a source's digest has 16 bytes (BLAKE2b-128), not {len(digest)}"
+            return Failure(pb.ITEM_CODE_DIGEST_MISMATCH, message)
         if spec.parameters:
             try:
                 settings = self.settings(merge(request.parameters, spec.parameters))
@@ -261,79 +248,57 @@ class Hosted:
                 return Failure(pb.ITEM_CODE_BAD_SPEC, str(error))
         key = VariantKey(digest, self.engine.generator.spec.fingerprint, settings.digest, spec.variant_index)
         if spec.HasField("seed"):
-            return Wanted(spec.source_index, key.digest_with_seed(spec.seed), spec.seed, settings, None)
-        return Wanted(spec.source_index, key.digest(), key.seed(), settings, key)
+            return RequestedVariant(spec.source_index, key.digest_with_seed(spec.seed), spec.seed, settings, None)
+        return RequestedVariant(spec.source_index, key.digest(), key.seed(), settings, key)
 
-    def _in_memory(self, names: set[bytes]) -> dict[bytes, Ready]:
-        found = {}
-        for name in names:
-            image = self._memory.get(name)
+    def _find_in_memory(self, plan: RequestPlan) -> None:
+        for position, item in list(plan.left.items()):
+            image = None if item.key is None else self._memory.get(item.name)
             if image is not None:
-                found[name] = Ready(image, pb.ORIGIN_MEMORY)
-        return found
+                plan.answer(position, ReadyVariant(image, pb.ORIGIN_MEMORY))
 
-    async def _embed(
-        self, sources: Sequence[pb.SourceImage], needed: Sequence[int], caller: Caller
-    ) -> tuple[dict[int, torch.Tensor | Failure], list[bytes], float]:
-        """Returns each needed source's embedding or why there is none, digests to be sent with data, device seconds."""
+    async def _embed(self, plan: RequestPlan, caller: Caller) -> dict[int, torch.Tensor | Failure]:
+        """Returns the embedding of each source that variants are left of, or why there is none."""
+        sources = plan.sources
         found: dict[int, torch.Tensor | Failure] = {}
-        missing: list[bytes] = []
-        unknown: list[int] = []
-        for position in needed:
+        unknown: dict[int, pb.SourceImage] = {}
+        for position in sorted({item.source for item in plan.left.values()}):
             known = self._embedder.get(sources[position].digest)
             if known is not None:
                 found[position] = known
             elif sources[position].data:
-                unknown.append(position)
+                unknown[position] = sources[position]
             else:
-                missing.append(sources[position].digest)
-                found[position] = Failure(
-                    pb.ITEM_CODE_SOURCE_MISSING, "the server does not know this source; send its data"
-                )
-        self.counters.embeddings_reused = self._embedder.hits
+                plan.missing.append(sources[position].digest)
+                message = "the server does not know this source; send its data"
+                found[position] = Failure(pb.ITEM_CODE_SOURCE_MISSING, message)
         if not unknown:
-            return found, missing, 0.0
-        images = await self._decode({position: sources[position] for position in unknown}, found, caller)
-        embeddings, seconds = await self._embedder.embed(
-            images, caller.priority, client=caller.client, holder=caller.holder
-        )
-        for position in unknown:
-            if position in found:
-                continue
+            return found
+        limits, submitter = self._file.limits, caller.submitter
+        decoded, most_pixels = await decode_sources(unknown, self.engine, limits, self._codec, submitter)
+        self._warn_of(most_pixels)
+        images: dict[bytes, UInt8Array] = {}
+        for position, image in decoded.items():
+            if isinstance(image, Failure):
+                found[position] = image
+            else:
+                images[sources[position].digest] = image
+        embeddings, seconds = await self._embedder.embed(images, submitter)
+        plan.device_seconds += seconds
+        for position in unknown.keys() - found.keys():
             embedding = embeddings[sources[position].digest]
             found[position] = (
                 Failure(pb.ITEM_CODE_GENERATOR_FAILED, str(embedding))
-                if isinstance(embedding, BaseException)
+                if isinstance(embedding, GenerationFailedError)
                 else embedding
             )
-        return found, missing, seconds
+        return found
 
-    async def _decode(
-        self, sources: Mapping[int, pb.SourceImage], failed: dict[int, torch.Tensor | Failure], turn: Turn
-    ) -> dict[bytes, UInt8Array]:
-        """Returns preprocessed sources uint8 [3, S, S] by digest; enters those that cannot be decoded in `failed`."""
-        limits = self._file.limits
-        check, decode = partial(check_source, limits=limits), partial(decode_source, engine=self.engine, limits=limits)
-        # Hashing and reading a header are charged by the bytes, three of which are about as much work as a pixel.
-        sizes = [source.ByteSize() // 3 for source in sources.values()]
-        checked = await self._codec.map(turn, check, list(sources.values()), sizes)
-        pixels = {}
-        for position, found in zip(sources, checked, strict=True):
-            if isinstance(found, Failure):
-                failed[position] = found
-            else:
-                pixels[position] = found
-        self._warn_of(max(pixels.values(), default=0))
-        if (total := sum(pixels.values())) > limits.max_request_pixels:
-            raise RequestRefusedError(
-                f"the request's {len(pixels)} images have {total:,} pixels in all; the limit is "
-                f"{limits.max_request_pixels:,} (limits.max_request_pixels); send fewer at once, or smaller ones"
+    def _warn_of(self, pixels: int) -> None:
+        """Warns, once, of sources with so many pixels that a built-in generator cannot have been trained on them."""
+        spec = self.engine.generator.spec
+        if not self._warned and pixels > spec.image_size**2 and trained_on(spec.model) is not None:
+            self._warned = True
+            log.warning(
+                foreign_data(spec.model, f"images of {pixels:,} pixels come, its own have {spec.image_size**2}")
             )
-        decoded = await self._codec.map(turn, decode, [sources[position] for position in pixels], list(pixels.values()))
-        images: dict[bytes, UInt8Array] = {}
-        for position, image in zip(pixels, decoded, strict=True):
-            if isinstance(image, Failure):
-                failed[position] = image
-            else:
-                images[sources[position].digest] = image
-        return images

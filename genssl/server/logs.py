@@ -12,20 +12,7 @@ from typing import Any, Literal, TextIO
 from genssl.errors import UserError, suggest
 
 # What a record may carry beside its message. A list of what is allowed: images and tokens cannot slip through it.
-FIELDS = (
-    "request_id",
-    "client",
-    "generator",
-    "method",
-    "priority",
-    "code",
-    "reason",
-    "variants",
-    "origins",
-    "wait_ms",
-    "generate_ms",
-    "encode_ms",
-)
+FIELDS = ("request_id", "client", "generator", "variants", "wait_ms", "generate_ms")
 LEVELS = ("debug", "info", "warning", "error")
 LEVEL_VARIABLE = "GENSSL_LOG_LEVEL"
 LONGEST_FIELD = 256
@@ -36,10 +23,6 @@ def set_up_logging(kind: Literal["human", "json"], stream: TextIO | None = None)
 
     genssl's own messages begin at the level that the environment variable GENSSL_LOG_LEVEL names (info by default; at
     debug there is a line a request), those of other libraries at info or above.
-
-    Args:
-        kind: the form of a line.
-        stream: in place of standard error.
 
     Raises:
         UserError: if GENSSL_LOG_LEVEL names no level.
@@ -68,8 +51,6 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
             found[name] = round(value, 3)
         elif isinstance(value, int):
             found[name] = value
-        elif isinstance(value, dict):
-            found[name] = {str(key): int(count) for key, count in value.items()}
     return found
 
 

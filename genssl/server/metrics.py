@@ -1,4 +1,4 @@
-"""Prometheus metrics of a server, on a port and in threads of their own."""
+"""Prometheus metrics of a server: the instruments, and the port where they are read, in threads of its own."""
 
 from __future__ import annotations
 
@@ -6,43 +6,112 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from genssl import __version__
 from genssl.config.address import is_local
 from genssl.config.server import MetricsConfig
 from genssl.errors import UserError
-from genssl.server.statistics import STATES, STORE_STATES, Histogram, Statistics
 
 log = logging.getLogger(__name__)
 
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a time series more for each, which nobody reads
+
 PATH = "/metrics"
-PRIORITIES = ("interactive", "training", "bulk")
+# From a small network on a GPU to a diffusion model with a long queue, three bounds a decade.
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+LAG_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 LOOP_SECONDS = 2.0  # a scrape that fails is an alarm; one that hangs is not
 CLIENT_SECONDS = 10.0  # after which a scraper that sends nothing is dropped
 
 
-class MetricsServer:
-    """Serves `/metrics` until `close`; make it on the event loop that the statistics belong to.
+class Instruments:
+    """The metrics that every server has; their labels are generators, reasons, methods and the like, never clients."""
 
-    Args:
-        config: where to listen.
-        statistics: what to show.
+    def __init__(self, registry: CollectorRegistry, buckets: Sequence[int]) -> None:
+        counter = partial(Counter, namespace="genssl", registry=registry)
+        gauge = self.gauge = partial(Gauge, namespace="genssl", registry=registry)
+        histogram = partial(Histogram, namespace="genssl", registry=registry)
+        generator = ["generator"]
+
+        self.build_info = gauge("build_info", "What runs here.", ["version", "device"])
+        self.state = gauge("state", "1 for the state that the server is in.", ["state"])
+        self.draining = gauge("draining", "1 while the server finishes its last requests.")
+        self.queued_bytes = gauge("queued_bytes", "Bytes of requests and finished variants held now.", unit="bytes")
+        self.clients = gauge("clients", "Clients seen in the last minutes.")
+        self.loop_lag = histogram(
+            "event_loop_lag_seconds", "How late the event loop ran what was due.", unit="seconds", buckets=LAG_SECONDS
+        )
+        self.recent_loop_lag = gauge(
+            "event_loop_lag_recent_max_seconds",
+            "Greatest lag of the event loop in the last ten seconds.",
+            unit="seconds",
+        )
+        self.rejected = counter("rejected", "Requests and items refused.", ["reason"])
+        self.requests = counter("requests", "Finished calls.", ["method", "code"])
+        self.request_seconds = histogram(
+            "request_seconds", "From a call to its answer.", ["method"], unit="seconds", buckets=SECONDS
+        )
+
+        self.depth = gauge("queue_depth", "Rows that wait now.", ["generator", "priority"])
+        self.running = gauge("running_variants", "Rows on the device now.", generator)
+        self.largest_bucket = gauge("largest_bucket", "The largest batch size in use.", generator)
+        self.occupancy = gauge(
+            "batch_occupancy_ratio",
+            "Wanted rows over computed rows in the last 100 batches; the rest was padding.",
+            generator,
+        )
+        self.variants = counter("variants", "Variants delivered.", ["generator", "origin"])
+        self.hits = counter("cache_hits", "Variants and embeddings that need not be computed.", ["generator", "cache"])
+        self.failed = counter("variants_failed", "Rows on which the generator failed.", generator)
+        self.dropped = counter("variants_dropped", "Rows dropped: client gone, or deadline passed.", generator)
+        self.redrawn = counter("variants_redrawn", "Draws that drift guards added.", generator)
+        self.embedded = counter("sources_embedded", "Sources embedded.", generator)
+        self.embed = counter("embed_seconds", "Device time of embedding.", generator, unit="seconds")
+        self.wait = histogram(
+            "queue_wait_seconds", "A row's wait for its batch.", generator, unit="seconds", buckets=SECONDS
+        )
+        self.size = histogram("batch_size", "Wanted rows of a batch.", generator, buckets=buckets)
+        self.batches = counter("batches", "Batches by size with padding.", ["generator", "bucket"])
+        self.generate = histogram(
+            "generate_seconds", "Device time of a batch.", generator, unit="seconds", buckets=SECONDS
+        )
+        self.encode = histogram(
+            "encode_seconds",
+            "Time in which a request's variants were encoded.",
+            generator,
+            unit="seconds",
+            buckets=SECONDS,
+        )
+
+
+def show_state(gauge: Gauge, states: Sequence[str], now: Callable[[], str]) -> None:
+    """Makes a gauge 1 for the state that holds now, and 0 for the others."""
+    for state in states:
+        gauge.labels(state).set_function(partial(_is_so, state, now))
+
+
+def _is_so(state: str, now: Callable[[], str]) -> bool:
+    return state == now()
+
+
+class MetricsServer:
+    """Serves `/metrics` until `close`; make it on the event loop that the metrics belong to.
 
     Raises:
         UserError: if the address is taken or is not one of this machine's.
     """
 
-    def __init__(self, config: MetricsConfig, statistics: Statistics) -> None:
+    def __init__(self, config: MetricsConfig, metrics: CollectorRegistry) -> None:
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_OnLoop(statistics, asyncio.get_running_loop()))
+        registry.register(_OnLoop(metrics, asyncio.get_running_loop()))
         ProcessCollector(registry=registry)
         host, _, port = config.address.rpartition(":")
         try:
@@ -82,7 +151,7 @@ class _HTTPServer(ThreadingTCPServer):
         super().__init__(address[:2], _Handler)  # type: ignore[arg-type]
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Says nothing: a scraper that hangs up is no event in the server's life."""
+        """Says nothing: that a scraper hangs up does not concern the server."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -120,144 +189,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _OnLoop(Collector):
-    """Reads the statistics on their own event loop, where nothing changes them meanwhile."""
+    """Collects the metrics on their own event loop, where nothing changes them meanwhile."""
 
-    def __init__(self, statistics: Statistics, loop: asyncio.AbstractEventLoop) -> None:
-        self._statistics, self._loop = statistics, loop
+    def __init__(self, registry: CollectorRegistry, loop: asyncio.AbstractEventLoop) -> None:
+        self._registry, self._loop = registry, loop
 
     def collect(self) -> Iterable[Metric]:
         async def read() -> list[Metric]:
-            return list(families(self._statistics))
+            return list(self._registry.collect())
 
         return asyncio.run_coroutine_threadsafe(read(), self._loop).result(LOOP_SECONDS)
-
-
-def families(statistics: Statistics) -> Iterator[Metric]:
-    """Yields every metric; labels are generators, priorities, origins, reasons, methods and codes, never clients."""
-    yield _gauge("build_info", "What runs here.", {"version": __version__, "device": statistics.device}, 1)
-    state = GaugeMetricFamily("genssl_state", "1 for the state that the server is in.", labels=["state"])
-    for name in STATES:
-        state.add_metric([name], float(name == statistics.state))
-    yield state
-    yield _gauge("draining", "1 while the server finishes its last requests.", {}, statistics.state == "draining")
-    yield _gauge(
-        "queued_bytes", "Bytes of requests and finished variants held now.", {}, statistics.queued_bytes(), unit="bytes"
-    )
-    yield _gauge("clients", "Clients seen in the last minutes.", {}, len(statistics.clients()))
-    lag = HistogramMetricFamily(
-        "genssl_event_loop_lag_seconds", "How late the event loop ran what was due.", unit="seconds"
-    )
-    _add(lag, [], statistics.loop_lag)
-    yield lag
-    yield _gauge(
-        "event_loop_lag_recent_max_seconds",
-        "Greatest lag of the event loop in the last ten seconds.",
-        {},
-        statistics.recent_loop_lag,
-        unit="seconds",
-    )
-    if statistics.store_state is not None:
-        stored = GaugeMetricFamily(
-            "genssl_store_state", "1 for what becomes of variants that are to be stored.", labels=["state"]
-        )
-        for what in STORE_STATES:
-            stored.add_metric([what], float(what == statistics.store_state()))
-        yield stored
-    if statistics.certificate_expires is not None:
-        yield _gauge(
-            "tls_certificate_expiry_timestamp_seconds",
-            "When the server's certificate expires, in seconds since 1970.",
-            {},
-            statistics.certificate_expires(),
-            unit="seconds",
-        )
-    rejected = CounterMetricFamily("genssl_rejected", "Requests and items refused.", labels=["reason"])
-    for reason, count in statistics.rejections.items():
-        rejected.add_metric([reason], count)
-    yield rejected
-    requests = CounterMetricFamily("genssl_requests", "Finished calls.", labels=["method", "code"])
-    for (method, code), count in statistics.requests.items():
-        requests.add_metric([method, code], count)
-    yield requests
-    seconds = HistogramMetricFamily(
-        "genssl_request_seconds", "From a call to its answer.", labels=["method"], unit="seconds"
-    )
-    for method, histogram in statistics.request_seconds.items():
-        _add(seconds, [method], histogram)
-    yield seconds
-    yield from _generator_families(statistics)
-
-
-def _generator_families(statistics: Statistics) -> Iterator[Metric]:
-    by_generator = ["generator"]
-    depth = GaugeMetricFamily("genssl_queue_depth", "Rows that wait now.", labels=["generator", "priority"])
-    running = GaugeMetricFamily("genssl_running_variants", "Rows on the device now.", labels=by_generator)
-    largest = GaugeMetricFamily("genssl_largest_bucket", "The largest batch size in use.", labels=by_generator)
-    occupancy = GaugeMetricFamily(
-        "genssl_batch_occupancy_ratio",
-        "Wanted rows over computed rows in the last 100 batches; the rest was padding.",
-        labels=by_generator,
-    )
-    variants = CounterMetricFamily("genssl_variants", "Variants delivered.", labels=["generator", "origin"])
-    hits = CounterMetricFamily(
-        "genssl_cache_hits", "Variants and embeddings that need not be computed.", labels=["generator", "cache"]
-    )
-    failed = CounterMetricFamily("genssl_variants_failed", "Rows on which the generator failed.", labels=by_generator)
-    dropped = CounterMetricFamily(
-        "genssl_variants_dropped", "Rows dropped: client gone, or deadline passed.", labels=by_generator
-    )
-    redrawn = CounterMetricFamily("genssl_variants_redrawn", "Draws that drift guards added.", labels=by_generator)
-    embedded = CounterMetricFamily("genssl_sources_embedded", "Sources embedded.", labels=by_generator)
-    embed = CounterMetricFamily(
-        "genssl_embed_seconds", "Device time of embedding.", labels=by_generator, unit="seconds"
-    )
-    wait = HistogramMetricFamily(
-        "genssl_queue_wait_seconds", "A row's wait for its batch.", labels=by_generator, unit="seconds"
-    )
-    size = HistogramMetricFamily("genssl_batch_size", "Wanted rows of a batch.", labels=by_generator)
-    batches = CounterMetricFamily("genssl_batches", "Batches by size with padding.", labels=["generator", "bucket"])
-    generate = HistogramMetricFamily(
-        "genssl_generate_seconds", "Device time of a batch.", labels=by_generator, unit="seconds"
-    )
-    encode = HistogramMetricFamily(
-        "genssl_encode_seconds", "Time in which a request's variants were encoded.", labels=by_generator, unit="seconds"
-    )
-    for name, counters in statistics.generators.items():
-        for priority in PRIORITIES:
-            depth.add_metric([name, priority], counters.queued().get(priority, 0))
-        running.add_metric([name], counters.running())
-        largest.add_metric([name], counters.largest_bucket())
-        occupancy.add_metric([name], counters.occupancy)
-        for origin, count in counters.variants.items():
-            variants.add_metric([name, origin], count)
-        hits.add_metric([name, "memory"], counters.variants["memory"])
-        hits.add_metric([name, "store"], counters.variants["store"])
-        hits.add_metric([name, "embedding"], counters.embeddings_reused)
-        failed.add_metric([name], counters.failed)
-        dropped.add_metric([name], counters.dropped)
-        redrawn.add_metric([name], counters.redrawn())
-        embedded.add_metric([name], counters.sources_embedded)
-        embed.add_metric([name], counters.embed_seconds)
-        for bucket, batch in sorted(counters.batches.items()):
-            batches.add_metric([name, str(bucket)], batch.batches)
-        _add(wait, [name], counters.queue_wait)
-        _add(size, [name], counters.batch_size)
-        _add(generate, [name], counters.generate)
-        _add(encode, [name], counters.encode)
-    yield from (depth, running, largest, occupancy, variants, hits, failed, dropped, redrawn, embedded, embed, wait)
-    yield from (size, batches, generate, encode)
-
-
-def _gauge(name: str, help: str, labels: dict[str, str], value: float, *, unit: str = "") -> GaugeMetricFamily:
-    gauge = GaugeMetricFamily(f"genssl_{name}", help, labels=list(labels), unit=unit)
-    gauge.add_metric(list(labels.values()), float(value))
-    return gauge
-
-
-def _add(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
-    """Adds a histogram in Prometheus' way: each bucket counts everything up to its bound."""
-    total, buckets = 0, []
-    for bound, count in zip([*histogram.bounds, float("inf")], histogram.counts, strict=True):
-        total += count
-        buckets.append(("+Inf" if bound == float("inf") else str(float(bound)), total))
-    family.add_metric(labels, buckets, histogram.sum)

@@ -1,32 +1,36 @@
-"""A generation server in a process of its own, for as long as a run lasts."""
+"""A generation server in a process of its own, for as long as a run lasts, on a socket in a private folder."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
 
+from genssl.base.files import lock
+from genssl.config.address import LONGEST_SOCKET
 from genssl.config.server import ServerFile
 from genssl.errors import ServerUnavailableError, UserError
-from genssl.server.socket_folder import SOCKET, SocketFolder
 
 START_SECONDS = 600.0
 STOP_SECONDS = 10.0
+PREFIX, MARKER, SOCKET = "genssl-", "genssl-embedded.lock", "server.sock"
+OTHERS = ("/tmp", "/var/tmp")
+RANDOM = "12345678"  # as many characters as mkdtemp adds
 LOG_LINES = 20  # of a message: the log of a run that never began goes with its directory
 
 
 class EmbeddedServer:
     """Starts `genssl serve-generator` on a private Unix socket, and ends it on every way out of the `with` block.
 
-    If this process is killed, the server notices its standard input closing and ends by itself.
-
-    Args:
-        file: what to serve; its address is replaced.
-        log_path: gets the server's output; None: a file that goes with the server.
+    If this process is killed, the server notices its standard input closing and ends by itself. The address of `file`
+    is replaced; `log_path` gets the server's output (None: a file that goes with the server).
 
     Raises:
         UserError: if there is no folder for its socket.
@@ -72,9 +76,7 @@ class EmbeddedServer:
     def __enter__(self) -> EmbeddedServer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
@@ -131,3 +133,73 @@ class EmbeddedServer:
             if self._process.stdin is not None:
                 self._process.stdin.close()
             self._own.close()
+
+
+class SocketFolder:
+    """A new folder that only this user can enter, locked until `close`, and by processes that inherit `descriptor`.
+
+    Attributes:
+        path: of the folder.
+        descriptor: of the lock, which tells the folders of living runs from those of killed ones.
+
+    Raises:
+        UserError: if no folder for temporary files has a short enough path, or none can be written.
+    """
+
+    def __init__(self) -> None:
+        for place in _places():
+            _remove_leftovers(place)
+        for place in _places():
+            if len(os.fsencode(place / (PREFIX + RANDOM) / SOCKET)) > LONGEST_SOCKET:
+                continue
+            with contextlib.suppress(OSError):
+                self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+                try:
+                    self.descriptor = self._lock()
+                    return
+                except OSError:
+                    shutil.rmtree(self.path, ignore_errors=True)
+        room = LONGEST_SOCKET - len(f"/{PREFIX}{RANDOM}/{SOCKET}")
+        raise UserError(
+            f"TMPDIR: the embedded server needs a folder for its socket that can be written and whose path has at most "
+            f"{room} bytes; {', '.join(map(str, _places()))} is none. Set TMPDIR to such a folder"
+        )
+
+    def _lock(self) -> int:
+        # Under its name it appears locked: nobody can take it for a leftover in between.
+        unnamed = self.path / ".lock"
+        descriptor = lock(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        assert descriptor is not None, "nobody else enters this folder"
+        try:
+            unnamed.rename(self.path / MARKER)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def close(self) -> None:
+        """Removes the folder with all that is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+def _places() -> list[Path]:
+    """Returns folders for temporary files, those that the user has chosen first."""
+    named = [tempfile.gettempdir(), *OTHERS, os.environ.get("XDG_RUNTIME_DIR", "")]
+    return [Path(place) for place in dict.fromkeys(named) if place and Path(place).is_dir()]
+
+
+def _remove_leftovers(place: Path) -> None:
+    """Removes the folders whose process has ended: they are this user's, have our lock, and nobody holds it."""
+    for folder in place.glob(PREFIX + "*"):
+        try:
+            if folder.lstat().st_uid != os.geteuid() or not stat.S_ISDIR(folder.lstat().st_mode):
+                continue
+            descriptor = lock(folder / MARKER, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        if descriptor is not None:  # its run has ended
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(descriptor)

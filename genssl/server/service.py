@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, NoReturn
 
 import grpc
 
@@ -21,13 +20,12 @@ from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.server.admission import Admission, Claim
 from genssl.server.auth import Token, current_token, holder_of
-from genssl.server.batching.jobs import DeadlinePassedError
-from genssl.server.batching.schedule import BatchKey, Priority
-from genssl.server.codec import OUTPUT_ENCODINGS, Failure, Ready, encode_variants
-from genssl.server.codec_pool import CodecPool
-from genssl.server.guard import refuse
-from genssl.server.hosted import Caller, Hosted, Wanted
-from genssl.server.statistics import CLIENT_ID_CHARACTERS, Origin, Reason, Statistics
+from genssl.server.batching.jobs import Caller, DeadlinePassedError
+from genssl.server.batching.schedule import BatchKey, Priority, Submitter
+from genssl.server.codec import OUTPUT_ENCODINGS, CodecPool, Failure, ReadyVariant, encode_variants
+from genssl.server.guard import RefusedError, invalid, refuse
+from genssl.server.hosted import Hosted, RequestPlan
+from genssl.server.statistics import CLIENT_ID_CHARACTERS, Origin, Statistics
 from genssl.variants.engine import Settings
 from genssl.wire.channel import MESSAGE_OVERHEAD, ROW_OVERHEAD
 
@@ -35,11 +33,7 @@ log = logging.getLogger(__name__)
 
 CODEC_THREADS = 2
 BATCHING = {"dynamic": pb.BATCHING_DYNAMIC, "deterministic": pb.BATCHING_DETERMINISTIC}
-ORIGINS: dict[int, Origin] = {
-    pb.ORIGIN_GENERATED: "generated",
-    pb.ORIGIN_STORE: "store",
-    pb.ORIGIN_MEMORY: "memory",
-}
+ORIGINS: dict[int, Origin] = {pb.ORIGIN_GENERATED: "generated", pb.ORIGIN_STORE: "store", pb.ORIGIN_MEMORY: "memory"}
 # What a client that is refused waits before the cost of its generator has been measured, in seconds.
 FIRST_RETRY, LEAST_RETRY = 0.5, 0.05
 
@@ -47,19 +41,13 @@ FIRST_RETRY, LEAST_RETRY = 0.5, 0.05
 class GenerationService(pb_grpc.GenerationServiceServicer):
     """Answers for the generators in `hosted`, which is empty until all of them are loaded.
 
-    Args:
-        file: has the limits, which are checked before anything is decoded.
-        device_name: for GetServerInfo.
-        threads: torch threads on CPU, 0 elsewhere.
-        admission: counts what is under way.
-        statistics: counts what happens here.
+    The limits of the server file are checked before anything is decoded. `threads` are torch's on CPU, 0 elsewhere.
     """
 
     def __init__(
         self, file: ServerFile, device_name: str, threads: int, admission: Admission, statistics: Statistics
     ) -> None:
         self.hosted: dict[str, Hosted] = {}
-        self.state: Literal["loading", "serving", "draining"] = "loading"
         self._codec_threads = ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="genssl-codec")
         self.codec = CodecPool(
             self._codec_threads,
@@ -70,7 +58,6 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         self._file, self._limits = file, file.limits
         self._device_name, self._threads, self._statistics = device_name, threads, statistics
         self._admission = admission
-        self.queued: Counter[str] = Counter()
         self._instance_id = secrets.token_hex(8)
 
     async def GetServerInfo(
@@ -86,7 +73,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             max_image_bytes=limits.max_image_bytes,
             max_image_pixels=limits.max_image_pixels,
             max_queued_variants=limits.max_queued_variants,
-            max_queued_variants_per_client=self._admission.most(token.max_queued_variants if token else None),
+            max_queued_variants_per_client=self._admission.most_variants(token.max_queued_variants if token else None),
             max_queued_bytes=limits.most_queued_bytes(),
             max_queued_bytes_per_client=limits.max_queued_bytes_per_client,
             buckets=self._file.buckets[-1:] if self._file.batching == "deterministic" else self._file.buckets,
@@ -112,44 +99,61 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         self, request: pb.GenerateVariantsRequest, context: grpc.aio.ServicerContext
     ) -> pb.GenerateVariantsResponse:
         """Makes the variants of a request; see the .proto for the contract."""
-        started = time.perf_counter()
-        hosted = await self._hosted(request, context)
-        settings = await self._check(request, hosted, context)
-        wanted = hosted.read(request, settings)
-        token = current_token()
-        client = "/".join(filter(None, (token.name if token else "", request.client_id))) or context.peer()
-        client = client[:CLIENT_ID_CHARACTERS]
-        claim = await self._admit(request, hosted, wanted, client, context)
-        counters, charged, caller = self._statistics.client(client), 0, None
-        self.queued[client] += claim.variants
-        done = self._admission.hold(claim)
         try:
-            found = await hosted.find(wanted)
-            left = [item for item in wanted if isinstance(item, Wanted) and item.name not in found]
-            caller = await self._in_time(request, hosted, left, client, context)
-            charged = await self._charge(token, len(left), context)
-            outcome = await hosted.make(request, wanted, found, caller)
-            encoded = time.perf_counter()
-            variants = await encode_variants(outcome.items, request.output.encoding, self.codec, caller)
-        except RequestRefusedError as error:
-            await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "too_large", str(error))
-        except DeadlinePassedError as error:
-            await self._refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "deadline", str(error))
+            return await self._generate(request, context.peer(), context.time_remaining())
+        except RefusedError as error:
+            await refuse(context, self._statistics, error.code, error.reason, str(error), error.retry_after)
         except asyncio.CancelledError:
             remaining = context.time_remaining()
             self._statistics.rejected("cancelled" if remaining is None or remaining > 0 else "deadline")
             raise
+
+    async def _generate(
+        self, request: pb.GenerateVariantsRequest, peer: str, remaining: float | None
+    ) -> pb.GenerateVariantsResponse:
+        started, loop, token = time.perf_counter(), asyncio.get_running_loop(), current_token()
+
+        # --- who asks for what, and whether there is room for it ------------------------------------------------------
+        hosted = self._find_generator(request)
+        plan = hosted.plan(request, self._check(request, hosted))
+        client = "/".join(filter(None, (token.name if token else "", request.client_id))) or peer
+        client = client[:CLIENT_ID_CHARACTERS]
+        priority = Priority(request.priority or pb.PRIORITY_TRAINING)
+        caller = Caller(
+            Submitter(client, token.lowered(priority) if token else priority, holder_of(token, peer)),
+            None if remaining is None else loop.time() + remaining,
+        )
+        claim = self._admit(request, hosted, plan, token.name if token else client, token)
+        counts, charged, waiting = self._statistics.client(client), 0, self._statistics.waiting
+        waiting[client] += claim.variants
+        done = self._admission.hold(claim)
+
+        # --- find, make, encode ---------------------------------------------------------------------------------------
+        try:
+            await hosted.find(plan)
+            self._check_in_time(hosted, plan, caller)
+            charged = self._charge(token, len(plan.left))
+            await hosted.make(plan, caller)
+            encoding = time.perf_counter()
+            items = plan.finished()
+            variants = await encode_variants(items, request.output.encoding, self.codec, caller.submitter)
+        except RequestRefusedError as error:
+            raise invalid(str(error), "too_large") from None
+        except DeadlinePassedError as error:
+            raise RefusedError(grpc.StatusCode.DEADLINE_EXCEEDED, "deadline", str(error)) from None
         finally:
             done()
-            self.queued[client] -= claim.variants
-            if not self.queued[client]:
-                del self.queued[client]
+            waiting[client] -= claim.variants
+            if not waiting[client]:
+                del waiting[client]
             # On every way out: what was not made costs nothing, whether it was there, could not be, or came too late.
-            if token is not None and token.rate is not None and caller is not None:
-                token.rate.give_back(charged - caller.spent.rows)
+            if token is not None and token.rate is not None and charged:
+                token.rate.give_back(charged - caller.spent)
+
+        # --- count and answer -----------------------------------------------------------------------------------------
         ended = time.perf_counter()
-        counters.variants += self._count(hosted, outcome.items, ended - encoded)
-        queue_seconds = max(0.0, encoded - started - outcome.device_seconds)
+        counts.variants += self._count(hosted, items, ended - encoding)
+        queue_seconds = max(0.0, encoding - started - plan.device_seconds)
         log.debug(
             "served",
             extra={
@@ -158,16 +162,14 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
                 "generator": hosted.generator_id,
                 "variants": len(variants),
                 "wait_ms": round(1000 * queue_seconds, 2),
-                "generate_ms": round(1000 * outcome.device_seconds, 2),
+                "generate_ms": round(1000 * plan.device_seconds, 2),
             },
         )
         return pb.GenerateVariantsResponse(
             variants=variants,
-            missing_digests=outcome.missing,
+            missing_digests=plan.missing,
             timings=pb.Timings(
-                queue_seconds=queue_seconds,
-                generate_seconds=outcome.device_seconds,
-                encode_seconds=ended - encoded,
+                queue_seconds=queue_seconds, generate_seconds=plan.device_seconds, encode_seconds=ended - encoding
             ),
         )
 
@@ -177,25 +179,21 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             await hosted.close()
         self._codec_threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _hosted(self, request: pb.GenerateVariantsRequest, context: grpc.aio.ServicerContext) -> Hosted:
+    def _find_generator(self, request: pb.GenerateVariantsRequest) -> Hosted:
         """Returns the generator that a request is for, or refuses."""
-        if self.state != "serving":
+        if self._statistics.state != "serving":
             # A client that was here before a restart asks again; NOT_FOUND would end its run.
-            await self._refuse(
-                context, grpc.StatusCode.UNAVAILABLE, "not_ready", f"the server is {self.state}", retry_after=0.5
-            )
+            raise RefusedError(grpc.StatusCode.UNAVAILABLE, "not_ready", f"the server is {self._statistics.state}", 0.5)
         hosted = self.hosted.get(request.generator_id)
         if hosted is None:
-            await self._refuse(
-                context,
+            raise RefusedError(
                 grpc.StatusCode.NOT_FOUND,
                 "invalid",
                 f"there is no generator {request.generator_id!r} here{suggest(request.generator_id, self.hosted)}",
             )
         spec = hosted.engine.generator.spec
         if request.expected_fingerprint and request.expected_fingerprint != spec.fingerprint:
-            await self._refuse(
-                context,
+            raise RefusedError(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 "invalid",
                 f"generator {request.generator_id!r} has the fingerprint {spec.fingerprint.hex()}, "
@@ -203,151 +201,101 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             )
         return hosted
 
-    async def _check(
-        self, request: pb.GenerateVariantsRequest, hosted: Hosted, context: grpc.aio.ServicerContext
-    ) -> Settings:
+    def _check(self, request: pb.GenerateVariantsRequest, hosted: Hosted) -> Settings:
         """Refuses what this server never takes, before any work is done; returns the request's settings."""
-        limits = self._limits
-        count, most = len(request.variants), limits.max_variants_per_request
-
-        async def refuse_as(reason: Reason, message: str) -> NoReturn:
-            await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, reason, message)
-
+        count, most = len(request.variants), self._limits.max_variants_per_request
+        variants, sources = counted(count, "variant"), counted(len(request.sources), "source")
         if not 0 < count <= most:
-            await refuse_as("too_large", f"the request asks for {counted(count, 'variant')}; 1 to {most} are allowed")
+            raise invalid(f"the request asks for {variants}; 1 to {most} are allowed", "too_large")
         if len(request.sources) > count:
-            of_sources = f"the request has {counted(len(request.sources), 'source')}"
-            await refuse_as("invalid", f"{of_sources} for {counted(count, 'variant')}")
+            raise invalid(f"the request has {sources} for {variants}")
         if request.output.encoding not in (pb.IMAGE_ENCODING_UNSPECIFIED, *OUTPUT_ENCODINGS):
-            await refuse_as("invalid", "output.encoding must be RAW or PNG")
+            raise invalid("output.encoding must be RAW or PNG")
         if request.priority not in pb.Priority.values():
-            await refuse_as("invalid", "priority must be INTERACTIVE, TRAINING or BULK")
+            raise invalid("priority must be INTERACTIVE, TRAINING or BULK")
         try:
-            settings = hosted.settings(request.parameters)
+            return hosted.settings(request.parameters)
         except RequestRefusedError as error:
-            await refuse_as("invalid", str(error))
-        return settings
+            raise invalid(str(error)) from None
 
-    async def _admit(
-        self,
-        request: pb.GenerateVariantsRequest,
-        hosted: Hosted,
-        wanted: Sequence[Wanted | Failure],
-        client: str,
-        context: grpc.aio.ServicerContext,
+    def _admit(
+        self, request: pb.GenerateVariantsRequest, hosted: Hosted, plan: RequestPlan, holder: str, token: Token | None
     ) -> Claim:
         """Refuses what would take more than there is room for; returns what the request holds from now on."""
-        token = current_token()
-        sizes = [hosted.variant_bytes(item.settings) for item in wanted if isinstance(item, Wanted)]
-        answer = sum(sizes) + len(wanted) * ROW_OVERHEAD + MESSAGE_OVERHEAD
+        count = len(plan.answers)
+        variants = counted(count, "variant")
+        sizes = [hosted.variant_bytes(item.settings) for item in plan.left.values()]
+        answer = sum(sizes) + count * ROW_OVERHEAD + MESSAGE_OVERHEAD
         if answer > self._limits.max_message_bytes:
             room = self._limits.max_message_bytes - MESSAGE_OVERHEAD
-            await self._refuse(
-                context,
-                grpc.StatusCode.INVALID_ARGUMENT,
-                "too_large",
-                f"{counted(len(wanted), 'variant')} of up to {max(sizes):,} bytes would exceed a message's "
+            raise invalid(
+                f"{variants} of up to {max(sizes):,} bytes would exceed a message's "
                 f"{self._limits.max_message_bytes:,} bytes; "
                 f"ask for at most {room // (max(sizes) + ROW_OVERHEAD)} at once",
+                "too_large",
             )
         decoded = hosted.source_bytes * sum(bool(source.data) for source in request.sources)
-        claim = Claim(token.name if token else client, len(wanted), request.ByteSize() + decoded + answer)
+        claim = Claim(holder, count, request.ByteSize() + decoded + answer)
         if claim.num_bytes > self._admission.most_bytes():
-            await self._refuse(
-                context,
-                grpc.StatusCode.INVALID_ARGUMENT,
-                "too_large",
+            raise invalid(
                 f"the request, its decoded images and its answer would hold {claim.num_bytes:,} bytes; a client may "
                 f"hold {self._admission.most_bytes():,}; ask for fewer variants at once",
+                "too_large",
             )
         token_most = token.max_queued_variants if token else None
-        most = self._admission.most(token_most)
-        if len(wanted) > most:
-            await self._refuse(
-                context,
-                grpc.StatusCode.INVALID_ARGUMENT,
-                "too_large",
-                f"the request asks for {counted(len(wanted), 'variant')}; {most} may be queued at once",
-            )
+        most = self._admission.most_variants(token_most)
+        if count > most:
+            raise invalid(f"the request asks for {variants}; {most} may be queued at once", "too_large")
         full = self._admission.refuses(claim, token_most)
         if full is not None:
-            key = next((item.settings.batch_key for item in wanted if isinstance(item, Wanted)), None)
+            key = next((item.settings.batch_key for item in plan.left.values()), None)
             seconds = hosted.batcher.cost.predict(key, full.excess, hosted.engine.buckets)
-            await self._refuse(
-                context,
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                full.reason,
-                full.message,
-                retry_after=FIRST_RETRY if seconds is None else max(LEAST_RETRY, seconds),
-            )
+            retry_after = FIRST_RETRY if seconds is None else max(LEAST_RETRY, seconds)
+            raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, full.reason, full.message, retry_after)
         return claim
 
-    async def _in_time(
-        self,
-        request: pb.GenerateVariantsRequest,
-        hosted: Hosted,
-        left: Sequence[Wanted],
-        client: str,
-        context: grpc.aio.ServicerContext,
-    ) -> Caller:
-        """Refuses at once what has to be made and would be late; returns who asks, and until when."""
-        remaining, token = context.time_remaining(), current_token()
-        priority = Priority(request.priority or pb.PRIORITY_TRAINING)
-        if token is not None:
-            priority = token.lowered(priority)
-        holder = holder_of(token, context.peer())
-        if remaining is None:
-            return Caller(holder, client, priority)
-        rows: Counter[BatchKey] = Counter(item.settings.batch_key for item in left)
-        wait = hosted.batcher.predicted_wait(rows, priority, client=client, holder=holder) if rows else None
+    def _check_in_time(self, hosted: Hosted, plan: RequestPlan, caller: Caller) -> None:
+        """Refuses at once what has to be made and would be late."""
+        if caller.deadline is None or not plan.left:
+            return
+        remaining = caller.deadline - asyncio.get_running_loop().time()
+        rows: Counter[BatchKey] = Counter(item.settings.batch_key for item in plan.left.values())
+        wait = hosted.batcher.predicted_wait(rows, caller.submitter)
         if wait is not None and wait > remaining:
-            await self._refuse(
-                context,
+            raise RefusedError(
                 grpc.StatusCode.DEADLINE_EXCEEDED,
                 "deadline",
                 f"these variants would be ready in {wait:.2f} s, after the deadline in {remaining:.2f} s",
-                retry_after=wait - remaining,
+                wait - remaining,
             )
-        return Caller(holder, client, priority, asyncio.get_running_loop().time() + remaining)
 
-    async def _charge(self, token: Token | None, variants: int, context: grpc.aio.ServicerContext) -> int:
+    def _charge(self, token: Token | None, variants: int) -> int:
         """Takes variants that may have to be made from the token's rate, or refuses; returns how many it took."""
         if token is None or token.rate is None:
             return 0
         pause = token.rate.take(variants)
         if pause > 0:
-            await self._refuse(
-                context,
+            raise RefusedError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 "rate",
                 f"the token {token.name!r} may take {counted(token.rate.per_second, 'variant')} a second",
-                retry_after=pause,
+                pause,
             )
         return variants
 
-    def _count(self, hosted: Hosted, items: Sequence[Ready | Failure], encode_seconds: float) -> int:
+    def _count(self, hosted: Hosted, items: Sequence[ReadyVariant | Failure], encode_seconds: float) -> int:
         """Enters what became of a request's items; returns how many got a variant."""
         counters = hosted.counters
         counters.encode.observe(encode_seconds)
         made = 0
         for item in items:
-            if isinstance(item, Ready):
-                counters.variants["shared" if item.shared else ORIGINS[item.origin]] += 1
+            if isinstance(item, ReadyVariant):
+                counters.delivered("shared" if item.shared else ORIGINS[item.origin])
                 made += 1
             elif item.code in (pb.ITEM_CODE_BAD_IMAGE, pb.ITEM_CODE_DIGEST_MISMATCH):
                 self._statistics.rejected("bad_image")
             elif item.code == pb.ITEM_CODE_BAD_SPEC:
                 self._statistics.rejected("invalid")
             elif item.code == pb.ITEM_CODE_GENERATOR_FAILED:
-                counters.failed += 1
+                counters.failed.inc()
         return made
-
-    async def _refuse(
-        self,
-        context: grpc.aio.ServicerContext,
-        code: grpc.StatusCode,
-        reason: Reason,
-        message: str,
-        retry_after: float | None = None,
-    ) -> NoReturn:
-        await refuse(context, self._statistics, code, reason, message, retry_after=retry_after)

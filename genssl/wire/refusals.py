@@ -1,7 +1,7 @@
 """Refusals on the wire: how one is written into trailers, and read from them.
 
 Every refusal carries a google.rpc.Status in its trailers: an ErrorInfo that programs can act on, a RetryInfo if coming
-back later helps, a BadRequest if fields are wrong.
+back later helps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2, status_pb2
 DOMAIN = "genssl"
 DETAILS_KEY = "grpc-status-details-bin"
 # Trailers of more than 8 KB may be dropped on the way, and a message stands in them twice, once percent-encoded.
-MESSAGE_BYTES, VIOLATION_BYTES, MOST_VIOLATIONS = 1024, 200, 5
+MESSAGE_BYTES, METADATA_BYTES = 1024, 200
 LONGEST_RETRY = 600.0
 
 
@@ -26,20 +26,14 @@ class Refusal:
     """A refusal as the client reads it.
 
     Attributes:
-        code: the gRPC status.
-        reason: in capitals, such as "QUEUE_FULL"; empty if the refusal is not genssl's own.
-        message: for people.
         retry_after: seconds after which the same request may succeed; None if the server does not say.
-        metadata: further facts by name.
-        violations: what is wrong, by the path of the field.
     """
 
-    code: grpc.StatusCode
-    reason: str
-    message: str
+    code: grpc.StatusCode  # the gRPC status
+    reason: str  # in capitals, such as "QUEUE_FULL"; empty if the refusal is not genssl's own
+    message: str  # for people
     retry_after: float | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    violations: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)  # further facts by name
 
 
 def read_refusal(error: grpc.RpcError) -> Refusal:
@@ -56,45 +50,33 @@ def read_refusal(error: grpc.RpcError) -> Refusal:
                 status = status_pb2.Status.FromString(value)
             except DecodeError:
                 break
-    reason, retry_after, metadata, violations = "", None, {}, {}
+    reason, retry_after, metadata = "", None, {}
     for packed in status.details:
-        info, retry, bad = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), error_details_pb2.BadRequest()
+        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
         try:
             if packed.Unpack(info) and info.domain == DOMAIN:
                 reason, metadata = info.reason, dict(info.metadata)
             elif packed.Unpack(retry):
                 retry_after = max(0.0, retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9)
-            elif packed.Unpack(bad):
-                violations = {violation.field: violation.description for violation in bad.field_violations}
         except DecodeError:
             continue
-    return Refusal(code, reason, message, retry_after, metadata, violations)
+    return Refusal(code, reason, message, retry_after, metadata)
 
 
 def refusal_status(
-    code: grpc.StatusCode,
-    reason: str,
-    message: str,
-    retry_after: float | None,
-    metadata: Mapping[str, str],
-    violations: Mapping[str, str],
+    code: grpc.StatusCode, reason: str, message: str, retry_after: float | None, metadata: Mapping[str, str]
 ) -> tuple[str, tuple[tuple[str, bytes], ...]]:
     """Returns the message, cut to what trailers can carry, and the trailers."""
     text = _cut(message, MESSAGE_BYTES)
     status = status_pb2.Status(code=code.value[0], message=text)
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
     for name, value in metadata.items():
-        info.metadata[name] = _cut(value, VIOLATION_BYTES)
+        info.metadata[name] = _cut(value, METADATA_BYTES)
     status.details.add().Pack(info)
     if retry_after is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromNanoseconds(int(1e9 * min(max(retry_after, 0.0), LONGEST_RETRY)))
         status.details.add().Pack(retry)
-    if violations:
-        bad = error_details_pb2.BadRequest()
-        for path, description in list(violations.items())[:MOST_VIOLATIONS]:
-            bad.field_violations.add(field=_cut(path, VIOLATION_BYTES), description=_cut(description, VIOLATION_BYTES))
-        status.details.add().Pack(bad)
     return text, ((DETAILS_KEY, status.SerializeToString()),)
 
 

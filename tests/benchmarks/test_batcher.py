@@ -14,7 +14,8 @@ import torch
 from genssl.generators.base import Alive, GeneratorSpec
 from genssl.generators.parameters import Parameters
 from genssl.server.batching.batcher import Batcher
-from genssl.server.batching.jobs import Made
+from genssl.server.batching.jobs import Caller, MadeImage
+from genssl.server.batching.schedule import Submitter
 from genssl.variants.engine import Row, VariantEngine
 
 ROWS, CLIENTS = 256, 64
@@ -61,9 +62,9 @@ def test_rows(benchmark):
         with ThreadPoolExecutor(1) as device:
             batcher = Batcher(engine, device)
             answers = await asyncio.gather(
-                *(batcher.submit(rows, client=str(client)) for client, rows in enumerate(requests))
+                *(batcher.submit(rows, Caller(Submitter(str(client)))) for client, rows in enumerate(requests))
             )
-        return sum(isinstance(item, Made) for answer in answers for item in answer)
+        return sum(isinstance(item, MadeImage) for answer in answers for item in answer)
 
     assert benchmark.pedantic(lambda: asyncio.run(serve()), rounds=5, warmup_rounds=1) == ROWS * CLIENTS
     benchmark.extra_info["microseconds_per_row"] = 1e6 * benchmark.stats["min"] / (ROWS * CLIENTS)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 import trustme
-from bare import GREY, bare_server
 from PIL import Image
+from stub_server import GREY, stub_server
 
 import genssl
 from genssl import AsyncVariantClient, VariantClient
@@ -238,8 +238,8 @@ def test_two_servers_share_the_work_and_one_goes_on_alone(tmp_path, start_server
 
 def test_work_goes_to_both_of_two_servers(tmp_path):
     with (
-        bare_server(tmp_path) as (first, first_calls),
-        bare_server(tmp_path) as (second, second_calls),
+        stub_server(tmp_path) as (first, first_calls),
+        stub_server(tmp_path) as (second, second_calls),
         VariantClient([first, second], max_in_flight=1) as client,
     ):
         futures = [client.submit(GREY[start : start + 10], 1) for start in range(0, 100, 10)]
@@ -255,8 +255,8 @@ def test_servers_that_disagree_on_the_fingerprint_are_refused_with_both_names(tm
             client.variants(GREY[:2], 0)
 
     with (
-        bare_server(tmp_path, fingerprint=1) as (first, _),
-        bare_server(tmp_path, fingerprint=2) as (second, _),
+        stub_server(tmp_path, fingerprint=1) as (first, _),
+        stub_server(tmp_path, fingerprint=2) as (second, _),
         VariantClient([first, second]) as client,
         pytest.raises(RequestRefusedError) as caught,
     ):
@@ -267,14 +267,14 @@ def test_servers_that_disagree_on_the_fingerprint_are_refused_with_both_names(tm
 
 
 def test_several_generators_want_a_name(tmp_path):
-    with bare_server(tmp_path, names=["grey", "dull"]) as (address, _), VariantClient(address) as client:
+    with stub_server(tmp_path, names=["grey", "dull"]) as (address, _), VariantClient(address) as client:
         with pytest.raises(RequestRefusedError, match="several generators; name one of them: dull, grey"):
             client.variants(GREY[:1], 0)
         assert client.variants(GREY[:1], 0, generator="dull").origins == ["store"], "memory counts as store"
 
 
 def test_a_source_is_uploaded_once_and_a_call_says_what_it_is(tmp_path):
-    with bare_server(tmp_path) as (address, calls), VariantClient(address, deadline_seconds=20) as client:
+    with stub_server(tmp_path) as (address, calls), VariantClient(address, deadline_seconds=20) as client:
         client.variants(GREY[:5], 0)
         client.variants(GREY[:5], 1, priority="bulk", seeds=9)
         seen = calls()
@@ -285,7 +285,7 @@ def test_a_source_is_uploaded_once_and_a_call_says_what_it_is(tmp_path):
 
 
 def test_a_full_server_is_left_alone_for_as_long_as_it_says(tmp_path):
-    with bare_server(tmp_path, refusals=1, retry_after=0.8) as (address, calls), VariantClient(address) as client:
+    with stub_server(tmp_path, refusals=1, retry_after=0.8) as (address, calls), VariantClient(address) as client:
         batch = client.variants(GREY[:2], 0)
         first, second = (call["at"] for call in calls()[:2])
     assert batch.retries == 1
@@ -352,7 +352,7 @@ def test_a_secure_channel_with_a_token_and_a_certificate_of_ones_own(tmp_path, c
     server = {"certificate": f"{certificates}/localhost.pem", "key": f"{certificates}/localhost.key"}
     own = {"certificate": certificates / "client.pem", "key": certificates / "client.key"}
     ca = certificates / "ca.pem"
-    with bare_server(tmp_path, token="secret", client_ca=str(ca), **server) as (address, _):
+    with stub_server(tmp_path, token="secret", client_ca=str(ca), **server) as (address, _):
         with VariantClient(address, token="secret", tls=ClientTLSConfig(ca=ca, **own)) as client:
             assert client.variants(GREY[:3], 1).images[2, 0, 0, 0] == 3
         with (
@@ -365,7 +365,7 @@ def test_a_secure_channel_with_a_token_and_a_certificate_of_ones_own(tmp_path, c
 def test_a_server_with_a_foreign_certificate_is_not_talked_to(tmp_path, certificates):
     server = {"certificate": f"{certificates}/localhost.pem", "key": f"{certificates}/localhost.key"}
     with (
-        bare_server(tmp_path, **server) as (address, calls),
+        stub_server(tmp_path, **server) as (address, calls),
         VariantClient(address, tls=ClientTLSConfig(ca=certificates / "other_ca.pem"), deadline_seconds=1) as client,
     ):
         with pytest.raises(
@@ -376,7 +376,7 @@ def test_a_server_with_a_foreign_certificate_is_not_talked_to(tmp_path, certific
 
 
 def test_a_wrong_token_is_refused_at_once_with_what_to_do(tmp_path):
-    with bare_server(tmp_path, token="secret") as (address, _):
+    with stub_server(tmp_path, token="secret") as (address, _):
         with VariantClient(address, token="secret") as client:
             assert client.variants(GREY[:1], 0).images.shape == (1, 3, 4, 4)
         with (

@@ -8,8 +8,8 @@ import signal
 import time
 
 import pytest
-from bare import GREY, bare_server, stopped
 from PIL import Image
+from stub_server import GREY, stopped, stub_server
 
 from genssl import GenerativeViews, VariantClient
 from genssl.client import balancer as target_pool
@@ -127,7 +127,7 @@ def counted(monkeypatch) -> list[int]:
 
 def test_a_server_that_is_stuck_costs_one_deadline_and_not_one_a_batch(tmp_path, counted, caplog):
     pictures = [Image.fromarray(image[0]) for image in GREY]
-    with bare_server(tmp_path) as (address, calls):
+    with stub_server(tmp_path) as (address, calls):
         views = GenerativeViews(pictures, address, late="real", deadline_seconds=1.0)
         views.__getitems__([0, 1])
         with stopped(calls()[-1]["pid"]):
@@ -159,7 +159,7 @@ def test_a_server_that_was_never_there_costs_one_deadline_too(tmp_path, counted)
 
 def test_a_loop_that_waits_logs_that_a_server_is_away_and_back(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(target_pool, "AWAY_SECONDS", 0.0)
-    with bare_server(tmp_path) as (address, calls):
+    with stub_server(tmp_path) as (address, calls):
         views = GenerativeViews(GREY, address, late="block", deadline_seconds=60)
         views[0]
         pid = calls()[-1]["pid"]
@@ -172,7 +172,7 @@ def test_a_loop_that_waits_logs_that_a_server_is_away_and_back(tmp_path, caplog,
         said = [record for record in caplog.records if address in record.getMessage()]
         assert "gives no answer" in said[0].getMessage()
         assert said[0].levelno == logging.WARNING
-        with bare_server(tmp_path, address=address):
+        with stub_server(tmp_path, address=address):
             assert waiting.result(60).images.shape[0] == 1
         views.close()
     assert caplog.records[-1].getMessage() == f"the generation server at {address} answers again"
@@ -188,7 +188,7 @@ def test_a_run_that_does_not_wait_logs_that_it_goes_on_without_its_server(tmp_pa
     def requests(step: int) -> list[VariantRequest]:
         return [VariantRequest(row, Greys().stored(row).source_id, step) for row in range(4)]
 
-    with bare_server(tmp_path) as (address, calls):
+    with stub_server(tmp_path) as (address, calls):
         config = VariantsConfig(server=address, late="real", deadline_seconds=60)
         source = RemoteSource(
             targets=[address], generator_id="grey", parameters={}, dataset=Greys(), config=config, ledger=Ledger()

@@ -6,7 +6,7 @@ import asyncio
 
 import grpc
 import pytest
-from bare import GREY, bare_server
+from stub_server import GREY, stub_server
 
 from genssl import AsyncVariantClient
 from genssl.client.balancer import TargetPool
@@ -86,7 +86,7 @@ def test_a_window_keeps_within_what_the_server_states(stated, most):
 
 
 def test_who_waits_for_room_gets_it_in_the_order_of_coming(tmp_path):
-    with bare_server(tmp_path) as (address, _):
+    with stub_server(tmp_path) as (address, _):
 
         async def ask() -> list[int]:
             pool = TargetPool([address], tls=None, token=None, max_in_flight=1)
@@ -130,7 +130,7 @@ def test_a_stream_that_a_server_refuses_is_repeated_as_at_a_full_one():
 
 
 def test_several_clients_of_a_process_have_connections_of_their_own(tmp_path):
-    with bare_server(tmp_path) as (address, calls):
+    with stub_server(tmp_path) as (address, calls):
 
         async def ask() -> None:
             clients = [AsyncVariantClient(address) for _ in range(3)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from bare import bare_server
+from stub_server import stub_server
 
 from genssl.client.balancer import TargetPool
 from genssl.client.diagnosis import diagnose
@@ -36,20 +36,20 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def secure(folder, tmp_path_factory):
     files = {"certificate": str(folder / "server.pem"), "key": str(folder / "server.key")}
-    with bare_server(tmp_path_factory.mktemp("secure"), **files) as (address, _):
+    with stub_server(tmp_path_factory.mktemp("secure"), **files) as (address, _):
         yield address
 
 
 @pytest.fixture(scope="module")
 def mutual(folder, tmp_path_factory):
     files = {"certificate": str(folder / "server.pem"), "key": str(folder / "server.key")}
-    with bare_server(tmp_path_factory.mktemp("mutual"), **files, client_ca=str(folder / "ca.pem")) as (address, _):
+    with stub_server(tmp_path_factory.mktemp("mutual"), **files, client_ca=str(folder / "ca.pem")) as (address, _):
         yield address
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    with bare_server(tmp_path_factory.mktemp("plain")) as (address, _):
+    with stub_server(tmp_path_factory.mktemp("plain")) as (address, _):
         yield address
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from bare import GREY, bare_server, stopped
+from stub_server import GREY, stopped, stub_server
 
 from genssl import AsyncVariantClient, VariantClient
 from genssl.client import blocking as sync_client
@@ -22,7 +22,7 @@ from genssl.variants.source import VariantRequest
 
 @contextmanager
 def two_servers(folder):
-    with bare_server(folder) as first, bare_server(folder) as second:
+    with stub_server(folder) as first, stub_server(folder) as second:
         yield dict([first, second])
 
 
@@ -160,11 +160,11 @@ def test_overload_lateness_and_silence_are_three_messages():
 def test_images_are_named_by_their_places_in_the_call(tmp_path):
     images = [GREY[0], GREY[1], GREY[0], GREY[7], GREY[1], GREY[7]]
     told = pytest.raises(RequestRefusedError, match="variant 2 of image 3, image 5: BAD_IMAGE: not to its taste")
-    with bare_server(tmp_path, bad=7) as (address, _), VariantClient(address) as client, told:
+    with stub_server(tmp_path, bad=7) as (address, _), VariantClient(address) as client, told:
         client.variants(images, 2)
     large = np.zeros((1, 40, 40), np.uint8)
     told = pytest.raises(RequestRefusedError, match=r"image 2 has 1,600 bytes")
-    with bare_server(tmp_path, max_image_bytes=1000) as (address, _), VariantClient(address) as client, told:
+    with stub_server(tmp_path, max_image_bytes=1000) as (address, _), VariantClient(address) as client, told:
         client.variants([GREY[0], GREY[0], large], 0)
 
 
@@ -173,7 +173,7 @@ def test_a_timeout_of_the_users_own_storage_is_left_as_it_is(tmp_path, deadline)
     def load(row: int):
         raise TimeoutError("the disk does not answer")
 
-    with bare_server(tmp_path) as (address, _):
+    with stub_server(tmp_path) as (address, _):
 
         async def ask() -> None:
             client = AsyncVariantClient(address)
@@ -198,7 +198,7 @@ def test_a_loop_that_does_not_come_to_a_call_is_a_clear_error(monkeypatch):
 
 def test_a_call_that_fails_says_how_often_it_was_repeated(tmp_path):
     with (
-        bare_server(tmp_path, refusals=1000, retry_after=0.1) as (address, _),
+        stub_server(tmp_path, refusals=1000, retry_after=0.1) as (address, _),
         VariantClient(address, deadline_seconds=1) as client,
         pytest.raises(ServerUnavailableError) as caught,
     ):

@@ -11,7 +11,7 @@ import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from wired import wired
+from server_without_generator import server_without_generator
 
 from genssl.config.server import TLSConfig, TokenConfig
 from genssl.errors import UserError
@@ -49,7 +49,7 @@ def with_tokens(tmp_path_factory):
         {"name": "alice", "file": str(file)},
         {"name": "bob", "env": "BOBS_TOKEN", "max_variants_per_second": 10, "max_queued_variants": 9},
     ]
-    with wired({"BOBS_TOKEN": BOB}, tokens=tokens) as running:
+    with server_without_generator({"BOBS_TOKEN": BOB}, tokens=tokens) as running:
         yield running
 
 
@@ -79,7 +79,7 @@ def refusal(channel: grpc.Channel) -> grpc.StatusCode:
 def test_tls(authority, files):
     settings = {"certificate": str(files / "certificate.pem"), "key": str(files / "key.pem")}
     trusted = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
-    with wired(tls=settings) as server:
+    with server_without_generator(tls=settings) as server:
         with grpc.secure_channel(server.address, trusted) as channel:
             assert who(channel) == "nobody"
         with grpc.insecure_channel(server.address) as channel:
@@ -101,7 +101,7 @@ def test_mtls(authority, files):
         chain = b"".join(blob.bytes() for blob in mine.cert_chain_pems)
         return grpc.ssl_channel_credentials(authority.cert_pem.bytes(), mine.private_key_pem.bytes(), chain)
 
-    with wired(tls=settings) as server:
+    with server_without_generator(tls=settings) as server:
         with grpc.secure_channel(server.address, credentials(authority)) as channel:
             assert who(channel) == "nobody"
         with grpc.secure_channel(server.address, credentials(trustme.CA())) as channel:
@@ -198,7 +198,7 @@ def test_health_needs_no_token_and_reflection_does(with_tokens):
 
 
 def test_reflection_and_the_health_stream_pass_the_guard():
-    with wired() as server, grpc.insecure_channel(server.address) as channel:
+    with server_without_generator() as server, grpc.insecure_channel(server.address) as channel:
         assert "genssl.generation.v1.GenerationService" in ProtoReflectionDescriptorDatabase(channel).get_services()
         watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=5)
         assert next(watched).status == health_pb2.HealthCheckResponse.SERVING
@@ -262,7 +262,7 @@ def test_a_token_whose_file_is_replaced_is_let_in_and_the_old_one_is_not(tmp_pat
     file = tmp_path / "token"
     file.write_text(ALICE)
     with (
-        wired(tokens=[{"name": "alice", "file": str(file)}]) as server,
+        server_without_generator(tokens=[{"name": "alice", "file": str(file)}]) as server,
         grpc.insecure_channel(server.address) as channel,
     ):
         stub = pb_grpc.GenerationServiceStub(channel)

@@ -13,8 +13,8 @@ import pytest
 import trustme
 from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from issued import issue
-from wired import wired
+from issued_certificates import issue
+from server_without_generator import server_without_generator
 
 from genssl.config.server import ServerFile, TLSConfig
 from genssl.errors import UserError
@@ -110,7 +110,7 @@ def test_what_is_not_valid_now_may_be_so_later(tmp_path, days, since, caplog):
 def test_the_end_is_a_metric(tmp_path):
     tls = issue(tmp_path, days=5)
     ends = x509.load_pem_x509_certificate(tls.certificate.read_bytes()).not_valid_after_utc.timestamp()
-    with wired(tls=tls.model_dump(mode="json", exclude_none=True)) as server:
+    with server_without_generator(tls=tls.model_dump(mode="json", exclude_none=True)) as server:
         with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=20) as answer:
             metrics = answer.read().decode()
         log = server.stop()
@@ -126,7 +126,7 @@ def test_a_new_certificate_is_served_and_a_broken_one_is_not(tmp_path):
     first = tls.certificate.read_bytes()
     renewed = issue(tmp_path / "next")
     second = renewed.certificate.read_bytes()
-    with wired(tls=tls.model_dump(mode="json", exclude_none=True)) as server:
+    with server_without_generator(tls=tls.model_dump(mode="json", exclude_none=True)) as server:
         assert (reaches(server.address, first), reaches(server.address, second)) == (True, False)
         renewed.certificate.replace(tls.certificate)  # for a moment certificate and key do not belong together
         renewed.key.replace(tls.key)

@@ -12,7 +12,7 @@ import pytest
 
 from genssl.config.server import TokenConfig
 from genssl.server.auth import holder_of, read_tokens
-from genssl.server.batching.schedule import Priority, Schedule, Waiting
+from genssl.server.batching.schedule import Priority, Schedule, Submitter, Waiting
 
 KEY = "key"
 
@@ -31,7 +31,7 @@ class Flood:
     def fill(self, schedule: Schedule[Waiting], now: float) -> None:
         for client in self.clients:
             while self.held[client] < self.waiting:
-                schedule.add(Waiting(self.key, client, self.priority, holder=self.holder), now)
+                schedule.add(Waiting(self.key, Submitter(client, self.priority, self.holder)), now)
                 self.held[client] += 1
 
 
@@ -45,8 +45,8 @@ def shares(*floods: Flood, batches: int = 400, row_seconds: dict[Any, float] | N
         batch = schedule.take(schedule.next_key(now), 16)
         took = (row_seconds or {}).get(batch[0].key, 0.1)
         for job in batch:
-            next(flood for flood in floods if flood.holder == job.holder).held[job.client] -= 1
-            seconds[job.holder] += took
+            next(flood for flood in floods if flood.holder == job.submitter.holder).held[job.submitter.client] -= 1
+            seconds[job.submitter.holder] += took
         now += took * len(batch)
         schedule.charge(batch, took)
     return {holder: part / seconds.total() for holder, part in seconds.items()}
@@ -79,10 +79,10 @@ def test_the_clients_of_a_token_share_its_part_equally():
     schedule: Schedule[Waiting] = Schedule(10)
     for client, rows in (("flood", 1000), ("trickle", 40)):
         for _ in range(rows):
-            schedule.add(Waiting(KEY, client, Priority.TRAINING, holder="A"), 0.0)
+            schedule.add(Waiting(KEY, Submitter(client, holder="A")), 0.0)
     for _ in range(200):
-        schedule.add(Waiting(KEY, "b", Priority.TRAINING, holder="B"), 0.0)
-    taken = Counter(job.client for _ in range(10) for job in schedule.take(schedule.next_key(0.0), 16))
+        schedule.add(Waiting(KEY, Submitter("b", holder="B")), 0.0)
+    taken = Counter(job.submitter.client for _ in range(10) for job in schedule.take(schedule.next_key(0.0), 16))
     assert taken == {"b": 80, "flood": 40, "trickle": 40}
 
 
@@ -95,13 +95,13 @@ def test_a_token_whose_rows_cost_more_gets_no_more_of_the_device():
 def test_a_token_whose_rows_share_no_batches_gets_no_less():
     schedule: Schedule[Waiting] = Schedule(10)
     for number in range(400):
-        schedule.add(Waiting(f"own {number}", "a", Priority.TRAINING, holder="A"), 0.0)
-        schedule.add(Waiting(KEY, "b", Priority.TRAINING, holder="B"), 0.0)
+        schedule.add(Waiting(f"own {number}", Submitter("a", holder="A")), 0.0)
+        schedule.add(Waiting(KEY, Submitter("b", holder="B")), 0.0)
     seconds = Counter[str]()
     for _ in range(48):
         batch = schedule.take(schedule.next_key(0.0), 16)
         schedule.charge(batch, 1 / len(batch))  # a batch takes a second, whatever its size
-        seconds[batch[0].holder] += 1
+        seconds[batch[0].submitter.holder] += 1
     assert abs(seconds["A"] - seconds["B"]) <= 2
 
 
@@ -115,9 +115,9 @@ def test_one_who_comes_late_is_owed_nothing_for_the_time_before():
             late.fill(schedule, 0.0)
         batch = schedule.take(schedule.next_key(0.0), 16)
         for job in batch:
-            (early if job.holder == "A" else late).held[job.client] -= 1
+            (early if job.submitter.holder == "A" else late).held[job.submitter.client] -= 1
         schedule.charge(batch, 1.0)
-        order.append(batch[0].holder)
+        order.append(batch[0].submitter.holder)
     assert order[:20] == ["A"] * 20
     assert order[20:].count("B") in (10, 11)
 
@@ -125,10 +125,10 @@ def test_one_who_comes_late_is_owed_nothing_for_the_time_before():
 def test_the_books_of_holders_who_have_gone_do_not_pile_up():
     schedule: Schedule[Waiting] = Schedule(10)
     for number in range(5000):
-        schedule.add(Waiting(KEY, "c", Priority.TRAINING, holder="stays"), 0.0)
-        schedule.add(Waiting(KEY, "c", Priority.TRAINING, holder=f"host {number}"), 0.0)
+        schedule.add(Waiting(KEY, Submitter("c", holder="stays")), 0.0)
+        schedule.add(Waiting(KEY, Submitter("c", holder=f"host {number}")), 0.0)
         schedule.charge(schedule.take(schedule.next_key(0.0), 2), 1.0)
-    assert len(schedule._served) < 1100
+    assert len(schedule._device_seconds) < 1100
 
 
 @pytest.mark.parametrize(
@@ -172,14 +172,14 @@ def test_what_goes_before_follows_the_shares_and_costs_the_same_however_many_nam
         held: dict[str, Counter[str]] = {holder: Counter() for holder in "ABC"}
         for _ in range(generator.randrange(300)):
             holder, client = generator.choice("ABC"), str(generator.randrange(4))
-            schedule.add(Waiting(KEY, client, Priority.TRAINING, holder=holder), 0.0)
+            schedule.add(Waiting(KEY, Submitter(client, holder=holder)), 0.0)
             held[holder][client] += 1
         new = generator.randrange(1, 60)
         mine = held["A"]["0"] + new
         turns = new + held["A"]["0"] + sum(min(rows, mine) for client, rows in held["A"].items() if client != "0")
         before = turns - new + sum(min(held[other].total(), turns) for other in "BC")
         total = sum(one.total() for one in held.values())
-        found = schedule.part_before(new, Priority.TRAINING, "0", "A") * total
+        found = schedule.part_before(new, Submitter("0", holder="A")) * total
         assert before - 1e-6 <= found <= min(total, 2 * before) + 1e-6, "at most what mixed lengths of queues hide"
 
 
@@ -191,6 +191,7 @@ def test_sources_are_embedded_by_turns_of_tokens_too():
 
     from genssl.generators.base import GeneratorSpec
     from genssl.server.batching.embedder import Embedder
+    from genssl.server.statistics import Statistics
     from genssl.variants.engine import VariantEngine
 
     batches: list[list[int]] = []
@@ -204,12 +205,14 @@ def test_sources_are_embedded_by_turns_of_tokens_too():
 
     async def test() -> None:
         with ThreadPoolExecutor(1) as device:
-            embedder = Embedder(VariantEngine(Eye(), [16]), device, 1000, lambda *_: None)
+            embedder = Embedder(
+                VariantEngine(Eye(), [16]), device, 1000, Statistics("cpu", [16], queued_bytes=int).register("eye")
+            )
 
             def ask(first: int, count: int, **whose: str) -> Any:
                 greys = range(first, first + count)
                 images = {bytes([grey]): np.full((3, 1, 1), grey, dtype=np.uint8) for grey in greys}
-                return embedder.embed(images, **whose)
+                return embedder.embed(images, Submitter(**whose))
 
             calls = [ask(8 * number, 8, holder="A", client=f"a{number}") for number in range(16)]
             await asyncio.gather(*calls, ask(200, 24, holder="B", client="b"))

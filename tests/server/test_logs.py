@@ -45,7 +45,6 @@ def test_machines_read_one_object_a_line(stream):
             "client": "a\nb",
             "generator": "digits",
             "variants": 3,
-            "origins": {"generated": 2, "memory": 1},
             "wait_ms": 1.23456,
             "generate_ms": 20.0,
         },
@@ -61,7 +60,6 @@ def test_machines_read_one_object_a_line(stream):
         "client": "a\nb",
         "generator": "digits",
         "variants": 3,
-        "origins": {"generated": 2, "memory": 1},
         "wait_ms": 1.235,
         "generate_ms": 20.0,
     }

@@ -15,7 +15,7 @@ from functools import partial
 import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from wired import wired
+from server_without_generator import server_without_generator
 
 from genssl import __version__
 from genssl.config.server import MetricsConfig
@@ -23,15 +23,15 @@ from genssl.errors import UserError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.server.cache import WriteThrough
+from genssl.server.certificates import keep_rereading
 from genssl.server.metrics import MetricsServer
-from genssl.server.reread import keep_rereading
 from genssl.server.statistics import Statistics
 from genssl.variants.store.store import VariantStore
 
 
 @pytest.fixture(scope="module")
 def server():
-    with wired() as running:
+    with server_without_generator() as running:
         yield running
 
 
@@ -160,7 +160,7 @@ def test_a_blocked_event_loop_fails_the_scrape_instead_of_hanging_it(server, stu
 
 def test_a_taken_port_is_a_users_error_and_a_closed_server_frees_its_own():
     async def start(address: str) -> MetricsServer:
-        return MetricsServer(MetricsConfig(address=address), Statistics("cpu", queued_bytes=int, queued_of=len))
+        return MetricsServer(MetricsConfig(address=address), Statistics("cpu", [1], queued_bytes=int).registry)
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -177,9 +177,9 @@ def test_a_taken_port_is_a_users_error_and_a_closed_server_frees_its_own():
 def test_the_loss_of_the_store_is_a_metric(tmp_path):
     async def states() -> dict[str, float]:
         store = WriteThrough(VariantStore(tmp_path / "store"))
-        statistics = Statistics("cpu", queued_bytes=int, queued_of=len)
-        statistics.store_state = lambda: store.state
-        server = MetricsServer(MetricsConfig(address="127.0.0.1:0"), statistics)
+        statistics = Statistics("cpu", [1], queued_bytes=int)
+        statistics.watch_store(lambda: store.state)
+        server = MetricsServer(MetricsConfig(address="127.0.0.1:0"), statistics.registry)
 
         async def scraped() -> dict[str, float]:
             text = await asyncio.to_thread(

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
+from painter_server import Clock
 
 from genssl import __version__
 from genssl.generation.v1 import generation_pb2 as pb
-from genssl.server.statistics import REASONS, Histogram, Statistics
+from genssl.server.batching.jobs import BatchReport
+from genssl.server.statistics import LAG_PERIOD, REASONS, Statistics
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
+class Queue:
+    """What waits and runs."""
 
-    def __call__(self) -> float:
-        return self.now
+    running, largest_bucket = 4, 16
+
+    def queued_by_priority(self) -> dict[str, int]:
+        return {"interactive": 1, "training": 20}
 
 
 @pytest.fixture
@@ -26,48 +28,36 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def queued_of() -> dict[str, int]:
-    return {}
+def statistics(clock) -> Statistics:
+    return Statistics("cpu", [1, 4, 16], queued_bytes=lambda: 12345, clock=clock)
 
 
-@pytest.fixture
-def statistics(clock, queued_of) -> Statistics:
-    return Statistics("cpu", queued_bytes=lambda: 12345, queued_of=lambda name: queued_of.get(name, 0), clock=clock)
+def test_a_histograms_bounds_are_inclusive(statistics):
+    counters = statistics.register("digits")
+    for rows in (0, 1, 2, 4, 5, 100, 100, 100):
+        counters.batch_done(BatchReport(16, rows, 0.1, [], False))
+
+    def value(name: str, **labels: str) -> float | None:
+        return statistics.registry.get_sample_value(f"genssl_batch_size_{name}", {"generator": "digits", **labels})
+
+    assert [value("bucket", le=bound) for bound in ("1.0", "4.0", "16.0", "+Inf")] == [2, 4, 5, 8]
+    assert (value("sum"), value("count")) == (312, 8)
 
 
-def register(statistics: Statistics):
-    return statistics.register(
-        "digits",
-        buckets=[1, 4, 16],
-        queued=lambda: {"interactive": 1, "training": 20},
-        running=lambda: 4,
-        largest_bucket=lambda: 16,
-    )
-
-
-def test_a_histograms_bounds_are_inclusive():
-    histogram = Histogram([1, 4])
-    for value in (0.5, 1, 1.001, 4, 5):
-        histogram.observe(value)
-    histogram.observe(100, times=3)
-    assert histogram.counts == [2, 2, 4]
-    assert histogram.sum == pytest.approx(311.501)
-    assert histogram.count == 8
-
-
-def test_the_proto_says_what_was_counted(statistics, clock, queued_of):
-    counters = register(statistics)
-    counters.variants["generated"] += 3
-    counters.variants["store"] += 5
-    counters.variants["memory"] += 7
-    counters.variants["shared"] += 11
-    counters.failed += 2
-    counters.dropped += 1
-    counters.embedded(6, 0.25)
+def test_the_proto_says_what_was_counted(statistics, clock):
+    counters = statistics.register("digits")
+    counters.watch(Queue())
+    counters.delivered("generated", 3)
+    counters.delivered("store", 5)
+    counters.delivered("memory", 7)
+    counters.delivered("shared", 11)
+    counters.failed.inc(2)
+    counters.dropped.inc()
+    counters.sources_embedded(6, 0.25)
     counters.encode.observe(0.125)
-    counters.batch_computed(bucket=4, rows=3, seconds=0.5, waits=[0.1, 0.2, 0.3])
-    counters.batch_computed(bucket=4, rows=4, seconds=0.5, waits=[0.0] * 4)
-    counters.batch_computed(bucket=1, rows=1, seconds=0.25, waits=[1.0])
+    counters.batch_done(BatchReport(4, 3, 0.5, [0.1, 0.2, 0.3], False))
+    counters.batch_done(BatchReport(4, 4, 0.5, [0.0] * 4, False))
+    counters.batch_done(BatchReport(1, 1, 0.25, [1.0], False))
     statistics.rejected("queue_full")
     statistics.rejected("bad_image", 3)
     statistics.request("GenerateVariants", "OK", 0.7)
@@ -75,8 +65,8 @@ def test_the_proto_says_what_was_counted(statistics, clock, queued_of):
     statistics.request("grpc.health.v1.Health/Check", "OK", 0.001)
     statistics.state = "draining"
     statistics.client("alice").variants += 26
-    queued_of["alice"] = 21
-    clock.now += 60
+    statistics.waiting["alice"] = 21
+    clock.advance(60)
     statistics.loop_was_late(0.5)
     assert statistics.to_proto() == pb.GetStatisticsResponse(
         version=__version__,
@@ -116,19 +106,19 @@ def test_the_proto_says_what_was_counted(statistics, clock, queued_of):
     assert counters.occupancy == 8 / 9
 
 
-def test_clients_are_forgotten_after_ten_minutes_unless_they_wait(statistics, clock, queued_of):
+def test_clients_are_forgotten_after_ten_minutes_unless_they_wait(statistics, clock):
     for name in ("gone", "waiting", "here"):
         statistics.client(name)
-    queued_of["waiting"] = 1
-    clock.now += 599
+    statistics.waiting["waiting"] = 1
+    clock.advance(599)
     statistics.client("here")
     assert set(statistics.clients()) == {"gone", "waiting", "here"}
-    clock.now += 2
+    clock.advance(2)
     assert set(statistics.clients()) == {"waiting", "here"}
 
 
-def test_clients_with_made_up_names_take_bounded_memory(statistics, queued_of):
-    queued_of["first"] = 1
+def test_clients_with_made_up_names_take_bounded_memory(statistics):
+    statistics.waiting["first"] = 1
     statistics.client("first").variants += 9
     for number in range(1000):
         statistics.client(f"{number:04}" * 1000)
@@ -142,22 +132,22 @@ def test_clients_with_made_up_names_take_bounded_memory(statistics, queued_of):
 def test_lag_is_the_greatest_of_the_last_ten_seconds(statistics, clock):
     statistics.loop_was_late(2.0)
     for _ in range(5):
-        clock.now += 1.9
+        clock.advance(1.9)
         statistics.loop_was_late(0.001)
     assert statistics.recent_loop_lag == 2.0
-    clock.now += 1
+    clock.advance(1)
     assert statistics.recent_loop_lag == 0.001
-    assert statistics.loop_lag.count == 6
+    assert statistics.registry.get_sample_value("genssl_event_loop_lag_seconds_count") == 6
 
 
-def test_a_blocked_loop_is_noticed():
-    async def block() -> Statistics:
-        statistics = Statistics("cpu", queued_bytes=int, queued_of=len)
+def test_a_blocked_loop_is_noticed(statistics, clock):
+    async def block() -> None:
         watching = asyncio.create_task(statistics.watch_loop())
-        await asyncio.sleep(0.01)
-        time.sleep(0.4)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
+        clock.advance(LAG_PERIOD + 0.4)  # in which nothing of the loop ran
+        while not statistics.recent_loop_lag:
+            await asyncio.sleep(0)
         watching.cancel()
-        return statistics
 
-    assert 0.25 < asyncio.run(block()).recent_loop_lag < 5
+    asyncio.run(asyncio.wait_for(block(), 20))
+    assert statistics.recent_loop_lag == pytest.approx(0.4)

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from painted import Serving, serving
+from painter_server import Serving, serving
 
 from genssl.generation.v1 import generation_pb2 as pb
 
@@ -119,7 +119,7 @@ def test_what_came_to_the_device_is_charged_though_its_client_hung_up(monkeypatc
         call = on.ask(0, 5, token=A)
         await on.until(on.painter.entered.is_set)
         call.cancel()
-        await on.until(lambda: not on.service.queued)
+        await on.until(lambda: not on.statistics.waiting)
         on.painter.gate.set()
         code, _ = await refused(on.ask(100, 4, token=A))
         assert code == grpc.StatusCode.RESOURCE_EXHAUSTED

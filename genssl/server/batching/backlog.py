@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Mapping
 from math import ceil
 
 BatchKey = Hashable
-Price = Callable[[BatchKey, int], float]
+Price = Callable[[BatchKey, int], float]  # the seconds that so many rows of a key take
 REFRESHED = 32  # keys priced anew at each question, since what they cost is learnt meanwhile
 
 
@@ -59,11 +59,7 @@ class Backlog:
         return sum(entry.rows) if entry is not None else 0
 
     def settle(self, price: Price) -> None:
-        """Prices the keys whose rows have changed; to be called by whoever changed them.
-
-        Args:
-            price: returns how many seconds so many rows of a key take.
-        """
+        """Prices the keys whose rows have changed; to be called by whoever changed them."""
         for key in self._changed:
             self._price(key, price)
         self._changed.clear()
@@ -71,11 +67,8 @@ class Backlog:
     def seconds(self, rows: Mapping[BatchKey, int], priority: int, part: float, price: Price) -> float:
         """Returns how long what goes before some new rows takes, and they themselves.
 
-        Args:
-            rows: the new ones, by key; those of a key that wait already share batches with them.
-            priority: their class; all that waits in better ones goes before them.
-            part: of what waits in their own class, how much does.
-            price: see `settle`.
+        All that waits in better classes goes before them, and a part of what waits in their own; those of the same key
+        share batches with them.
         """
         for _ in range(min(REFRESHED, len(self._keys))):
             self._price(next(iter(self._keys)), price)

@@ -1,4 +1,4 @@
-"""How long batches take: learnt from those that ran, for each batch key.
+"""How long batches take and how large they may be: learnt from those that ran, for each batch key.
 
 A batch takes a fixed time and a time for each row of its bucket: seconds = a * bucket + b. A bucket that has run is
 taken at its own running mean; the line, fitted to these means by least squares, speaks for buckets that have not.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from genssl.server.batching.schedule import BatchKey
@@ -43,8 +43,8 @@ class _Mean:
 class CostModel:
     """What batches cost, for any thread: the device's teaches it, the event loop's asks."""
 
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lock, self._clock = threading.RLock(), clock
         self._means: OrderedDict[BatchKey, dict[int, _Mean]] = OrderedDict()
         self._observed: dict[BatchKey | None, float] = {}
 
@@ -57,14 +57,14 @@ class CostModel:
     def age(self, key: BatchKey | None) -> float:
         """Returns the seconds since a batch of this very key was observed; infinity if none was."""
         with self._lock:
-            return time.monotonic() - self._observed.get(key, float("-inf"))
+            return self._clock() - self._observed.get(key, float("-inf"))
 
     def observe(self, key: BatchKey, bucket: int, seconds: float) -> None:
         """Learns that a batch of `bucket` rows, padding included, took `seconds`."""
         with self._lock:
             means = self._means.setdefault(key, {})
             self._means.move_to_end(key)
-            self._observed[key] = time.monotonic()
+            self._observed[key] = self._clock()
             if bucket in means:
                 means[bucket].add(seconds)
             else:
@@ -90,13 +90,7 @@ class CostModel:
             return slope * bucket + fixed
 
     def predict(self, key: BatchKey, rows: int, buckets: Sequence[int]) -> float | None:
-        """Returns how long `rows` rows take in the cheapest batches; None before anything has been observed.
-
-        Args:
-            key: of the rows.
-            rows: how many.
-            buckets: ascending batch sizes.
-        """
+        """Returns how long `rows` rows take in the cheapest batches; None before anything has been observed."""
         full, rest = divmod(rows, buckets[-1])
         largest = self.seconds(key, buckets[-1])
         return None if largest is None else full * largest + self._cheapest(key, rest, buckets)[0]
@@ -132,6 +126,40 @@ class CostModel:
         batches, rest = divmod(rows, below)
         split = batches * (self.seconds(key, below) or 0.0) + self._cheapest(key, rest, buckets)[0]
         return (split, below) if split < (1 - SPLIT_SAVES) * padded else (padded, above)
+
+
+class MemoryLimits:
+    """Buckets by batch key, for any thread: the engine's, and fewer once the device ran out of memory.
+
+    Memory depends on the key: its image size, its guidance.
+    """
+
+    def __init__(self, buckets: Sequence[int]) -> None:
+        self._engine_buckets = buckets
+        self._lock = threading.Lock()
+        self._limits: OrderedDict[BatchKey, int] = OrderedDict()
+
+    @property
+    def largest(self) -> int:
+        """The least of all keys' largest buckets."""
+        with self._lock:
+            return min(self._limits.values(), default=self._engine_buckets[-1])
+
+    def buckets(self, key: BatchKey) -> Sequence[int]:
+        """Returns the buckets that a batch key may use, ascending."""
+        limit = self._limits.get(key)
+        if limit is None:
+            return self._engine_buckets
+        return [bucket for bucket in self._engine_buckets if bucket < limit] + [limit]
+
+    def halve(self, key: BatchKey, bucket: int) -> int:
+        """Learns that a batch of `bucket` > 1 rows did not fit; returns the largest one allowed from now on."""
+        with self._lock:
+            # Of several parts that wait to be tried again, an older one may be larger than what was learnt since.
+            limit = self._limits[key] = min(bucket // 2, self._limits.get(key, bucket))
+            if len(self._limits) > KEYS:
+                self._limits.popitem(last=False)
+        return limit
 
 
 def _line(means: dict[int, _Mean]) -> tuple[float, float]:

@@ -6,17 +6,17 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
 from genssl.data.base import UInt8Array
 from genssl.generators.finite import NotFiniteError
 from genssl.server.batching.jobs import GenerationFailedError
-from genssl.server.batching.schedule import Priority, Schedule, Waiting
+from genssl.server.batching.schedule import Schedule, Submitter, Waiting
 from genssl.variants.engine import EmbeddingCache, VariantEngine
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,18 @@ class _Source(Waiting):
     reason: str = "the conditioner failed on this source; see the server's log"
 
 
+class EmbedListener(Protocol):
+    """Is told by an embedder, on its event loop, what happens."""
+
+    def sources_embedded(self, sources: int, seconds: float) -> None:
+        """Follows each batch, with the device's seconds."""
+        ...
+
+    def embedding_reused(self) -> None:
+        """Says that an embedding was asked for that was known, or was about to be computed for another call."""
+        ...
+
+
 class Embedder:
     """Computes and keeps embeddings of one generator. Lives on one event loop.
 
@@ -44,11 +56,8 @@ class Embedder:
         engine: has the conditioner.
         device: the one-thread executor that owns the device.
         capacity: how many embeddings are kept.
-        on_embedded: told how many sources a batch had, and the device's seconds.
+        listener: is told what happens.
         ageing_seconds: a waiting source rises by one class each time this has passed.
-
-    Attributes:
-        hits: how often an embedding was asked for that had been computed before, or was about to be for another call.
     """
 
     def __init__(
@@ -56,17 +65,16 @@ class Embedder:
         engine: VariantEngine,
         device: Executor,
         capacity: int,
-        on_embedded: Callable[[int, float], None],
+        listener: EmbedListener,
         *,
         ageing_seconds: float = 10.0,
     ) -> None:
-        self.hits = 0
-        self._engine, self._device, self._on_embedded = engine, device, on_embedded
+        self._engine, self._device, self._listener = engine, device, listener
         self._cache = EmbeddingCache(capacity, engine.kept)
         self._waiting: dict[bytes, _Source] = {}
         self._schedule: Schedule[_Source] = Schedule(ageing_seconds)
         self._taken: dict[bytes, _Source] = {}  # in the batch that runs, or in a part of one that failed
-        self._again: deque[list[_Source]] = deque()  # parts of batches that failed
+        self._retries: deque[list[_Source]] = deque()  # parts of batches that failed
         self._largest = engine.buckets[-1]  # less after the device ran out of memory
         self._worker: asyncio.Task[None] | None = None
         self._closed = False
@@ -74,26 +82,17 @@ class Embedder:
     def get(self, source_id: bytes) -> torch.Tensor | None:
         """Returns the embedding float32 [D] if it is known."""
         known = self._cache.get(source_id)
-        self.hits += known is not None
+        if known is not None:
+            self._listener.embedding_reused()
         return known
 
     async def embed(
-        self,
-        images: Mapping[bytes, UInt8Array],
-        priority: Priority = Priority.TRAINING,
-        *,
-        client: str = "",
-        holder: str = "",
+        self, images: Mapping[bytes, UInt8Array], submitter: Submitter
     ) -> tuple[dict[bytes, torch.Tensor | GenerationFailedError], float]:
-        """Embeds sources in the order of a `Schedule`: by class, and within a class by turns of holders and clients.
+        """Embeds preprocessed sources uint8 [3, S, S] by their ids, in the order of a `Schedule`.
 
-        If the caller is cancelled, sources that nobody else waits for and that are not on the device yet are dropped.
-
-        Args:
-            images: preprocessed sources uint8 [3, S, S] by their ids.
-            priority: the class they wait in; a source wanted by several takes the turn of the most urgent one.
-            client: whose turns they take.
-            holder: of the client, whose share of the device they take.
+        A source wanted by several takes the turn of the most urgent one. If the caller is cancelled, sources that
+        nobody else waits for and that are not on the device yet are dropped.
 
         Returns:
             Of each source its embedding float32 [D], or why there is none. And the share of the device's seconds of
@@ -101,6 +100,7 @@ class Embedder:
         """
         if self._closed:
             return dict.fromkeys(images, GenerationFailedError("the server is stopping")), 0.0
+        loop = asyncio.get_running_loop()
         found: dict[bytes, torch.Tensor | GenerationFailedError] = {}
         sources: list[_Source] = []
         own: list[_Source] = []
@@ -111,29 +111,19 @@ class Embedder:
                 continue
             source = self._waiting.get(source_id) or self._taken.get(source_id)
             if source is None:
-                answer = asyncio.get_running_loop().create_future()
-                source = _Source(
-                    key=ANY,
-                    client=client,
-                    priority=priority,
-                    holder=holder,
-                    source_id=source_id,
-                    image=image,
-                    answer=answer,
-                )
+                answer = loop.create_future()
+                source = _Source(key=ANY, submitter=submitter, source_id=source_id, image=image, answer=answer)
                 self._waiting[source_id] = source
                 self._schedule.add(source, time.monotonic())
                 own.append(source)
             else:
-                self.hits += 1
-                if source.lane is not None and priority < source.priority:
-                    self._schedule.discard(source)
-                    source.client, source.holder, source.priority = client, holder, priority
-                    self._schedule.add(source, time.monotonic())
+                self._listener.embedding_reused()
+                if source.lane is not None and submitter.priority < source.submitter.priority:
+                    self._schedule.pass_on(source, submitter, time.monotonic())
             source.waiters += 1
             sources.append(source)
         if self._waiting and self._worker is None:
-            self._worker = asyncio.get_running_loop().create_task(self._work())
+            self._worker = loop.create_task(self._work())
         try:
             if sources:
                 await asyncio.wait([source.answer for source in sources])  # which leaves them be when it is cancelled
@@ -160,7 +150,7 @@ class Embedder:
                 await self._run(batch)
         except Exception:  # nobody reads this task's result: what ended here would leave its sources without an answer
             log.exception("the embedder failed")
-            self._again.clear()
+            self._retries.clear()
             message = "the server failed on this source; see its log"
             self._fail([*self._waiting.values(), *self._taken.values()], message)
         finally:
@@ -168,8 +158,8 @@ class Embedder:
 
     def _next(self) -> list[_Source]:
         """Takes out the sources that go next; none if nobody waits."""
-        while self._again:
-            part = self._again.popleft()
+        while self._retries:
+            part = self._retries.popleft()
             for source in part:
                 if not source.waiters:
                     del self._taken[source.source_id]
@@ -193,7 +183,7 @@ class Embedder:
                 source.seconds = seconds / len(batch)
                 source.answer.set_result(embedding)
             self._schedule.charge(batch, seconds / len(batch))
-            self._on_embedded(len(batch), seconds)
+            self._listener.sources_embedded(len(batch), seconds)
         elif outcome == "memory":
             self._shrink(batch)
         elif len(batch) > 1:
@@ -221,7 +211,7 @@ class Embedder:
         self._split(batch, self._largest)
 
     def _split(self, batch: list[_Source], most: int) -> None:
-        self._again.extendleft(reversed([batch[start : start + most] for start in range(0, len(batch), most)]))
+        self._retries.extendleft(reversed([batch[start : start + most] for start in range(0, len(batch), most)]))
 
     def _fail(self, sources: list[_Source], message: str) -> None:
         for source in sources:

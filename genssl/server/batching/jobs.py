@@ -12,9 +12,10 @@ from typing import Literal
 import numpy as np
 
 from genssl.data.base import UInt8Array
-from genssl.server.batching.schedule import Priority, Waiting
+from genssl.server.batching.schedule import Priority, Submitter, Waiting
 from genssl.variants.engine import Row
 
+ANYBODY = Submitter()
 DropReason = Literal["cancelled", "deadline"]
 
 
@@ -26,21 +27,32 @@ class DeadlinePassedError(Exception):
     """The deadline passed before the row was finished."""
 
 
+@dataclass(slots=True, eq=False)
+class Caller:
+    """Who makes a call, and until when.
+
+    Attributes:
+        deadline: instant of the event loop's clock at which unfinished rows are given up; None: never.
+    """
+
+    submitter: Submitter = ANYBODY  # whose turns the call's rows and sources take
+    deadline: float | None = None
+    spent: int = 0  # how many rows of the call were made, or were on the device when the call gave them up
+
+
 @dataclass(frozen=True, slots=True)
-class Made:
+class MadeImage:
     """A variant uint8 [3, h, w].
 
     Attributes:
-        image: the pixels, read-only; all who asked for the row share them, and nothing else of the batch is held.
-        seconds: its share of the batch's device seconds; 0 if it was shared.
-        shared: whether it was computed for another submitter, who had asked first.
-        queue_seconds: from its submission to the start of its batch.
+        image: the pixels, read-only; all who asked for the row share them, and nothing else of the batch is
+            held.
     """
 
     image: UInt8Array
-    seconds: float
-    shared: bool = False
-    queue_seconds: float = 0.0
+    seconds: float  # its share of the batch's device seconds; 0 if it was shared
+    shared: bool = False  # whether it was computed for another submitter, who had asked first
+    queue_seconds: float = 0.0  # from its submission to the start of its batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,39 +60,39 @@ class BatchReport:
     """What became of a batch.
 
     Attributes:
-        bucket: its size with padding.
-        rows: how many rows it answered; none if it is tried again in smaller batches, or if nobody wanted it any more.
-        seconds: on the device.
-        queue_waits: of the rows answered, seconds from their submission to the start of their (first) batch.
-        failed: whether the generator raised.
+        rows: how many rows it answered; none if it is tried again in smaller batches, or if nobody wanted it
+            any more.
     """
 
-    bucket: int
+    bucket: int  # its size with padding
     rows: int
-    seconds: float
-    queue_waits: list[float]
-    failed: bool
+    seconds: float  # on the device
+    queue_waits: list[float]  # of the rows answered, seconds from their submission to the start of their (first) batch
+    failed: bool  # whether the generator raised
 
 
-@dataclass(slots=True)
-class Spent:
-    """How many rows of a call were made, or were on the device when the call gave them up."""
+class BatchListener:
+    """Is told by a batcher, on its event loop, what happens; this one ignores everything."""
 
-    rows: int = 0
+    def batch_done(self, report: BatchReport) -> None:
+        """Follows each batch, after its rows were answered."""
+
+    def rows_dropped(self, rows: int, reason: DropReason) -> None:
+        """Says that nobody wants so many rows any more."""
+
+    def image_made(self, row: Row, image: UInt8Array) -> None:
+        """Hands over each image that was computed, read-only, before it is answered and also if nobody waits for it."""
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One call of `submit`."""
+    """One call of `submit`; `left` counts the rows without a result."""
 
-    client: str
-    priority: Priority
+    caller: Caller
     arrived: float
     answered: asyncio.Future[None]
-    results: list[Made | BaseException | None]
+    results: list[MadeImage | Exception | None]
     left: int
-    holder: str = ""
-    spent: Spent = field(default_factory=Spent)
     jobs: list[Job] = field(default_factory=list)
 
 
@@ -90,23 +102,18 @@ class Job(Waiting):
 
     However many join and leave, either takes a time that does not depend on the others: who has left stays in the queue
     until its turn comes, or until most of them have.
-
-    Attributes:
-        row: what to make.
-        waiters: how many places in the results of tickets wait for it.
-        begun: when it first came to the device; 0 before.
     """
 
-    row: Row
-    waiters: int = 0
-    begun: float = 0.0
+    row: Row  # what to make
+    waiters: int = 0  # how many places in the results of tickets wait for it
+    begun: float = 0.0  # when it first came to the device; 0 before
     _joined: int = 0
     # By class and then by arrival, a heap: priority, number, ticket, and the place in its results.
     _queue: list[tuple[Priority, int, Ticket, int]] = field(default_factory=list)
 
     def join(self, ticket: Ticket, place: int) -> None:
         """Lets a place in a ticket's results wait for the image."""
-        heappush(self._queue, (ticket.priority, self._joined, ticket, place))
+        heappush(self._queue, (ticket.caller.submitter.priority, self._joined, ticket, place))
         self._joined += 1
         self.waiters += 1
 
@@ -123,7 +130,7 @@ class Job(Waiting):
             heappop(self._queue)
         return self._queue[0][2]
 
-    def answer(self, outcome: UInt8Array | BaseException | None, seconds: float) -> list[Ticket]:
+    def answer(self, outcome: UInt8Array | Exception | None, seconds: float) -> list[Ticket]:
         """Gives all waiters the image or the error, and the first one the seconds; returns the tickets now complete."""
         complete = []
         waiters = self._waiting()
@@ -132,8 +139,8 @@ class Job(Waiting):
         for order, (_, _, ticket, place) in enumerate(waiters):
             if isinstance(outcome, np.ndarray):
                 wait = max(0.0, self.begun - ticket.arrived)
-                ticket.results[place] = Made(outcome, 0.0 if order else seconds, order > 0, wait)
-                ticket.spent.rows += 1
+                ticket.results[place] = MadeImage(outcome, 0.0 if order else seconds, order > 0, wait)
+                ticket.caller.spent += 1
             else:
                 ticket.results[place] = outcome
             ticket.left -= 1
@@ -149,68 +156,46 @@ class Job(Waiting):
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Jobs that share one call of the generator.
-
-    Attributes:
-        jobs: with equal batch keys.
-        bucket: the size it is padded to.
-        started: instant at which it came to the device.
-        size: what it has shrunk to since.
-        lost: places of the jobs that the generator was told to leave; it may have put anything there.
-        again: whether it is a part of a batch that failed.
-    """
+    """Jobs with equal batch keys, which share one call of the generator."""
 
     jobs: list[Job]
-    bucket: int
-    again: bool = False
-    started: float = 0.0
-    size: int = 0
-    lost: set[int] = field(default_factory=set)
+    bucket: int  # the size that the batch is padded to; it may shrink while it runs
+    retried: bool = False  # whether it is a part of a batch that failed
+    started: float = 0.0  # instant at which it came to the device
+    lost: set[int] = field(default_factory=set)  # places that the generator was told to leave: anything may be there
+    _size: int = 0  # what it has shrunk to
 
     def __post_init__(self) -> None:
-        self.size = self.bucket
-
-    def wanted(self) -> list[bool]:
-        """Returns of each job whether anybody waits for it."""
-        return [job.waiters > 0 for job in self.jobs]
+        self._size = self.bucket
 
     def keep(self, sizes: Sequence[int]) -> list[bool]:
         """Returns which jobs the generator goes on with; for `VariantEngine.generate`, between sampler steps.
 
-        One that nobody waits for is given up only where that saves time, that is if the batch shrinks to a smaller size
+        One that nobody waits for is given up only where that saves time, that is if the batch shrinks to one of `sizes`
         or ends: otherwise its image is made all the same, and is worth keeping.
-
-        Args:
-            sizes: to which the batch may shrink.
         """
-        wanted = self.wanted()
+        wanted = [job.waiters > 0 for job in self.jobs]
         living = sum(wanted)
-        fitting = [size for size in sizes if living <= size < self.size]
+        fitting = [size for size in sizes if living <= size < self._size]
         if fitting or not living:
-            self.size = min(fitting, default=0)
+            self._size = min(fitting, default=0)
             self.lost.update(place for place, wants in enumerate(wanted) if not wants)
         return [place not in self.lost for place in range(len(self.jobs))]
 
-    def own_images(self, images: UInt8Array) -> list[UInt8Array | None]:
-        """Returns each job's image in memory of its own, read-only; None for those that were given up."""
-        return [None if place in self.lost else _own(image) for place, image in enumerate(images)]
-
-    def split(self, most: int, buckets: Sequence[int]) -> Again:
+    def split(self, most: int, buckets: Sequence[int]) -> list[Batch]:
         """Returns the parts in which to try again: of at most `most` rows, and none beyond the largest bucket."""
         most = min(most, buckets[-1])  # which may have sunk below the half of this batch since it was cut
         parts = [self.jobs[start : start + most] for start in range(0, len(self.jobs), most)]
-        return Again([Batch(jobs, next(size for size in buckets if size >= len(jobs)), again=True) for jobs in parts])
+        return [Batch(jobs, next(size for size in buckets if size >= len(jobs)), retried=True) for jobs in parts]
 
 
-@dataclass(frozen=True, slots=True)
-class Again:
-    """A batch failed, and these are the parts in which to try once more."""
+@dataclass(slots=True)
+class BatchOutcome:
+    """Images of a batch's jobs (None for those given up), the error of all of them, or the parts to try again.
 
-    parts: list[Batch]
+    With none of the three, nobody wants the batch any more.
+    """
 
-
-def _own(image: UInt8Array) -> UInt8Array:
-    """Copies a row: as a view it would keep its whole batch in memory for as long as anyone holds it."""
-    own = image.copy()
-    own.flags.writeable = False  # answers, caches and the store share it
-    return own
+    images: list[UInt8Array | None] | None = None
+    error: GenerationFailedError | None = None
+    parts: list[Batch] = field(default_factory=list)

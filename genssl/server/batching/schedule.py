@@ -22,9 +22,9 @@ from enum import IntEnum
 from typing import Generic, TypeVar
 
 from genssl.server.batching.backlog import Backlog
+from genssl.server.batching.turns import FairUsage
 
 BatchKey = Hashable
-REMEMBERED = 1024  # holders without waiting rows whose shares are known; fewer have tokens, but machines are many
 RISEN = 64  # rows that wait at a time in a class to which they have risen, about a batch
 
 
@@ -36,25 +36,23 @@ class Priority(IntEnum):
     BULK = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Submitter:
+    """Who asks, and how urgently: `client` takes turns with the others of its `holder`, holders share the device."""
+
+    client: str = ""
+    priority: Priority = Priority.TRAINING
+    holder: str = ""
+
+
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """A row in the schedule.
+    """A row in the schedule."""
 
-    Attributes:
-        key: rows with equal keys can share a batch.
-        client: whose turn it takes, among those of its holder.
-        priority: the class asked for.
-        lane: the class it waits in, which ageing lowers; None while it is not in a schedule.
-        since: when it came into that class, in seconds.
-        holder: whose share of the device it takes.
-    """
-
-    key: BatchKey
-    client: str
-    priority: Priority
-    lane: Priority | None = None
-    since: float = 0.0
-    holder: str = ""
+    key: BatchKey  # rows with equal keys can share a batch
+    submitter: Submitter  # whose turn it takes, and the class asked for
+    lane: Priority | None = None  # the class it waits in, which ageing lowers; None while it is not in a schedule
+    since: float = 0.0  # when it came into that class, in seconds
 
 
 Job = TypeVar("Job", bound=Waiting)
@@ -96,11 +94,7 @@ class _Holder(Generic[Job]):
 
 
 class _Ring(Generic[Job]):
-    """Rows in the order in which they go, by holder and client, the next one first.
-
-    Args:
-        measured: whether `rows_before` will be asked.
-    """
+    """Rows in the order in which they go, by holder and client; only a measured one knows `rows_before`."""
 
     __slots__ = ("holders", "sizes")
 
@@ -109,38 +103,40 @@ class _Ring(Generic[Job]):
         self.sizes = _Sizes() if measured else None
 
     def add(self, job: Job) -> None:
-        holder = self.holders.get(job.holder)
+        who = job.submitter
+        holder = self.holders.get(who.holder)
         if holder is None:
-            holder = self.holders[job.holder] = _Holder(_Sizes() if self.sizes is not None else None)
-        rows = holder.clients.get(job.client)
+            holder = self.holders[who.holder] = _Holder(_Sizes() if self.sizes is not None else None)
+        rows = holder.clients.get(who.client)
         if rows is None:
-            rows = holder.clients[job.client] = OrderedDict()
+            rows = holder.clients[who.client] = OrderedDict()
         rows[job] = None
-        holder.rows += 1
-        if self.sizes is not None and holder.sizes is not None:
-            holder.sizes.changed(len(rows) - 1, len(rows))
-            self.sizes.changed(holder.rows - 1, holder.rows)
+        self._count(holder, len(rows), 1)
 
     def remove(self, job: Job) -> None:
-        holder = self.holders[job.holder]
-        rows = holder.clients[job.client]
+        who = job.submitter
+        holder = self.holders[who.holder]
+        rows = holder.clients[who.client]
         del rows[job]
-        holder.rows -= 1
-        if self.sizes is not None and holder.sizes is not None:
-            holder.sizes.changed(len(rows) + 1, len(rows))
-            self.sizes.changed(holder.rows + 1, holder.rows)
+        self._count(holder, len(rows), -1)
         if not rows:
-            del holder.clients[job.client]
+            del holder.clients[who.client]
         if not holder.rows:
-            del self.holders[job.holder]
+            del self.holders[who.holder]
+
+    def _count(self, holder: _Holder[Job], rows_of_client: int, change: int) -> None:
+        holder.rows += change
+        if self.sizes is not None and holder.sizes is not None:
+            holder.sizes.changed(rows_of_client - change, rows_of_client)
+            self.sizes.changed(holder.rows - change, holder.rows)
 
     def next_of(self, holder: str) -> Job:
         return next(iter(next(iter(self.holders[holder].clients.values()))))
 
     def move(self, job: Job, *, last: bool) -> None:
         """Puts a row's holder, and among its clients the row's, behind the others or before them."""
-        self.holders.move_to_end(job.holder, last=last)
-        self.holders[job.holder].clients.move_to_end(job.client, last=last)
+        self.holders.move_to_end(job.submitter.holder, last=last)
+        self.holders[job.submitter.holder].clients.move_to_end(job.submitter.client, last=last)
 
     def take(self) -> Job:
         job = self.next_of(next(iter(self.holders)))
@@ -148,14 +144,14 @@ class _Ring(Generic[Job]):
         self.remove(job)
         return job
 
-    def rows_before(self, rows: int, holder: str, client: str) -> float:
+    def part_before(self, rows: int, who: Submitter) -> float:
         """Returns the part of all rows that go before the last of `rows` new ones; 1 if there are none."""
         assert self.sizes is not None, "the ring is measured"
-        own = self.holders.get(holder)
+        own = self.holders.get(who.holder)
         held = own.rows if own is not None else 0
         turns = rows  # of the holder, until then: each of its clients takes as many as this one
         if own is not None and own.sizes is not None:
-            turns += own.sizes.rows_within(len(own.clients.get(client, ())) + rows)
+            turns += own.sizes.rows_within(len(own.clients.get(who.client, ())) + rows)
         whole = self.sizes.rows_within(2**39 - 1)
         before = min(held, turns - rows) + self.sizes.rows_within(turns) - min(held, turns)
         return min(1.0, before / whole) if whole else 1.0
@@ -214,9 +210,7 @@ class Schedule(Generic[Job]):
         self._by_priority = dict.fromkeys(Priority, 0)
         self._risen = dict.fromkeys(Priority, 0)
         self._held: dict[str, int] = {}
-        # Seconds of the device by holder, on a scale that newcomers join at its foot.
-        self._served: dict[str, float] = {}
-        self._foot = 0.0
+        self._device_seconds = FairUsage()  # by holder
         self._length = 0
 
     def __len__(self) -> int:
@@ -224,11 +218,13 @@ class Schedule(Generic[Job]):
 
     def add(self, job: Job, now: float) -> None:
         """Puts a row behind its client's others of its class; `now` in seconds."""
-        if job.holder not in self._held:
-            self._served[job.holder] = max(self._foot, self._served.get(job.holder, 0.0))
-        self._held[job.holder] = self._held.get(job.holder, 0) + 1
-        self._enter(job, job.priority, now)
-        self._by_priority[job.priority] += 1
+        who = job.submitter
+        if who.holder not in self._held:
+            self._device_seconds.join(who.holder)
+            self._held[who.holder] = 0
+        self._held[who.holder] += 1
+        self._enter(job, who.priority, now)
+        self._by_priority[who.priority] += 1
         self._length += 1
 
     def discard(self, job: Job) -> None:
@@ -237,30 +233,30 @@ class Schedule(Generic[Job]):
         self._lanes[job.lane].remove(job)
         self._left(job)
 
+    def pass_on(self, job: Job, to: Submitter, now: float) -> None:
+        """Puts a waiting row behind the others of another submitter."""
+        self.discard(job)
+        job.submitter = to
+        self.add(job, now)
+
     def next_key(self, now: float) -> BatchKey | None:
         """Returns the batch key of the row whose turn it is, or None if nothing waits; `now` in seconds."""
         self._age(now)
         if self._held:
-            self._foot = max(self._foot, min(self._served[holder] for holder in self._held))
+            self._device_seconds.advance(min(map(self._device_seconds.of, self._held)))
         for lane in self._lanes.values():
             if lane.ring.holders:
                 job = self._next_of(lane)
                 lane.by_key[job.key].move(job, last=False)
                 return job.key
-        self._served.clear()
-        self._foot = 0.0
+        self._device_seconds.clear()
         return None
 
     def charge(self, jobs: Iterable[Job], seconds: float) -> None:
         """Counts `seconds` of the device, for each of some rows that were taken, towards their holders' shares."""
         for job in jobs:
-            self._served[job.holder] = max(self._foot, self._served.get(job.holder, 0.0)) + seconds
-        if len(self._served) > 2 * len(self._held) + REMEMBERED:
-            self._served = {holder: self._served[holder] for holder in self._held}
-
-    def waiting(self, key: BatchKey) -> int:
-        """Returns how many rows of a batch key wait."""
-        return self.backlog.waiting(key)
+            self._device_seconds.charge(job.submitter.holder, seconds)
+        self._device_seconds.forget(self._held)
 
     def take(self, key: BatchKey, most: int) -> list[Job]:
         """Takes out up to `most` rows of a batch key, in order; rows of lower classes rather than padding."""
@@ -275,22 +271,12 @@ class Schedule(Generic[Job]):
         """Returns how many rows wait by the class that they asked for, in lower case."""
         return {priority.name.lower(): rows for priority, rows in self._by_priority.items()}
 
-    def rows_of(self, client: str, holder: str = "") -> int:
-        """Returns how many rows of a holder's client wait."""
-        rings = (lane.ring.holders.get(holder) for lane in self._lanes.values())
-        return sum(len(found.clients.get(client, ())) for found in rings if found is not None)
+    def part_before(self, rows: int, who: Submitter) -> float:
+        """Returns the part, 0..1, of the rows of a submitter's class that go before the last of `rows` new ones.
 
-    def part_before(self, rows: int, priority: Priority, client: str | None, holder: str = "") -> float:
-        """Returns the part, 0..1, of the rows of a class that go before the last of `rows` new ones.
-
-        Args:
-            rows: how many would be added.
-            priority: their class.
-            client: whose they are. Every other client of the holder gets as many turns as this one until its last row
-                goes, and every other holder as many as this one; without a client, all that waits goes first.
-            holder: of the client.
+        Until then every other client of the holder gets as many turns as this one, and every other holder as this one.
         """
-        return 1.0 if client is None else self._lanes[priority].ring.rows_before(rows, holder, client)
+        return self._lanes[who.priority].ring.part_before(rows, who)
 
     def _enter(self, job: Job, lane: Priority, now: float) -> None:
         job.lane, job.since = lane, now
@@ -299,19 +285,20 @@ class Schedule(Generic[Job]):
 
     def _left(self, job: Job) -> None:
         assert job.lane is not None, "the row waited"
+        who = job.submitter
         self.backlog.count(job.key, job.lane, -1)
-        self._risen[job.lane] -= job.lane != job.priority
+        self._risen[job.lane] -= job.lane != who.priority
         job.lane = None
-        self._by_priority[job.priority] -= 1
+        self._by_priority[who.priority] -= 1
         self._length -= 1
-        self._held[job.holder] -= 1
-        if not self._held[job.holder]:
-            del self._held[job.holder]
+        self._held[who.holder] -= 1
+        if not self._held[who.holder]:
+            del self._held[who.holder]
 
     def _next_of(self, lane: _Lane[Job]) -> Job:
         """Returns the row of a class whose turn it is, and puts its holder and client behind the others."""
         # Of equals the first in the ring, so that they take turns before anything has been charged.
-        job = lane.ring.next_of(min(lane.ring.holders, key=self._served.__getitem__))
+        job = lane.ring.next_of(min(lane.ring.holders, key=self._device_seconds.of))
         lane.ring.move(job, last=True)
         return job
 
@@ -325,6 +312,6 @@ class Schedule(Generic[Job]):
                 job = self._next_of(lane)
                 lane.remove(job)
                 self.backlog.count(job.key, priority, -1)
-                self._risen[priority] -= priority != job.priority
+                self._risen[priority] -= priority != job.submitter.priority
                 self._risen[better] += 1
                 self._enter(job, better, now)

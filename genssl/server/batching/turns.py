@@ -7,39 +7,50 @@ pause starts beside those who stayed, neither behind them nor with what it did n
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection
 from typing import Generic, TypeVar
 
 Thing = TypeVar("Thing")
-REMEMBERED = 1024  # names of which nothing waits, at least; at most twice as many
+REMEMBERED = 1024  # names of which nothing waits and whose use is still known; fewer have tokens, but machines are many
 
 
-class _Used:
-    """What each name of one level has used, on a scale that moves on with those who are served."""
+class FairUsage:
+    """What each name has used of something scarce, on a scale that newcomers join at the level of those served."""
 
     def __init__(self) -> None:
         self._used: dict[str, float] = {}
-        self._now = 0.0
+        self._level = 0.0
+
+    def __len__(self) -> int:
+        return len(self._used)
 
     def of(self, name: str) -> float:
+        """Returns what a name that has joined has used."""
         return self._used[name]
 
     def join(self, name: str) -> None:
         """Notes that something of a name waits from now on."""
         self.charge(name, 0.0)
 
-    def served(self, name: str) -> None:
-        self._now = max(self._now, self._used[name])
+    def advance(self, level: float) -> None:
+        """Lifts the level at which newcomers join."""
+        self._level = max(self._level, level)
 
     def charge(self, name: str, cost: float) -> None:
-        self._used[name] = max(self._used.pop(name, 0.0), self._now) + cost
+        """Adds to what a name has used."""
+        self._used[name] = max(self._used.pop(name, 0.0), self._level) + cost
 
-    def forget(self, waiting: Container[str]) -> None:
-        """Forgets names of which nothing waits, but for the latest; looks at them only once there are many."""
-        if len(self._used) <= 2 * REMEMBERED:
+    def clear(self) -> None:
+        """Starts anew, since nothing waits."""
+        self._used.clear()
+        self._level = 0.0
+
+    def forget(self, waiting: Collection[str]) -> None:
+        """Once there are many names of which nothing waits, forgets all but the latest of them."""
+        if len(self._used) <= 2 * len(waiting) + REMEMBERED:
             return
         idle = [name for name in self._used if name not in waiting]
-        for name in idle[: max(0, len(idle) - REMEMBERED)]:
+        for name in idle[: -REMEMBERED // 2]:
             del self._used[name]
 
 
@@ -48,14 +59,14 @@ class Turns(Generic[Thing]):
 
     def __init__(self) -> None:
         self._waiting: dict[str, dict[str, deque[Thing]]] = {}
-        self._holders, self._clients = _Used(), dict[str, _Used]()
+        self._holders, self._clients = FairUsage(), dict[str, FairUsage]()
 
     def add(self, holder: str, client: str, thing: Thing) -> None:
         """Puts a thing behind its client's others."""
         if holder not in self._waiting:
             self._waiting[holder] = {}
             self._holders.join(holder)
-        clients, used = self._waiting[holder], self._clients.setdefault(holder, _Used())
+        clients, used = self._waiting[holder], self._clients.setdefault(holder, FairUsage())
         if client not in clients:
             clients[client] = deque()
             used.join(client)
@@ -64,8 +75,7 @@ class Turns(Generic[Thing]):
     def take(self, allowed: Callable[[Thing], bool] = lambda thing: True) -> tuple[str, str, Thing] | None:
         """Takes out the thing whose turn it is, with its holder and client; None if none may go.
 
-        Args:
-            allowed: says whether the first thing of a client may go now; if not, others go before it.
+        Clients whose first thing is not `allowed` to go now let others pass.
         """
         for holder in sorted(self._waiting, key=self._holders.of):
             clients, used = self._waiting[holder], self._clients[holder]
@@ -73,8 +83,8 @@ class Turns(Generic[Thing]):
             if client is None:
                 continue
             thing = clients[client].popleft()
-            used.served(client)
-            self._holders.served(holder)
+            used.advance(used.of(client))
+            self._holders.advance(self._holders.of(holder))
             if not clients[client]:
                 del clients[client]
             if not clients:
@@ -84,9 +94,7 @@ class Turns(Generic[Thing]):
 
     def charge(self, holder: str, client: str, cost: float) -> None:
         """Counts what a turn used against a holder and its client."""
-        used = self._clients.get(holder)
-        if used is None:
-            used = self._clients[holder] = _Used()
+        used = self._clients.setdefault(holder, FairUsage())
         self._holders.charge(holder, cost)
         used.charge(client, cost)
         self._holders.forget(self._waiting)

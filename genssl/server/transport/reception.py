@@ -16,23 +16,19 @@ class Place:
     """Room for one message that comes in.
 
     Attributes:
-        long: whether it is one of those for messages that take long.
-        reading: what must have ended before the place is free again.
+        reading: what must have ended before the place is free again: set it to keep the place until the message has
+            ended, whole or not, even if nobody waits for it any more.
     """
 
     def __init__(self, reception: Reception, connection: str) -> None:
         self._reception, self._connection = reception, connection
-        self.long = False
+        self.long = False  # whether it is one of those for messages that take long
         self.reading: asyncio.Future[Any] | None = None
 
     def keep_for_long(self) -> bool:
         """Keeps the place for longer; says whether that may be."""
         self.long = self._reception.keep_for_long(self._connection)
         return self.long
-
-    def keep_until(self, reading: asyncio.Future[Any]) -> None:
-        """Keeps the place until the message has ended, whole or not, even if nobody waits for it any more."""
-        self.reading = reading
 
 
 class Reception:
@@ -57,11 +53,9 @@ class Reception:
 
     @asynccontextmanager
     async def place(self, holder: str, connection: str) -> AsyncIterator[Place]:
-        """Waits for a place, and holds it until the block ends, or later; see `Place.keep_until`.
+        """Waits for a place, and holds it until the block ends, or later; see `Place.reading`.
 
-        Args:
-            holder: the token's name, or the host.
-            connection: of the message; all clients at a Unix socket count as one.
+        All clients at a Unix socket count as one connection.
         """
         if not self._turns and self._held[connection] < self._free:
             self._hold(connection)

@@ -15,8 +15,8 @@ from genssl.server.admission import Admission
 from genssl.server.auth import current_token, holder_of
 from genssl.server.guard import refuse
 from genssl.server.statistics import Reason, Statistics
-from genssl.server.transport.dropping import drop_after, drop_timer
 from genssl.server.transport.reception import Reception
+from genssl.server.transport.release import drop_after, drop_timer
 from genssl.wire.channel import SERVICE
 
 LARGE = f"/{SERVICE}/GenerateVariants"  # the one method whose messages carry images
@@ -28,11 +28,6 @@ class TransferInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Asks for each message itself, where gRPC would take it in before anyone is asked.
 
     Must be the first of a server's interceptors: what the others refuse is then refused before its message comes in.
-
-    Args:
-        limits: of the server file.
-        admission: counts the messages that are on their way in.
-        statistics: where refusals are counted.
     """
 
     def __init__(self, limits: LimitsConfig, admission: Admission, statistics: Statistics) -> None:
@@ -49,12 +44,10 @@ class TransferInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             return None
         method = handler_call_details.method
         receiver = _Receiver(self._limits, self._admission, self._statistics, method, handler.request_deserializer)
-        if handler.request_streaming and handler.response_streaming:
-            streams = self._with_many(handler.stream_stream, receiver)
-            return grpc.stream_stream_rpc_method_handler(streams, None, handler.response_serializer)
         if handler.response_streaming:
-            streams = self._with_one(handler.unary_stream, receiver)
-            return grpc.stream_stream_rpc_method_handler(streams, None, handler.response_serializer)
+            function = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            call = _streaming(function, receiver, many=handler.request_streaming)
+            return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
         assert not handler.request_streaming, "there is no such method"
         unary = self._unary(handler.unary_unary, receiver, handler.response_serializer)
         return grpc.stream_unary_rpc_method_handler(unary)
@@ -74,23 +67,30 @@ class TransferInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         return call
 
-    def _with_one(self, function: Callable[..., Any], receiver: _Receiver) -> Callable[..., Any]:
-        async def call(_: object, context: grpc.aio.ServicerContext) -> None:
-            message = await receiver.receive(context)
-            if message is not grpc.aio.EOF:
-                await _write_all(function, message, context)
 
-        return call
+def _streaming(function: Callable[..., Any], receiver: _Receiver, *, many: bool) -> Callable[..., Any]:
+    """Returns what runs a handler that answers with a stream; it takes one message, or `many`."""
 
-    def _with_many(self, function: Callable[..., Any], receiver: _Receiver) -> Callable[..., Any]:
-        async def messages(context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-            while (message := await receiver.receive(context)) is not grpc.aio.EOF:
-                yield message
+    async def messages(context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        while (message := await receiver.receive(context)) is not grpc.aio.EOF:
+            yield message
 
-        async def call(_: object, context: grpc.aio.ServicerContext) -> None:
-            await _write_all(function, messages(context), context)
+    async def call(_: object, context: grpc.aio.ServicerContext) -> None:
+        request = messages(context) if many else await receiver.receive(context)
+        if request is grpc.aio.EOF:
+            return
+        ahead = _WritingAhead(context)
+        try:
+            if inspect.isasyncgenfunction(function):
+                async for answer in function(request, ahead):
+                    await ahead.write(answer)
+            else:
+                await function(request, ahead)
+            await ahead.written()
+        finally:
+            ahead.close()
 
-        return call
+    return call
 
 
 class _Receiver:
@@ -119,7 +119,7 @@ class _Receiver:
             # Never cancelled: gRPC would not free a message that comes in for a reader who is gone.
             reading = asyncio.ensure_future(context.read())
             reading.add_done_callback(lambda task: task.cancelled() or task.exception())
-            place.keep_until(reading)  # what has come in is held until then, though its call be refused before
+            place.reading = reading  # what has come in is held until then, though its call be refused before
             await asyncio.wait([reading], timeout=min(QUICK_SECONDS, self._seconds))
             if not reading.done():
                 kept = place.keep_for_long()
@@ -162,20 +162,6 @@ class _Receiver:
     ) -> NoReturn:
         self._statistics.request(self._method.rpartition("/")[2], code.name, time.perf_counter() - started)
         await refuse(context, self._statistics, code, reason, message, retry_after)
-
-
-async def _write_all(function: Callable[..., Any], request: Any, context: grpc.aio.ServicerContext) -> None:
-    """Runs a handler that answers with a stream, of either of the two forms that they have."""
-    ahead = _WritingAhead(context)
-    try:
-        if inspect.isasyncgenfunction(function):
-            async for answer in function(request, ahead):
-                await ahead.write(answer)
-        else:
-            await function(request, ahead)
-        await ahead.written()
-    finally:
-        ahead.close()
 
 
 class _WritingAhead:

@@ -17,7 +17,7 @@ import grpc
 import pytest
 import trustme
 from rich.console import Console
-from wired import wired
+from server_without_generator import server_without_generator
 
 from genssl import __version__
 from genssl.cli.server.top import top as top_command
@@ -41,7 +41,7 @@ def top(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def server():
-    with wired() as running:
+    with server_without_generator() as running:
         with grpc.insecure_channel(running.address) as channel:
             stub = pb_grpc.GenerationServiceStub(channel)
             for name in ("trainer-0", "trainer-0", "evil [red]\x1b[2J"):
@@ -114,7 +114,7 @@ def test_tls_and_a_token(tmp_path):
     (tmp_path / "wrong").write_text("x" * 20)
     tls = {"certificate": str(tmp_path / "server.pem"), "key": str(tmp_path / "server.pem")}
     ca = ("--ca", str(tmp_path / "ca.pem"))
-    with wired(tls=tls, tokens=[{"name": "me", "file": str(tmp_path / "token")}]) as server:
+    with server_without_generator(tls=tls, tokens=[{"name": "me", "file": str(tmp_path / "token")}]) as server:
         known = top("--target", server.address, *ca, "--token-file", str(tmp_path / "token"), "--once")
         nobody = top("--target", server.address, *ca, "--once")
         wrong = top("--target", server.address, *ca, "--token-file", str(tmp_path / "wrong"), "--once")
@@ -127,7 +127,7 @@ def test_tls_and_a_token(tmp_path):
 
 
 def test_a_server_that_goes_away_may_come_back():
-    with wired() as first:
+    with server_without_generator() as first:
         address = first.address
         process = subprocess.Popen(
             command("--target", address, "--interval", "0.2"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -136,7 +136,7 @@ def test_a_server_that_goes_away_may_come_back():
             assert " digits queued=7 running=3 " in process.stdout.readline()
             first.stop()
             wait_for(process, "no answer for ")
-            with wired(address=address):
+            with server_without_generator(address=address):
                 wait_for(process, " digits queued=7 ")
                 process.send_signal(signal.SIGINT)
                 _, stderr = process.communicate(timeout=20)

@@ -7,43 +7,33 @@ import difflib
 import threading
 import time
 from collections import Counter
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 import torch
-from painted import serving
+from painter_server import SOURCE, Serving, serving
 
 from genssl.errors import suggest
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.server.batching.cost import CostModel
-from genssl.server.batching.schedule import Priority, Schedule, Waiting
+from genssl.server.batching.jobs import Caller
+from genssl.server.batching.schedule import Priority, Schedule, Submitter, Waiting
+from genssl.server.guard import RefusedError
 
 KINDS = 200
 REFRESHED = 32  # keys that are priced anew at each question, besides its own
 
 
-class Remaining:
-    """Of a call's context what the question of its deadline needs."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.refused = seconds, False
-
-    def time_remaining(self) -> float:
-        return self.seconds
-
-    def peer(self) -> str:
-        return "ipv4:127.0.0.1:1"
-
-    async def abort(self, *_: object, **__: object) -> None:
-        self.refused = True
-        raise RuntimeError("refused")
-
-
-def wanted(on: Any, kinds: range) -> list[Any]:
-    return [SimpleNamespace(settings=on.hosted.engine.complete({"kind": kind})) for kind in kinds]
+def check_in_time(on: Serving, kinds: range, seconds: float) -> None:
+    """Asks whether a request for one variant of each kind would be ready in time."""
+    specs = [pb.VariantSpec(variant_index=kind, parameters={"kind": kind}) for kind in kinds]
+    request = pb.GenerateVariantsRequest(variants=specs, sources=[pb.SourceImage(digest=SOURCE.source_id)])
+    plan = on.hosted.plan(request, on.hosted.engine.complete({}))
+    assert len(plan.left) == len(kinds)
+    deadline = asyncio.get_running_loop().time() + seconds
+    on.service._check_in_time(on.hosted, plan, Caller(Submitter("c"), deadline))
 
 
 def test_predicting_a_request_prices_its_own_keys_and_not_all_that_wait(monkeypatch):
@@ -62,10 +52,9 @@ def test_predicting_a_request_prices_its_own_keys_and_not_all_that_wait(monkeypa
             waiting = on.ask(0, 0, variants=specs)
             await on.until(lambda: on.hosted.batcher.queued == KINDS - 1)
             monkeypatch.setattr(CostModel, "predict", counted)
-            request = pb.GenerateVariantsRequest()
             for kinds in (range(1), range(KINDS)):
                 asked.clear()
-                await on.service._in_time(request, on.hosted, wanted(on, kinds), "c", Remaining(600.0))
+                check_in_time(on, kinds, 600.0)
                 assert asked["predictions"] <= len(kinds) + len(Priority) * REFRESHED
             asked.clear()
             more = on.ask(0, 0, variants=[pb.VariantSpec(variant_index=10**3 + kind) for kind in range(KINDS)])
@@ -83,13 +72,12 @@ def test_the_waits_of_several_keys_add_up():
             for kind in range(10):
                 for bucket in on.hosted.engine.buckets:
                     on.hosted.batcher.cost.observe((kind,), bucket, 1.0)
-            assert on.hosted.batcher.predicted_wait({(kind,): 1 for kind in range(10)}) == pytest.approx(10.0)
-            request, rows = pb.GenerateVariantsRequest(), wanted(on, range(10))
-            await on.service._in_time(request, on.hosted, rows, "c", Remaining(10.5))
-            late = Remaining(9.5)
-            with pytest.raises(RuntimeError, match="refused"):
-                await on.service._in_time(request, on.hosted, rows, "c", late)
-            assert late.refused
+            assert on.hosted.batcher.predicted_wait({(kind,): 1 for kind in range(10)}, Submitter()) == pytest.approx(
+                10.0
+            )
+            check_in_time(on, range(10), 10.5)
+            with pytest.raises(RefusedError, match="would be ready in"):
+                check_in_time(on, range(10), 9.5)
 
     asyncio.run(test())
 
@@ -123,7 +111,7 @@ def test_choosing_a_key_does_not_look_at_the_others():
     def lookups(keys: int) -> int:
         schedule: Schedule[Waiting] = Schedule(10)
         for number in range(keys):
-            schedule.add(Waiting(number, Name("one"), Priority.TRAINING), 0.0)
+            schedule.add(Waiting(number, Submitter(Name("one"))), 0.0)
         Name.looked_up = 0
         for _ in range(10):
             schedule.take(schedule.next_key(0.0), 1)
@@ -158,7 +146,7 @@ def test_many_requests_for_the_same_rows_join_and_leave_at_a_cost_of_their_own()
             rows = [engine.row(bytes(16), torch.zeros(4), index, engine.complete({})) for index in range(4)]
             Class.compared = 0
             calls = [
-                asyncio.ensure_future(batcher.submit(rows, client=f"c{number}", priority=Class(2)))
+                asyncio.ensure_future(batcher.submit(rows, Caller(Submitter(f"c{number}", Class(2)))))
                 for number in range(requests)
             ]
             await asyncio.sleep(0)

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from painter_server import hold_device
 
 from genssl.errors import GeneratorError
 from genssl.generators.base import GeneratorSpec
 from genssl.server.batching.embedder import Embedder
 from genssl.server.batching.jobs import GenerationFailedError
-from genssl.server.batching.schedule import Priority
+from genssl.server.batching.schedule import Priority, Submitter
 from genssl.variants.engine import VariantEngine
 
 BAD = 66
@@ -59,20 +60,23 @@ class Bench:
     def __init__(self, eye: Eye, buckets: Sequence[int], deterministic: bool) -> None:
         self.eye, self.device = eye, ThreadPoolExecutor(1)
         self.reports: list[tuple[int, float]] = []
+        self.reused = 0
         engine = VariantEngine(eye, buckets, deterministic=deterministic)
-        self.embedder = Embedder(engine, self.device, 1000, lambda *report: self.reports.append(report))
+        self.embedder = Embedder(engine, self.device, 1000, self)
+
+    def sources_embedded(self, sources: int, seconds: float) -> None:
+        self.reports.append((sources, seconds))
+
+    def embedding_reused(self) -> None:
+        self.reused += 1
 
     def embed(self, *greys: int, priority: Priority = Priority.TRAINING) -> asyncio.Task[tuple[Answer, float]]:
         images = {bytes([grey]): np.full((3, 1, 1), grey, dtype=np.uint8) for grey in greys}
-        return asyncio.ensure_future(self.embedder.embed(images, priority))
+        return asyncio.ensure_future(self.embedder.embed(images, Submitter(priority=priority)))
 
     async def hold(self) -> asyncio.Task[tuple[Answer, float]]:
         """Occupies the device with one source until the gate is opened."""
-        self.eye.gate.clear()
-        held = self.embed(250)
-        while not self.eye.entered.is_set():
-            await asyncio.sleep(0.001)
-        return held
+        return await hold_device(self.eye, lambda: self.embed(250))
 
 
 def bench(
@@ -107,13 +111,13 @@ def test_a_source_is_embedded_once_for_all_who_ask_and_the_others_are_hits():
         await asyncio.sleep(0)
         on.eye.gate.set()
         assert [greys(await task) for task in (first, second, running)] == [[1, 2], [2, 3], [250]]
-        assert on.embedder.hits == 2
+        assert on.reused == 2
         assert (await first)[1] == pytest.approx(2 * (await second)[1]), "who asked first pays"
         assert (await running)[1] == 0
         assert greys(await on.embed(3)) == [3]
         assert on.embedder.get(bytes([1])) == 1
         assert on.embedder.get(bytes([99])) is None
-        assert on.embedder.hits == 4
+        assert on.reused == 4
 
     on = bench(test)
     assert on.eye.batches == [[250], [1, 2, 3, 3]]
@@ -191,7 +195,7 @@ class Secretive(Eye):
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         if BAD in images[:, 0, 0, 0]:
-            raise GeneratorError("/srv/models/secret: is no model")
+            raise GeneratorError("/srv/models/secret: is not a model")
         return super().embed(images)
 
 
@@ -206,10 +210,7 @@ def test_paths_of_the_server_stay_in_its_log(caplog):
 
 def test_parts_of_a_failed_batch_that_nobody_waits_for_any_more_are_not_tried_again():
     async def test(on: Bench) -> None:
-        on.eye.gate.clear()
-        gone = on.embed(1, 2, 3, BAD)
-        while not on.eye.entered.is_set():
-            await asyncio.sleep(0.001)
+        gone = await hold_device(on.eye, lambda: on.embed(1, 2, 3, BAD))
         gone.cancel()
         await asyncio.sleep(0)
         on.eye.gate.set()
@@ -249,7 +250,7 @@ def test_an_error_of_the_embedder_itself_leaves_nobody_waiting(monkeypatch, capl
             raise ZeroDivisionError("a bug")
 
         with monkeypatch.context() as patch:
-            patch.setattr(on.embedder, "_on_embedded", broken)
+            patch.setattr(on, "sources_embedded", broken)
             on.eye.gate.set()
             for task in tasks:
                 assert isinstance(*(await asyncio.wait_for(task, 5))[0].values(), GenerationFailedError)

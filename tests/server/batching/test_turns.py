@@ -74,6 +74,6 @@ def test_names_that_have_gone_are_forgotten():
     for number in range(3 * REMEMBERED):
         turns.add("one", f"c{number}", "thing")
         turns.charge(*turns.take()[:2], 1.0)
-    assert len(turns._holders._used) <= 2 * REMEMBERED
+    assert len(turns._holders) <= 2 * REMEMBERED
     assert len(turns._clients) <= 2 * REMEMBERED
-    assert len(turns._clients["one"]._used) <= 2 * REMEMBERED
+    assert len(turns._clients["one"]) <= 2 * REMEMBERED

@@ -119,7 +119,7 @@ def test_a_place_is_kept_until_its_message_has_ended_though_its_call_is_over():
         reception = Reception(2)
         reading = asyncio.get_running_loop().create_future()
         async with reception.place("host", "slow") as place:
-            place.keep_until(reading)
+            place.reading = reading
         assert reception.taken == 1
         reading.set_result(None)
         await settle()

@@ -653,7 +653,7 @@ def test_a_local_folder_is_not_taken_for_a_network_one(tmp_path):
 
 def test_nothing_here_imports_torch_or_grpc():
     code = (
-        "import sys, genssl.variants.store.store, genssl.server.memory, genssl.variants.prefetch.pool;"
+        "import sys, genssl.variants.store.store, genssl.server.cache, genssl.variants.prefetch.pool;"
         "print({'torch', 'grpc', 'PIL'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""A server of the bare stubs in a process of its own, for what real servers do too rarely, or cannot do alone.
+"""A server made of the stubs alone in a process of its own, for what real servers do too rarely, or cannot do alone.
 
 Its variants are grey: the source's first byte plus the index. It writes what it saw to a JSON file, call by call.
 """
@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
 from concurrent import futures
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
+import numpy as np
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
@@ -20,9 +24,10 @@ from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 
 SIDE = 4
+GREY = [np.full((1, 4, 4), level, np.uint8) for level in range(200)]
 
 
-class Bare(pb_grpc.GenerationServiceServicer):
+class Stub(pb_grpc.GenerationServiceServicer):
     def __init__(self, settings: dict) -> None:
         self.settings, self.known, self.seen = settings, {}, []
         self.refusals = settings.get("refusals", 0)
@@ -99,10 +104,35 @@ class Bare(pb_grpc.GenerationServiceServicer):
         return response
 
 
+@contextmanager
+def stopped(pid: int):
+    """Holds a child process still; the signal alone lets its other threads answer until they are told."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def stub_server(folder: Path, **settings):
+    log = folder / f"calls-{time.monotonic_ns()}.json"
+    log.write_text("[]")
+    command = [sys.executable, __file__, json.dumps({**settings, "log": str(log)})]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process.stdout.readline().strip(), lambda: json.loads(log.read_text())
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
 def main() -> None:
     settings = json.loads(sys.argv[1])
     server = grpc.server(futures.ThreadPoolExecutor(8))
-    pb_grpc.add_GenerationServiceServicer_to_server(Bare(settings), server)
+    pb_grpc.add_GenerationServiceServicer_to_server(Stub(settings), server)
     if "certificate" in settings:
         key, chain = Path(settings["key"]).read_bytes(), Path(settings["certificate"]).read_bytes()
         client_ca = Path(settings["client_ca"]).read_bytes() if "client_ca" in settings else None

@@ -24,15 +24,24 @@ from genssl.config.server import MetricsConfig, TLSConfig, TokenConfig
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
 from genssl.server.auth import TokenInterceptor, Tokens, current_token
-from genssl.server.certificates import ServerCertificate
+from genssl.server.batching.jobs import BatchReport
+from genssl.server.certificates import ServerCertificate, keep_rereading
 from genssl.server.guard import GuardInterceptor, refuse
 from genssl.server.logs import set_up_logging
 from genssl.server.metrics import MetricsServer
-from genssl.server.reread import keep_rereading
 from genssl.server.statistics import Statistics
 from genssl.wire.channel import SERVICE
 
 SECRET = "a detail of /the/server that no client may see"
+
+
+class Queue:
+    """What seems to wait and run."""
+
+    running, largest_bucket = 3, 16
+
+    def queued_by_priority(self) -> dict[str, int]:
+        return {"training": 7}
 
 
 class Service(pb_grpc.GenerationServiceServicer):
@@ -53,25 +62,10 @@ class Service(pb_grpc.GenerationServiceServicer):
             case "bug":
                 raise RuntimeError(SECRET)
             case "full":
-                await refuse(
-                    context,
-                    self.statistics,
-                    grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    "queue_full",
-                    "the queue is full; come back later",
-                    2.5,
-                    metadata={"queued": "512"},
-                )
+                code = grpc.StatusCode.RESOURCE_EXHAUSTED
+                await refuse(context, self.statistics, code, "queue_full", "the queue is full; come back later", 2.5)
             case "bad":
-                await refuse(
-                    context,
-                    self.statistics,
-                    grpc.StatusCode.FAILED_PRECONDITION,
-                    "invalid",
-                    "ä" * 10_000,
-                    detail="FINGERPRINT_CHANGED",
-                    violations={f"variants[{i}].source_index": "is " + "far " * 1000 + "away" for i in range(100)},
-                )
+                await refuse(context, self.statistics, grpc.StatusCode.FAILED_PRECONDITION, "invalid", "ä" * 10_000)
             case "left":
                 with contextlib.suppress(asyncio.CancelledError):
                     await context.send_initial_metadata(())  # by this the client knows that it is time to leave
@@ -90,19 +84,18 @@ class Service(pb_grpc.GenerationServiceServicer):
             await refuse(context, self.statistics, code, "rate", "too many variants a second", wait)
         client = self.statistics.client(request.client_id)
         client.variants += len(request.variants)
+        self.statistics.waiting[request.client_id] = len(request.client_id)
         counters = self.statistics.generators["digits"]
-        counters.variants["generated"] += 3
-        counters.variants["memory"] += 1
-        counters.batch_computed(bucket=4, rows=3, seconds=0.5, waits=[0.1, 0.1, 0.4])
+        counters.delivered("generated", 3)
+        counters.delivered("memory")
+        counters.batch_done(BatchReport(4, 3, 0.5, [0.1, 0.1, 0.4], False))
         return pb.GenerateVariantsResponse()
 
 
 async def main(settings: dict[str, Any]) -> None:
     set_up_logging(settings.get("log", "human"))
-    statistics = Statistics("cpu", queued_bytes=lambda: 2**20, queued_of=lambda client: len(client))
-    statistics.register(
-        "digits", buckets=[1, 4, 16], queued=lambda: {"training": 7}, running=lambda: 3, largest_bucket=lambda: 16
-    )
+    statistics = Statistics("cpu", [1, 4, 16], queued_bytes=lambda: 2**20)
+    statistics.register("digits").watch(Queue())
     interceptors: list[grpc.aio.ServerInterceptor] = [GuardInterceptor(statistics)]
     reread = []
     if configs := [TokenConfig.model_validate(token) for token in settings.get("tokens", [])]:
@@ -118,14 +111,14 @@ async def main(settings: dict[str, Any]) -> None:
     address = settings.get("address", "127.0.0.1:0")
     if "tls" in settings:
         certificate = ServerCertificate(TLSConfig.model_validate(settings["tls"]))
-        statistics.certificate_expires = lambda: certificate.expires
+        statistics.watch_certificate(lambda: certificate.expires)
         port = server.add_secure_port(address, certificate.credentials())
         reread.append(certificate)
     else:
         port = server.add_insecure_port(address)
     await server.start()
     statistics.state = "serving"
-    metrics = MetricsServer(MetricsConfig(address="127.0.0.1:0"), statistics)
+    metrics = MetricsServer(MetricsConfig(address="127.0.0.1:0"), statistics.registry)
     watching = [asyncio.create_task(watch) for watch in (statistics.watch_loop(), keep_rereading(reread, 0.05))]
     print(json.dumps({"address": f"127.0.0.1:{port}", "metrics": metrics.address}), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
@@ -135,7 +128,7 @@ async def main(settings: dict[str, Any]) -> None:
     await server.stop(0)
 
 
-class Wired:
+class RunningServer:
     """The server's process, its addresses, and its log, which is complete once it has been stopped."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -151,7 +144,7 @@ class Wired:
 
 
 @contextmanager
-def wired(environment: dict[str, str] | None = None, **settings: Any) -> Iterator[Wired]:
+def server_without_generator(environment: dict[str, str] | None = None, **settings: Any) -> Iterator[RunningServer]:
     """Starts the server; it stops when its standard input closes."""
     process = subprocess.Popen(
         [sys.executable, __file__, json.dumps(settings)],
@@ -162,7 +155,7 @@ def wired(environment: dict[str, str] | None = None, **settings: Any) -> Iterato
         env={**os.environ, **(environment or {})},
     )
     try:
-        server = Wired(process)
+        server = RunningServer(process)
         assert server.address, process.communicate()[1]
         yield server
         server.stop()

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from genssl.server.batching.schedule import Priority
-from genssl.server.codec_pool import IMAGE_PIXELS, TASK_PIXELS, CodecPool, Turn
+from genssl.server.batching.schedule import Priority, Submitter
+from genssl.server.codec import IMAGE_PIXELS, TASK_PIXELS, CodecPool
 
 LARGE = 16_000_000
 
@@ -49,8 +49,8 @@ class Bench:
             return name
 
         names = [f"{client}{number}" for number in range(count)]
-        turn = Turn(holder or client, client, priority)
-        asked = asyncio.ensure_future(self.pool.map(turn, work, names, [pixels] * count))
+        submitter = Submitter(client, priority, holder or client)
+        asked = asyncio.ensure_future(self.pool.map(submitter, work, names, [pixels] * count))
         await self.settle()
         return asked
 
@@ -184,8 +184,8 @@ def test_an_error_is_the_callers_and_the_pool_goes_on():
         def fail(name: str) -> str:
             raise ValueError(name)
 
-        turn = Turn("a", "a", Priority.TRAINING)
-        bad = asyncio.ensure_future(on.pool.map(turn, fail, ["x", "y"], [LARGE, LARGE]))
+        submitter = Submitter("a", holder="a")
+        bad = asyncio.ensure_future(on.pool.map(submitter, fail, ["x", "y"], [LARGE, LARGE]))
         good = await on.ask("b", 1, 10)
         await on.step(3)
         with pytest.raises(ValueError, match="x"):

@@ -1,21 +1,28 @@
-"""Drops a call whose client does not read its answer.
+"""Gives back what calls hold: streams whose client does not read, and memory that was freed.
 
 grpc.aio has no way for a server to reset a stream: neither the end of a handler nor an abort does, since what was
 written waits in front of the status for as long as the client keeps its window closed. But gRPC resets the stream of a
 call to which nothing refers any more. Two tasks do: the one that runs the handler, and the one that started it and
 listens for the client's cancellation. Cancelling both lets go of the call; while a message of it comes in, only once
 that has ended, which the end of the connection does at the latest (`channel.SERVER_KEEPALIVE`).
+
+And glibc keeps freed blocks of up to 32 MB for later, in an arena for each thread. What clients made a server hold
+would otherwise stay with it: messages in the arenas of gRPC's threads, then pixels in those of the codec's, then
+answers, each as much as the bound on all of them together. Where there is no glibc, nothing is done.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import weakref
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 REFUSAL_SECONDS = 2.0  # for a client to take a refusal: one that takes nothing from its socket would not even take that
 _HANDLER = "_handle_exceptions"  # grpc.aio's coroutine that runs a handler
+STEP_BYTES = 64 * 2**20
+TRIM_PAUSE = 1.0
 _starters: weakref.WeakKeyDictionary[asyncio.Task[Any], asyncio.Task[Any]] = weakref.WeakKeyDictionary()
 
 
@@ -53,3 +60,23 @@ def _drop(call: asyncio.Task[Any]) -> None:
     if starter is not None:
         starter.cancel()
     call.cancel()
+
+
+class HeapTrimmer:
+    """Trims the heap once `step_bytes` were freed, at most once a second: it takes milliseconds. Lives on one loop."""
+
+    def __init__(self, step_bytes: int) -> None:
+        self._step, self._freed = step_bytes, 0
+        self._waiting = False
+        self._trim: Callable[[int], object] = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
+
+    def freed(self, num_bytes: int) -> None:
+        """Counts bytes that were freed, or will be in a moment."""
+        self._freed += num_bytes
+        if self._freed >= self._step and not self._waiting:
+            self._waiting = True
+            asyncio.get_running_loop().call_later(TRIM_PAUSE, self._start)
+
+    def _start(self) -> None:
+        self._freed, self._waiting = 0, False
+        asyncio.get_running_loop().run_in_executor(None, self._trim, 0)

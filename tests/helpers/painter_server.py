@@ -1,10 +1,10 @@
-"""The real service on a real port, in this event loop, with a generator that can be held."""
+"""A generator that can be held, and the real service with it on a real port, in this event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,32 +20,62 @@ from genssl.config.server import ServerFile
 from genssl.data.base import UInt8Array, raw_image
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc
-from genssl.generators.base import Alive, GeneratorSpec
+from genssl.generators.base import Alive, GeneratorSpec, keep_living
 from genssl.generators.parameters import Parameters
 from genssl.server.admission import Admission
 from genssl.server.auth import TokenInterceptor, Tokens
-from genssl.server.batching.batcher import Batcher
-from genssl.server.batching.embedder import Embedder
+from genssl.server.cache import MemoryCache
 from genssl.server.hosted import Hosted
-from genssl.server.memory import MemoryCache
 from genssl.server.service import GenerationService
 from genssl.server.statistics import Statistics
 from genssl.variants.engine import VariantEngine
 
+BAD_SEED = 666
 SOURCE = raw_image(np.full((3, 8, 8), 128, np.uint8))
 
 
-class Painter:
-    """Paints black images; waits for its gate first. Its parameter `kind` splits batches, `shade` does not.
-
-    Attributes:
-        shades: those of each batch begun, padding included.
-    """
+class Clock:
+    """Stands for the time: it moves only when told to, whatever else the machine does."""
 
     def __init__(self) -> None:
-        self.spec = GeneratorSpec("painter", "none", bytes(16), 4, 8, "none", {"kind": 0, "shade": 0.0}, {})
-        self.gate, self.entered, self.shades = threading.Event(), threading.Event(), list[list[float]]()
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Painter:
+    """Paints each image in the grey that its seed gives; can be held, slow, short of memory or broken.
+
+    Its parameter `kind` splits batches, `shade` does not.
+
+    Attributes:
+        gate: generation waits for it before every step.
+        entered: set when a batch has begun.
+        batches, shades: the seeds and shades of each batch begun, padding included.
+        held_batch: the number of the batch, from 1, that shuts the gate before it begins, and then sets `held`.
+    """
+
+    def __init__(
+        self,
+        *,
+        side: int = 2,
+        steps: int = 1,
+        memory: int = 10**6,
+        fixed_seconds: float = 0.0,
+        row_seconds: float = 0.0,
+        clock: Clock | None = None,
+    ) -> None:
+        self.spec = GeneratorSpec("painter", "none", bytes(16), 4, side, "none", {"kind": 0, "shade": 0.0}, {})
+        self.gate, self.entered, self.held = threading.Event(), threading.Event(), threading.Event()
         self.gate.set()
+        self.held_batch, self.steps_begun = 0, 0
+        self.batches, self.shades = list[list[int]](), list[list[float]]()
+        self.steps, self.memory, self.fixed_seconds, self.row_seconds = steps, memory, fixed_seconds, row_seconds
+        self.clock = clock or Clock()
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
         return image
@@ -68,10 +98,41 @@ class Painter:
         alive: Alive | None = None,
         sizes: Sequence[int] = (),
     ) -> torch.Tensor:
+        self.batches.append(list(seeds))
         self.shades.append([row["shade"] for row in parameters])
-        self.entered.set()
-        assert self.gate.wait(20)
-        return torch.zeros(len(seeds), 3, 8, 8, dtype=torch.uint8)
+        if len(self.batches) == self.held_batch:
+            self.gate.clear()
+            self.held.set()
+        rows = list(range(len(seeds)))
+        for _ in range(self.steps):
+            if alive is not None and (kept := keep_living(alive(), rows, sizes)) is not None:
+                rows = [rows[position] for position in kept]
+            self.steps_begun += 1
+            self.entered.set()
+            assert self.gate.wait(20)
+            self.clock.advance(self.fixed_seconds + self.row_seconds * len(seeds))
+        if len(seeds) > self.memory:
+            raise torch.OutOfMemoryError("tried to allocate more than there is")
+        if BAD_SEED in seeds:
+            raise ValueError("cannot paint this one")
+        grey = torch.tensor([seed % 251 if row in rows else 0 for row, seed in enumerate(seeds)], dtype=torch.uint8)
+        side = self.spec.image_size  # black where a row was given up
+        return grey[:, None, None, None].expand(-1, 3, side, side).clone()
+
+
+async def hold_device(painter: Painter | Any, submit: Callable[[], Any]) -> Any:
+    """Occupies the device with what `submit` submits, until the painter's gate is opened; returns what it returns."""
+    painter.gate.clear()
+    painter.entered.clear()
+    held = submit()
+    assert await asyncio.to_thread(painter.entered.wait, 20)
+    return held
+
+
+async def settle() -> None:
+    """Lets the event loop run all that is ready."""
+    for _ in range(5):
+        await asyncio.sleep(0)
 
 
 @dataclass
@@ -80,6 +141,7 @@ class Serving:
 
     painter: Painter
     service: GenerationService
+    statistics: Statistics
     hosted: Hosted
     stub: Any
 
@@ -96,16 +158,12 @@ class Serving:
 
     async def hold(self, **whose: Any) -> Any:
         """Occupies the device with one row until the gate is opened; returns its call."""
-        self.painter.gate.clear()
-        self.painter.entered.clear()
-        call = self.ask(10**6, 1, **whose)
-        await self.until(self.painter.entered.is_set)
-        return call
+        return await hold_device(self.painter, lambda: self.ask(10**6, 1, **whose))
 
     async def until(self, condition: Any) -> None:
         async with asyncio.timeout(20):
             while not condition():
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(0)
 
 
 @asynccontextmanager
@@ -114,30 +172,20 @@ async def serving(settings: str = "") -> AsyncIterator[Serving]:
     text = f"buckets: [1, 4, 16]\ngenerators: [{{name: stable_unclip, model: m}}]\n{settings}"
     file = validate(ServerFile, parse_document(text, "server.yaml"))
     admission = Admission(file.limits)
-    statistics = Statistics("cpu", queued_bytes=lambda: admission.num_bytes, queued_of=lambda client: 0)
+    statistics = Statistics("cpu", file.buckets, queued_bytes=lambda: admission.num_bytes)
     service = GenerationService(file, "cpu", 1, admission, statistics)
-    painter, device = Painter(), ThreadPoolExecutor(1)
-    engine = VariantEngine(painter, file.buckets)
-    batcher = Batcher(engine, device)
-    counters = statistics.register(
-        "painter",
-        buckets=engine.buckets,
-        queued=batcher.queued_by_priority,
-        running=lambda: batcher.running,
-        largest_bucket=lambda: batcher.largest_bucket,
-    )
+    painter, device = Painter(side=8), ThreadPoolExecutor(1)
     hosted = Hosted(
         "painter",
-        engine,
-        batcher=batcher,
-        embedder=Embedder(engine, device, 1000, counters.embedded),
+        VariantEngine(painter, file.buckets),
+        device,
         memory=MemoryCache(0),
         store=None,
-        counters=counters,
+        counters=statistics.register("painter"),
         file=file,
         codec=service.codec,
     )
-    service.hosted, service.state = {"painter": hosted}, "serving"
+    service.hosted, statistics.state = {"painter": hosted}, "serving"
     largest = file.limits.max_variants_per_request
     guards = [TokenInterceptor(Tokens(file.tokens, largest), statistics)] if file.tokens else []
     server = grpc.aio.server(interceptors=guards)
@@ -146,7 +194,7 @@ async def serving(settings: str = "") -> AsyncIterator[Serving]:
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Serving(painter, service, hosted, pb_grpc.GenerationServiceStub(channel))
+            yield Serving(painter, service, statistics, hosted, pb_grpc.GenerationServiceStub(channel))
     finally:
         painter.gate.set()
         await service.close()
