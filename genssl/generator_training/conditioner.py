@@ -10,10 +10,10 @@ from torch import nn
 from genssl.base.devices import seeded_initialisation
 from genssl.base.ranks import Ranks
 from genssl.config.base import ComponentConfig
-from genssl.config.generator_recipes.conditioner import ConditionerConfig
+from genssl.config.generator_recipes.sections import ConditionerConfig
 from genssl.errors import GeneratorError, UserError
 from genssl.generator_training.loop import Loop, fit
-from genssl.generator_training.rows import Batches, Draws, Images
+from genssl.generator_training.rows import Draws, Images
 from genssl.generators.conditioner import FILE, Conditioner, load_encoder, save_encoder
 from genssl.methods.base import Views
 from genssl.methods.configs import SimCLRConfig
@@ -99,15 +99,11 @@ def _train(config: ConditionerConfig, block: ComponentConfig, images: Images, se
             ),
             backbone,
         )
-    loop.prepare(method)
     augment, draws = Augment(config.augmentation, images.size), Draws(seed, "conditioner", ranks=loop.ranks)
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
         batch = images[rows].float() / 255
         return method.step(Views(pair=(draws.view(augment, batch), draws.view(augment, batch)))).loss
 
-    steps = config.epochs * (len(images) // config.batch_size)
-    rows = Batches(len(images), config.batch_size, draws)
-    for _ in fit("conditioner", method, loss_of, rows, steps, config.lr, loop, images=images):
-        pass
+    fit("conditioner", method, loss_of, config, draws, loop, count=len(images), epochs=config.epochs, images=images)
     return backbone

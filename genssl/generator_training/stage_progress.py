@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -19,14 +19,11 @@ class StageProgress:
 
     Args:
         console: where it is written.
-        batch_sizes: images a step, by stage.
         clock: seconds, in place of the monotonic clock.
     """
 
-    def __init__(
-        self, console: Console, batch_sizes: Mapping[str, int], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._console, self._batch_sizes, self._clock = console, batch_sizes, clock
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._clock = console, clock
         self._stage = ""
         self._begun, self._first, self._told, self._done = 0.0, 0, 0.0, 0
         self._bar: Progress | None = None
@@ -39,12 +36,12 @@ class StageProgress:
             self._bar.stop()
             self._bar = None
 
-    def __call__(self, stage: str, step: int, steps: int, loss: float) -> None:
-        """Shows that a step of a stage of the training is done."""
+    def __call__(self, stage: str, step: int, steps: int, loss: float, images: int) -> None:
+        """Shows that a step of a stage of the training is done, of so many images."""
         rate = self._enter(stage, step, steps, MofNCompleteColumn())
         facts = [f"loss {loss:.4f}"]
         if rate is not None:
-            facts += [f"{rate * self._batch_sizes[stage]:,.0f} images/s", f"{spoken((steps - step) / rate)} left"]
+            facts += [f"{rate * images:,.0f} images/s", f"{spoken((steps - step) / rate)} left"]
         self._show(f"{stage}: step {step}/{steps}", step, steps, facts)
 
     def measuring(self, what: str, done: int, total: int) -> None:

@@ -10,9 +10,8 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from genssl.config.base import Section
-from genssl.config.generator_recipes.autoencoder import AutoencoderConfig
 from genssl.config.generator_recipes.base import Count, GeneratorRecipe
-from genssl.config.generator_recipes.conditioner import ConditionerConfig
+from genssl.config.generator_recipes.sections import AutoencoderConfig, ConditionerConfig
 
 
 class FlowTrainingConfig(Section):
