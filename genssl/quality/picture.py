@@ -1,11 +1,17 @@
-"""Draws consistency against diversity: one dot a setting, standard augmentations as their own."""
+"""Pictures of generators: consistency against diversity, and sources beside their variants."""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from genssl.base.files import write_atomically
+from genssl.data.base import UInt8Array
 
 LISTED = 24  # settings, up to which dots bear numbers and a list beside the panels names them
 
@@ -71,3 +77,20 @@ def short(setting: str) -> str:
     for long, brief in words.items():
         setting = setting.replace(long, brief)
     return setting.replace("_", " ")
+
+
+def write_grid(path: Path, columns: Sequence[tuple[str, Sequence[UInt8Array]]], title: str) -> None:
+    """Writes a labelled grid of images uint8 [3, h, w]; images of different sizes are drawn equally large."""
+    rows = len(columns[0][1])
+    figure = Figure(figsize=(0.95 * len(columns), 0.95 * rows + 0.55), dpi=120, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, len(columns), squeeze=False)
+    for column, (label, images) in enumerate(columns):
+        for row, image in enumerate(images):
+            axis = axes[row][column]
+            axis.imshow(image.transpose(1, 2, 0), interpolation="nearest")
+            axis.set_axis_off()
+            if row == 0:
+                axis.set_title(label, fontsize=8)
+    figure.suptitle(textwrap.fill(title, 15 * len(columns)), fontsize=9)  # as wide as the grid
+    write_atomically(path, lambda partial: figure.savefig(partial, format="png"))

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from genssl.base.devices import stream
-from genssl.base.files import write_atomically
 from genssl.config.recipe import Recipe
 from genssl.data.base import ImageDataset, UInt8Array
+from genssl.quality.picture import write_grid
 from genssl.variants.plan import ViewPlan, fresh_indices, variant_columns
 from genssl.variants.source import VariantRequest, VariantSource
 from genssl.views.augmentations import Augmentations
@@ -77,23 +74,6 @@ def variant_indices(recipe: Recipe, count: int) -> list[int]:
     columns, variant = variant_columns(recipe.views.policy, recipe.views.third_count)
     last = variant[-1] if variant else columns - 1
     return [int(fresh_indices(recipe.seed, epoch, columns)[last]) for epoch in range(count)]
-
-
-def write_grid(path: Path, columns: Sequence[tuple[str, Sequence[UInt8Array]]], title: str) -> None:
-    """Writes a labelled grid of images uint8 [3, h, w]; images of different sizes are drawn equally large."""
-    rows = len(columns[0][1])
-    figure = Figure(figsize=(0.95 * len(columns), 0.95 * rows + 0.55), dpi=120, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, len(columns), squeeze=False)
-    for column, (label, images) in enumerate(columns):
-        for row, image in enumerate(images):
-            axis = axes[row][column]
-            axis.imshow(image.transpose(1, 2, 0), interpolation="nearest")
-            axis.set_axis_off()
-            if row == 0:
-                axis.set_title(label, fontsize=8)
-    figure.suptitle(textwrap.fill(title, 15 * len(columns)), fontsize=9)  # as wide as the grid
-    write_atomically(path, lambda partial: figure.savefig(partial, format="png"))
 
 
 def _title(recipe: Recipe) -> str:

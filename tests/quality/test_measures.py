@@ -17,8 +17,8 @@ from genssl.data.base import StoredImage, UInt8Array, raw_image
 from genssl.generators.base import GeneratorSpec
 from genssl.generators.parameters import Parameters
 from genssl.quality import card as quality_card
-from genssl.quality.card import Asked, evaluate_generator
-from genssl.quality.measures import EFFORTS, FEWEST, Sweep, label_judge, measure
+from genssl.quality.card import CardRequest, evaluate_generator
+from genssl.quality.measures import EFFORTS, FEWEST, LabelJudge, Sweep, measure
 
 SIZE = 224
 
@@ -117,7 +117,7 @@ def test_the_judge_looks_at_no_more_than_it_may():
         asked.append(rows)
         return np.random.default_rng(0).random((len(rows), 2))
 
-    assert label_judge(Greys(99, 8), encode, 34)[1] == len(asked[0]) == 33
+    assert LabelJudge(Greys(99, 8), encode, [0, 1], 34).learnt_from == len(asked[0]) == 33
 
 
 def test_a_card_of_large_images_keeps_features_alone(tmp_path: Path, monkeypatch):
@@ -129,7 +129,7 @@ def test_a_card_of_large_images_keeps_features_alone(tmp_path: Path, monkeypatch
     monkeypatch.setattr(quality_card, "open_generator", lambda config, device: Noisy(size))
     block = f"{{name: folder, root: '{tmp_path}/train', test_root: '{tmp_path}/test', image_size: {size}}}"
     recipe = load(Recipe, Path("recipes/simclr_flow.yaml"), [f"dataset={block}", "train.threads=1"])
-    card, peak = peak_of(lambda: evaluate_generator(recipe, Asked({}, sources=sources, variants=8)))
+    card, peak = peak_of(lambda: evaluate_generator(recipe, CardRequest({}, sources=sources, variants=8)))
     assert card["protocol"]["judge"] == {"name": "pixels", "side": 32, "channels": 3}
     assert card["rows"][1]["vendi_per_source"] > 1
     assert peak < 7 * sources * 3 * size**2, "the variants alone are eight times the sources"
