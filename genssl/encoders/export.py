@@ -71,7 +71,7 @@ def export_encoder(encoder: LoadedEncoder, to: Format, out: Path) -> Exported:
             the features that are read back differ.
     """
     if encoder.source["kind"] not in ("run", "genssl"):
-        raise ExportError(f"{encoder.name}: is no encoder of genssl; export takes run directories and their encoders")
+        raise ExportError(f"{encoder.name}: is not an encoder of genssl; export takes run directories and their encoders")
     if encoder.source["normalize"] != {"mean": [0.0] * 3, "std": [1.0] * 3}:
         raise ExportError(f"{encoder.name}: an exported encoder takes images as they are; leave `normalize` out")
     if out.suffix not in SUFFIXES[to]:

@@ -28,9 +28,10 @@ from genssl.backbones.vit import HEAD_CHANNELS
 from genssl.base.devices import seeded_initialisation
 from genssl.config.base import ComponentConfig
 from genssl.config.encoder import EncoderConfig, encoder_block
-from genssl.encoders.foreign import EncoderError, Tensors
-from genssl.encoders.foreign_layouts import (
+from genssl.encoders.foreign import (
     MOCO_V3_HEADS,
+    EncoderError,
+    Tensors,
     fixed_positions,
     renamed,
     resnet_config,
@@ -155,7 +156,7 @@ def _candidates(path: Path, tensors: Tensors, network: nn.Module | None, asked: 
             nearest = max(ends, key=lambda prefix: sum(f"{prefix}{name}" in tensors for name in names), default="")
             missing = next((name for name in names if f"{nearest}{name}" not in tensors), names[0])
             what = asked.backbone.name if asked.backbone is not None else ""
-            raise EncoderError(f"{path}: is no {what}: {missing} is not among its {len(tensors)} tensors")
+            raise EncoderError(f"{path}: is not a {what}: {missing} is not among its {len(tensors)} tensors")
     if not found:
         raise EncoderError(
             f"{path}: no ResNet and no ViT is among its {len(tensors)} tensors, such as {min(tensors)}; if timm has "
@@ -290,13 +291,13 @@ def _load(path: Path, network: nn.Module, weights: Tensors, config: ComponentCon
     if missing or extra:
         said = [f"{_named(names)} {what}" for names, what in ((missing, "missing"), (extra, "left over")) if names]
         raise EncoderError(
-            f"{path}: is no {config.name}, with {' and '.join(said)}, so its features would be others; if timm has the "
+            f"{path}: is not a {config.name}, with {' and '.join(said)}, so its features would be others; if timm has the "
             f"network, name it: {encoder_block(str(path), backbone='{name: timm/NAME}')}"
         )
     for name, value in own.items():
         if name in weights and weights[name].shape != value.shape:
             raise EncoderError(
-                f"{path}: is no {config.name} of the backbone's settings: {name} is {shape(weights[name])} and not "
+                f"{path}: is not a {config.name} of the backbone's settings: {name} is {shape(weights[name])} and not "
                 f"{shape(value)}"
             )
     network.load_state_dict(own | {name: weights[name] for name in own if name in weights})

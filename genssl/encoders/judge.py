@@ -189,7 +189,7 @@ def _data(
     """Returns the splits, and what they are: part of the protocol."""
     if dataset is None:
         if recipe is None:
-            raise UserError(f"{encoder.name}: comes from no run, so it has no data set of its own; name one: --dataset")
+            raise UserError(f"{encoder.name}: does not come from a run, so it has no data set of its own; name one: --dataset")
         splits = load_splits(recipe.model_copy(update={"evaluate": default_evaluators(recipe)}))
         assert splits.evaluation is not None
         data, config = splits.evaluation, recipe.dataset

@@ -63,7 +63,7 @@ class DistillationConfig(Section):
     def _whole_parts(cls, value: int, info: ValidationInfo) -> int:
         steps = info.data.get("steps", 1)
         if value % steps or value == steps:
-            raise ValueError(f"the teacher's {value} steps are no multiple, 2 or more, of the student's {steps}")
+            raise ValueError(f"the teacher's {value} steps are not a multiple, 2 or more, of the student's {steps}")
         return value
 
 
