@@ -182,11 +182,7 @@ def _vit_names(weights: Tensors) -> Tensors:
 
 
 def resnet_config(path: Path, weights: Tensors) -> ResNetConfig:
-    """Returns the ResNet that the weights are of.
-
-    Raises:
-        EncoderError: if genssl has none like it.
-    """
+    """Returns the ResNet that the weights are of; refuses one that genssl has not."""
     bottleneck = "layer1.0.conv3.weight" in weights
     counts = tuple(
         1 + max((int(key.split(".")[1]) for key in weights if key.startswith(f"layer{stage}.")), default=-1)
@@ -211,11 +207,7 @@ def resnet_config(path: Path, weights: Tensors) -> ResNetConfig:
 
 
 def vit_config(path: Path, weights: Tensors, heads: int | None) -> ViTConfig:
-    """Returns the ViT that the weights are of.
-
-    Raises:
-        EncoderError: if genssl has none like it.
-    """
+    """Returns the ViT that the weights are of; refuses one that genssl has not."""
     patches, positions = weights["patch_embed.proj.weight"], weights.get("pos_embed")
     depth = 1 + max((int(match[1]) for key in weights if (match := re.match(r"blocks\.(\d+)\.", key))), default=-1)
     model = next((model for model in VITS if model.channels == len(patches)), None)
@@ -243,7 +235,9 @@ def _configured(path: Path, model: type[ComponentConfig], **settings: Any) -> An
         return model(**settings)
     except ValidationError as error:
         first = error.errors()[0]
-        raise EncoderError(f"{path}: does not hold a {model.__name__[:-6]}: {first['loc'][0]}: {first['msg']}") from None
+        raise EncoderError(
+            f"{path}: does not hold a {model.__name__[:-6]}: {first['loc'][0]}: {first['msg']}"
+        ) from None
 
 
 def fixed_positions(positions: torch.Tensor) -> str | None:

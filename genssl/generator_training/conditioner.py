@@ -37,15 +37,7 @@ def conditioner_batches(config: ConditionerConfig | None) -> dict[str, int]:
 def make_conditioner(config: ConditionerConfig, images: Images, seed: int, loop: Loop, folder: Path) -> Conditioner:
     """Writes `encoder.safetensors` into a generator's folder and returns the conditioner that it holds.
 
-    Args:
-        config: a run directory, or what is trained here.
-        images: of the train split, whose side becomes the conditioner's image size.
-        seed: of weights and draws.
-        loop: device, precision, ranks, checkpoints.
-        folder: the generator's; it exists.
-
-    Raises:
-        UserError: if the run's encoder cannot be read, or the loss is not finite.
+    Its image size is the side of the images, whatever the size that a run's encoder was trained on.
     """
     if config.run is not None:
         try:
@@ -70,13 +62,7 @@ def embed_all(conditioner: Conditioner, images: Images, ranks: Ranks) -> torch.T
 
 
 def nearest_neighbours(embeddings: torch.Tensor, k: int, device: torch.device) -> torch.Tensor:
-    """Returns the rows int64 [N, k] (CPU) of the k most similar other embeddings (cosine), the nearest first.
-
-    Args:
-        embeddings: float [N, D].
-        k: below N.
-        device: where similarities are computed.
-    """
+    """Returns the rows int64 [N, k] (CPU) of the k < N most similar other embeddings (cosine), the nearest first."""
     unit = torch.nn.functional.normalize(embeddings.to(device), dim=1)
     found = []
     for start in range(0, len(unit), 1024):

@@ -39,13 +39,7 @@ def distil(
             of the part; the student is to arrive there from the noised image (Song et al. 2023, arXiv 2303.01469,
             algorithm 2; in parts as in Heek et al. 2024, arXiv 2403.06807).
 
-    Args:
-        recipe: with `distill`.
-        facts: config.json of the student.
-        teacher: the velocity network on the device, frozen.
-        material: images or latents, and embeddings.
-        loop: device, precision, ranks, checkpoints.
-        publish: writes the averaged student as a generator, for `loop.watch`.
+    The teacher is the velocity network alone; `facts` are the config.json of the student.
     """
     config, device = recipe.distill, loop.device
     assert config is not None, "the recipe has it"

@@ -176,11 +176,7 @@ class FlowTraining(GeneratorTraining[FlowRecipe]):
 
 
 def given_teacher(model: str) -> FlowParts:
-    """Returns the flow that `distill.teacher` names, on the CPU.
-
-    Raises:
-        UserError: if it cannot be read, or is a student itself.
-    """
+    """Returns the flow that `distill.teacher` names, on the CPU; refuses one that is a student itself."""
     try:
         parts = FlowParts.load(find_trained(model, CLASS))
     except GeneratorError as error:
@@ -195,15 +191,7 @@ def given_teacher(model: str) -> FlowParts:
 def train_flow(
     recipe: FlowRecipe, facts: dict[str, Any], material: Material, loop: Loop, publish: Publish
 ) -> nn.Module:
-    """Trains the velocity network and returns its averaged weights.
-
-    Args:
-        recipe: target and lengths.
-        facts: the model's config.json.
-        material: images or latents, and embeddings.
-        loop: device, precision, ranks, checkpoints.
-        publish: writes the averaged network as a generator, for `loop.watch`.
-    """
+    """Trains the velocity network that `facts`, the model's config.json, describe; returns its averaged weights."""
     config, embeddings, device = recipe.flow, material.embeddings, loop.device
     with seeded_initialisation(recipe.seed, "flow"):
         network = build_network(facts)

@@ -80,11 +80,9 @@ class ICGANTraining(GeneratorTraining[ICGANRecipe]):
         return self.train_networks(images, embed_all(conditioner, images, self.loop.ranks))
 
     def train_networks(self, images: Images, features: torch.Tensor) -> GeneratorNetwork:
-        """Trains both networks; returns the generator's averaged weights with measured batch-norm statistics.
+        """Trains both networks on images and their features, float32 [N, D] on the CPU.
 
-        Args:
-            images: of the train split.
-            features: float32 [N, D] on the CPU, as `Conditioner.embed` gives them.
+        Returns the generator's averaged weights with measured batch-norm statistics.
         """
         recipe, config, loop = self.recipe, self.recipe.adversarial, self.loop
         # --- networks ---
@@ -256,9 +254,7 @@ class DownBlock(nn.Module):
 class Discriminator(nn.Module):
     """Projection discriminator (Miyato & Koyama 2018, arXiv 1802.05637) over images and instance features.
 
-    Args:
-        channels: after each block but the last; all those blocks halve the side.
-        feature_dim: width of the instance feature.
+    Each block of `channels` halves the side; one more does not.
     """
 
     def __init__(self, channels: list[int], feature_dim: int) -> None:
@@ -299,9 +295,6 @@ def diff_augment(
         translation: largest shift as a part of the side; what comes in from outside is 0.
         cutout: side of the blank square as a part of the image's; 0 leaves it out.
         groups: the images are so many batches, one after the other; see `Draws.own`.
-
-    Returns:
-        float, the images' shape.
     """
     batch, _, height, width = images.shape
     rows, columns = torch.arange(height), torch.arange(width)

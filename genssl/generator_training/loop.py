@@ -70,21 +70,14 @@ class DivergedError(UserError):
 class Checkpoints:
     """The states of the stages of one training, hidden files in the folder that is being made.
 
-    Args:
-        folder: the generator's, not yet published; `genssl train-generator` removes the files before it is.
-        every_seconds: how often a stage saves its state; the end of a stage is always saved.
-        ranks: the first one reads and writes for all.
+    A stage saves its state every so many seconds, and at its end. The first rank reads and writes for all.
     """
 
     def __init__(self, folder: Path, every_seconds: float = 60.0, ranks: Ranks = ALONE) -> None:
         self._folder, self._every, self._saved, self._ranks = folder, every_seconds, time.monotonic(), ranks
 
     def load(self, stage: str) -> dict[str, Any] | None:
-        """Returns the state that a killed process saved last; None if it saved none.
-
-        Raises:
-            UserError: if the file is damaged.
-        """
+        """Returns the state that a killed process saved last; None if it saved none."""
         path = self._path(stage)
         own: dict[str, Any] | None = None
         if self._ranks.first and path.is_file():

@@ -25,15 +25,9 @@ CLEAN_PART = 1 / 3  # of the rows sees embeddings without noise, which most user
 
 
 class Images:
-    """The images of a split: on the training device if they fit, else decoded by threads when they are asked for.
+    """The images of a split, of side `size`: on the training device if all fit into `in_memory_bytes`.
 
-    Args:
-        dataset: has them.
-        device: where `__getitem__` and `parts` return them.
-        in_memory_bytes: the most that is kept.
-
-    Attributes:
-        size: their side S in pixels.
+    Otherwise they are decoded by threads when they are asked for.
     """
 
     def __init__(self, dataset: ImageDataset, device: torch.device, in_memory_bytes: int = IN_MEMORY_BYTES) -> None:
@@ -75,11 +69,9 @@ class Images:
 
 
 class Latents:
-    """The scaled latents of images: computed once if the images are in memory, else when they are asked for.
+    """The latents of images, scaled as a frozen AutoencoderKL says.
 
-    Args:
-        autoencoder: an AutoencoderKL, frozen.
-        images: of the train split.
+    They are computed once if the images are in memory, else when they are asked for.
     """
 
     def __init__(self, autoencoder: Any, images: Images) -> None:
@@ -109,10 +101,7 @@ def mean_latents(autoencoder: Any, images: torch.Tensor) -> torch.Tensor:
 class Batches(Iterator[torch.Tensor]):
     """Row numbers int64 [batch_size] for ever, each epoch in a new order, incomplete batches left out.
 
-    Args:
-        count: of the rows.
-        batch_size: at most `count`; of all ranks together.
-        draws: the stage's random stream, which its loss may draw from as well; it is part of the state.
+    A batch is that of all ranks together. The stage's loss may draw from `draws` as well; they are part of the state.
     """
 
     def __init__(self, count: int, batch_size: int, draws: Draws) -> None:
@@ -141,15 +130,7 @@ class Batches(Iterator[torch.Tensor]):
 
 
 class Draws:
-    """The random stream of a stage; its state is the same on all ranks, its rows are each rank's own.
-
-    Args:
-        names: of the stream, see `base.devices.stream`.
-        ranks: this process among those that share every batch.
-
-    Attributes:
-        generator: of what is drawn for all ranks alike.
-    """
+    """The random stream of a stage; its state is the same on all ranks, its rows are each rank's own."""
 
     def __init__(self, *names: object, ranks: Ranks = ALONE) -> None:
         self.generator = stream(*names)

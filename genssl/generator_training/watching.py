@@ -46,10 +46,7 @@ class Watch:
         seed: of the choice of sources.
         folder: of the training; `progress.json` and the grids in `progress` go into it.
         ranks: the first one measures, the others wait.
-        say: is told every result in a line.
-
-    Raises:
-        ConfigError: if the data set has fewer than four images.
+        say: prints a line.
     """
 
     def __init__(

@@ -47,21 +47,13 @@ MAX_TRAIN = 20_000  # images that variants are compared with for memorisation
 
 @dataclass(frozen=True)
 class CardRequest:
-    """What a card is to measure.
+    """What a card is to measure."""
 
-    Attributes:
-        vary: values by parameter, all combinations of which are measured; empty for the family's own sweep.
-        judge: encoder that judges, as `load_encoder` takes it, or "pixels".
-        sources: at most so many, drawn at random.
-        variants: of every source, 2 or more.
-        split: "test" is what the recipe holds out; "train" measures on training sources.
-    """
-
-    vary: dict[str, list[float]]
-    judge: str = "pixels"
-    sources: int = 2000
-    variants: int = 4
-    split: str = "test"
+    vary: dict[str, list[float]]  # values by parameter, in all combinations; empty for the family's own sweep
+    judge: str = "pixels"  # or an encoder, as `load_encoder` takes it
+    sources: int = 2000  # at most so many, drawn at random
+    variants: int = 4  # of every source, 2 or more
+    split: str = "test"  # what the recipe holds out; "train" measures on training sources
 
 
 def evaluate_generator(

@@ -20,10 +20,10 @@ def test_a_log_shows_rate_and_time_left_a_line_a_fifth_and_a_minute():
             progress.measuring("measuring: setting 1 of 1", done, 500)
             now[0] += 20.0
     lines = said.getvalue().splitlines()
-    assert lines[0] == "flow: step 20/100, loss 0.5000, 32 images/s, 3 min left"
-    assert lines[1] == "flow: step 40/100, loss 0.5000, 32 images/s, 2 min left"
+    assert lines[0] == "flow: step 20/100, loss 0.5000, 32 images/s, 2 min 40 s left"
+    assert lines[1] == "flow: step 40/100, loss 0.5000, 32 images/s, 2 min 0 s left"
     assert lines[4] == "flow: step 100/100, loss 0.5000, 32 images/s, 0 s left"
-    assert lines[5:] == [f"measuring: setting 1 of 1, {left} s left" for left in (60, 40, 20, 0)]
+    assert lines[5:] == [f"measuring: setting 1 of 1, {left} left" for left in ("1 min 0 s", "40 s", "20 s", "0 s")]
 
     slow = io.StringIO()
     with StageProgress(Console(file=slow, width=200), lambda: now[0]) as progress:
