@@ -64,7 +64,7 @@ NAMED = 4  # of the tensors that do not fit, as many are named
 class ForeignBackbone:
     """A backbone with the weights of a checkpoint, on the CPU.
 
-    The facts say, for people and provenance, what was concluded from the file or assumed: prefix, stem, heads and so on.
+    The facts say, for people and provenance, what was concluded from the file or assumed, such as prefix and stem.
     """
 
     network: nn.Module

@@ -1,7 +1,7 @@
 """Encoders by the classes of other packages: what genssl loads gives their features to 1e-5, or it is refused.
 
 Packages that are not installed are skipped. The code of DINO, DINOv2 and MoCo v3 is no package: it is looked for in the
-folders dino, dinov2 and moco-v3 of $GENSSL_REFERENCES. `test_foreign_layouts.py` pins the same layouts without them.
+folders dino, dinov2 and moco-v3 of $GENSSL_REFERENCES. `test_foreign.py` pins the same layouts without them.
 """
 
 from __future__ import annotations
