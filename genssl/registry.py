@@ -192,3 +192,26 @@ EVALUATORS = Registry("evaluators", "genssl.evaluators")
 REGISTRIES: dict[str, Registry] = {
     registry.kind: registry for registry in (METHODS, BACKBONES, GENERATORS, EVALUATORS, DATASETS)
 }
+
+TRAINABLE = Registry(
+    "trainable_generators",
+    [
+        Entry(
+            name=name,
+            target=f"genssl.generator_training.{place}",
+            config=f"genssl.config.generator_recipes.{recipe}",
+            summary=summary,
+        )
+        for name, place, recipe, summary in [
+            ("flow", "flow:FlowTraining", "flow:FlowRecipe", "rectified flow, and its student of few steps"),
+            ("icgan", "icgan:ICGANTraining", "icgan:ICGANRecipe", "instance-conditioned GAN"),
+            (
+                "stable_unclip",
+                "unclip:StableUnCLIPTraining",
+                "unclip:StableUnCLIPRecipe",
+                "miniature Stable unCLIP, an ordinary diffusers folder",
+            ),
+        ]
+    ],
+)
+"""The `family` of a generator's recipe: a `GeneratorTraining` as target, its `GeneratorRecipe` as config."""

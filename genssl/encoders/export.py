@@ -44,17 +44,11 @@ class ExportError(UserError):
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
-
-    Attributes:
-        path: of the file.
-        difference: largest difference of a feature read back, as a part of the largest feature.
-        usage: a Python program that loads it and gives features of random images.
-    """
+    """What was written."""
 
     path: Path
-    difference: float
-    usage: str
+    difference: float  # the largest of a feature that is read back, as a part of the largest feature
+    usage: str  # a Python program that loads it and gives features of random images
 
 
 def export_encoder(encoder: LoadedEncoder, to: Format, out: Path) -> Exported:
@@ -71,7 +65,9 @@ def export_encoder(encoder: LoadedEncoder, to: Format, out: Path) -> Exported:
             the features that are read back differ.
     """
     if encoder.source["kind"] not in ("run", "genssl"):
-        raise ExportError(f"{encoder.name}: is no encoder of genssl; export takes run directories and their encoders")
+        raise ExportError(
+            f"{encoder.name}: is not an encoder of genssl; export takes run directories and their encoders"
+        )
     if encoder.source["normalize"] != {"mean": [0.0] * 3, "std": [1.0] * 3}:
         raise ExportError(f"{encoder.name}: an exported encoder takes images as they are; leave `normalize` out")
     if out.suffix not in SUFFIXES[to]:
@@ -129,18 +125,13 @@ RUN = "with torch.no_grad():\n    features = model(images)"
 
 @dataclass(frozen=True)
 class _Format:
-    """How a file is written, how it is read back, and how others read it; the first two take path and suffix.
-
-    Attributes:
-        usage: returns the lines of Python that load a file.
-        images, run: the lines that make random images of a side `size`, and their features.
-    """
+    """How a file is written, how it is read back, and how others read it; the first two take path and suffix."""
 
     write: Callable[[Path, str], None]
     read: Callable[[Path, str], Read]
-    usage: Callable[[Path], str]
-    images: str = "torch.rand(2, 3, {size}, {size})"
-    run: str = RUN
+    usage: Callable[[Path], str]  # lines of Python that load a file
+    images: str = "torch.rand(2, 3, {size}, {size})"  # a line that makes random images of a side `size`
+    run: str = RUN  # and one that gives their features
 
 
 def _weights(encoder: LoadedEncoder) -> dict[str, torch.Tensor]:
@@ -150,10 +141,7 @@ def _weights(encoder: LoadedEncoder) -> dict[str, torch.Tensor]:
 def _state_dict(encoder: LoadedEncoder, library: str, build: str) -> _Format:
     """The weights under the names that genssl's networks share with those of torchvision and timm.
 
-    Args:
-        encoder: is written.
-        library: that has the network.
-        build: lines of Python that make it, as `model`; they are printed, and run for the check.
+    `build` are lines of Python that make the library's network as `model`; they are printed, and run for the check.
     """
 
     def write(path: Path, suffix: str) -> None:

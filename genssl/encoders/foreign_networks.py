@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ from genssl.backbones.vit import HEAD_CHANNELS
 from genssl.base.devices import seeded_initialisation
 from genssl.config.base import ComponentConfig
 from genssl.config.encoder import EncoderConfig, encoder_block
-from genssl.encoders.foreign import EncoderError, Tensors
-from genssl.encoders.foreign_layouts import (
+from genssl.encoders.foreign import (
     MOCO_V3_HEADS,
+    EncoderError,
+    Tensors,
     fixed_positions,
     renamed,
     resnet_config,
@@ -61,20 +62,15 @@ NAMED = 4  # of the tensors that do not fit, as many are named
 
 @dataclass(frozen=True)
 class ForeignBackbone:
-    """A backbone with the weights of a checkpoint.
+    """A backbone with the weights of a checkpoint, on the CPU.
 
-    Attributes:
-        network: on the CPU.
-        config: what it was built from.
-        normalize: a name of image statistics, or mean and standard deviation.
-        facts: text on what was concluded from the file or assumed, for people and for provenance: prefix, stem, heads,
-            features, statistics and so on.
+    The facts say, for people and provenance, what was concluded from the file or assumed, such as prefix and stem.
     """
 
     network: nn.Module
     config: ComponentConfig
-    normalize: Statistics = "imagenet"
-    facts: dict[str, str] = field(default_factory=dict)
+    normalize: Statistics
+    facts: dict[str, str]
 
 
 def foreign_backbone(path: Path, tensors: Tensors, asked: EncoderConfig, itself: str | None = None) -> ForeignBackbone:
@@ -155,7 +151,7 @@ def _candidates(path: Path, tensors: Tensors, network: nn.Module | None, asked: 
             nearest = max(ends, key=lambda prefix: sum(f"{prefix}{name}" in tensors for name in names), default="")
             missing = next((name for name in names if f"{nearest}{name}" not in tensors), names[0])
             what = asked.backbone.name if asked.backbone is not None else ""
-            raise EncoderError(f"{path}: is no {what}: {missing} is not among its {len(tensors)} tensors")
+            raise EncoderError(f"{path}: is not a {what}: {missing} is not among its {len(tensors)} tensors")
     if not found:
         raise EncoderError(
             f"{path}: no ResNet and no ViT is among its {len(tensors)} tensors, such as {min(tensors)}; if timm has "
@@ -165,11 +161,7 @@ def _candidates(path: Path, tensors: Tensors, network: nn.Module | None, asked: 
 
 
 def _chosen(path: Path, tensors: Tensors, candidates: dict[str, str], asked: EncoderConfig) -> tuple[str, list[str]]:
-    """Returns the prefix of the network that is meant, and those of the others.
-
-    Raises:
-        EncoderError: if none lies below the prefix that was asked for, or several are equally likely.
-    """
+    """Returns the prefix of the network that is meant, and those of the others; refuses equally likely ones."""
     usable = sorted(candidates)
     if asked.prefix is not None:
         wanted = ".".join([*filter(None, asked.prefix.split(".")), ""])
@@ -279,24 +271,20 @@ def _build(config: ComponentConfig) -> nn.Module:
 
 
 def _load(path: Path, network: nn.Module, weights: Tensors, config: ComponentConfig) -> None:
-    """Loads the weights if each has its place and each place its weights.
-
-    Raises:
-        EncoderError: naming those that do not.
-    """
+    """Loads the weights if each has its place and each place its weights; refuses others, and names them."""
     own = network.state_dict()
     missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
     extra = [name for name in weights if name not in own and not HEADS.match(name)]
     if missing or extra:
         said = [f"{_named(names)} {what}" for names, what in ((missing, "missing"), (extra, "left over")) if names]
         raise EncoderError(
-            f"{path}: is no {config.name}, with {' and '.join(said)}, so its features would be others; if timm has the "
-            f"network, name it: {encoder_block(str(path), backbone='{name: timm/NAME}')}"
+            f"{path}: is not a {config.name}, with {' and '.join(said)}, so its features would be others; if timm has "
+            f"the network, name it: {encoder_block(str(path), backbone='{name: timm/NAME}')}"
         )
     for name, value in own.items():
         if name in weights and weights[name].shape != value.shape:
             raise EncoderError(
-                f"{path}: is no {config.name} of the backbone's settings: {name} is {shape(weights[name])} and not "
+                f"{path}: is not a {config.name} of the backbone's settings: {name} is {shape(weights[name])} and not "
                 f"{shape(value)}"
             )
     network.load_state_dict(own | {name: weights[name] for name in own if name in weights})

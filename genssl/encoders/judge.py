@@ -36,40 +36,24 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Row:
-    """One number.
-
-    Attributes:
-        encoder: its name.
-        dataset: name of the data set.
-        evaluator: name of the evaluator.
-        metric: name of the metric.
-        value: accuracies in 0..1.
-        protocol: id of the protocol; rows of equal ids can be compared.
-        facts: what else the number depends on, as the evaluator tells it: what it chose, how many images it saw.
-    """
+    """One number; rows of an equal protocol id can be compared."""
 
     encoder: str
     dataset: str
     evaluator: str
     metric: str
-    value: float
+    value: float  # accuracies in 0..1
     protocol: str
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)  # what the evaluator chose, how many images it saw
 
 
 @dataclass
 class Table:
-    """All numbers of an evaluation.
-
-    Attributes:
-        rows: a row a number.
-        protocols: by id, the settings of the evaluator and what the data are.
-        encoders: by name, where each came from.
-    """
+    """All numbers of an evaluation."""
 
     rows: list[Row]
-    protocols: dict[str, dict[str, Any]]
-    encoders: dict[str, dict[str, Any]]
+    protocols: dict[str, dict[str, Any]]  # by id, the settings of the evaluator and what the data are
+    encoders: dict[str, dict[str, Any]]  # by name, where each came from
 
     def write(self, folder: Path) -> None:
         """Writes evaluation.csv and evaluation.json into a folder, which is made if it is not there."""
@@ -189,7 +173,9 @@ def _data(
     """Returns the splits, and what they are: part of the protocol."""
     if dataset is None:
         if recipe is None:
-            raise UserError(f"{encoder.name}: comes from no run, so it has no data set of its own; name one: --dataset")
+            raise UserError(
+                f"{encoder.name}: does not come from a run, so it has no data set of its own; name one: --dataset"
+            )
         splits = load_splits(recipe.model_copy(update={"evaluate": default_evaluators(recipe)}))
         assert splits.evaluation is not None
         data, config = splits.evaluation, recipe.dataset

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import importlib
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from genssl.backbones.configs import TimmConfig
-from genssl.backbones.timm import build_timm
-from genssl.base.devices import seeded_initialisation
 from genssl.base.safetensors_file import read_tensors
 from genssl.config.base import ComponentConfig
 from genssl.config.encoder import EncoderConfig, Normalization, encoder_block, parse_encoder
@@ -28,27 +20,28 @@ from genssl.config.recipe import Recipe
 from genssl.data.load import load_dataset
 from genssl.encoders.foreign import EncoderError, read_checkpoint
 from genssl.encoders.foreign_networks import foreign_backbone
-from genssl.encoders.generator_encoders import is_generator, load_conditioner
-from genssl.encoders.inception import NAME as INCEPTION
-from genssl.encoders.inception import URL, cached_file, load_inception
-from genssl.errors import suggest
-from genssl.generators.conditioner import FILE, FORMAT
+from genssl.encoders.libraries import (
+    INCEPTION,
+    STATISTICS,
+    Loaded,
+    digest_of,
+    inception_encoder,
+    timm_encoder,
+    torchvision_encoder,
+)
+from genssl.errors import GeneratorError
+from genssl.generators.conditioner import FILE, FORMAT, has_own_encoder
 from genssl.generators.conditioner import load_encoder as load_own
+from genssl.generators.icgan.official import FILE as RESNET
+from genssl.generators.icgan.official import MEAN, NETWORK_SIZE, STD, load_resnet
+from genssl.generators.models import BUILTIN, DIFFUSERS, builtin_models, read_json
 
-# Mean and standard deviation of the red, green and blue values; those of CIFAR are solo-learn's.
-STATISTICS: dict[str, tuple[Sequence[float], Sequence[float]]] = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-}
+GENERATOR = "builtin:"
 CHECKPOINTS = (".ckpt", ".pth", ".pt", ".tar", ".bin", ".torch")
 TOLD = (
     "says itself", "prefix", "passed over", "layout", "blocks", "stem", "heads", "activation", "image", "features",
     "statistics",
 )  # of a checkpoint  # fmt: skip
-CLASSIFIERS = ("fc", "classifier", "heads", "head")  # what torchvision's models call theirs
 KNOWN = (
     "a run directory, a .safetensors file, torchvision/NAME[:WEIGHTS], timm/NAME[:FILE], inception-v3[:FILE], a "
     f"generator (its folder, or builtin:NAME), or a checkpoint ({', '.join(CHECKPOINTS)})"
@@ -162,29 +155,27 @@ def told_of(encoder: LoadedEncoder) -> str | None:
     )
 
 
-Loaded = tuple[nn.Module, int | None, tuple[Sequence[float], Sequence[float]], dict[str, Any]]
-
-
 def _load(asked: EncoderConfig, *, download: bool) -> Loaded:
     name = asked.encoder
     path = Path(name).expanduser()
     library, _, model = name.partition("/")
-    if is_generator(name):
-        loaded = load_conditioner(name)
+    inception, _, weights = name.partition(":")
+    if _is_generator(name):
+        loaded = _from_generator(name)
     elif path.is_dir():
         loaded = _from_run(path)
     elif path.is_file() and path.suffix == ".safetensors" and _is_own(path):
         loaded = _from_own_file(path, "genssl")
     elif path.is_file() and path.suffix in (".safetensors", *CHECKPOINTS):
         loaded = _from_foreign_file(path, asked)
-    elif name.partition(":")[0] == INCEPTION:
-        loaded = _from_fidelity(name.partition(":")[2], download=download)
+    elif inception == INCEPTION:
+        loaded = inception_encoder(weights, download=download)
     elif library == "torchvision" and model:
-        loaded = _from_torchvision(*_weights_of(model), download=download)
+        loaded = torchvision_encoder(model, download=download)
     elif library == "timm" and model:
-        loaded = _from_timm(*_weights_of(model), download=download)
+        loaded = timm_encoder(model, download=download)
     elif path.exists():
-        raise EncoderError(f"{name}: is no encoder; give {KNOWN}")
+        raise EncoderError(f"{name}: is not an encoder; give {KNOWN}")
     else:
         raise EncoderError(f"{name}: there is no such file or folder; give {KNOWN}")
     return loaded
@@ -242,104 +233,45 @@ def _from_foreign_file(path: Path, asked: EncoderConfig) -> Loaded:
     return found.network, size, statistics, source
 
 
-def _weights_of(model: str) -> tuple[str, str | None]:
-    """Splits NAME[:WEIGHTS]."""
-    name, colon, weights = model.partition(":")
-    return name, weights if colon else None
+def _is_generator(name: str) -> bool:
+    """Says whether a name is that of a built-in generator, or of a folder that holds one with a conditioner."""
+    folder = Path(name).expanduser()
+    return name.startswith(GENERATOR) or (folder / DIFFUSERS).is_file() or (folder / RESNET).is_file()
 
 
-def _from_torchvision(name: str, wanted: str | None, *, download: bool) -> Loaded:
-    models = torchvision.models
-    available = models.list_models(module=models)
-    if name not in available:
-        near = difflib.get_close_matches(name, available, n=3)
-        hint = f"; did you mean {' or '.join(f'torchvision/{match}' for match in near)}?" if near else ""
-        raise EncoderError(f"torchvision/{name}: torchvision {torchvision.__version__} has no such classifier{hint}")
-    with seeded_initialisation("encoder", name):
-        network: nn.Module = models.get_model(name, weights=None)
-    source: dict[str, Any] = {
-        "kind": "torchvision",
-        "model": name,
-        "weights": wanted,
-        "torchvision": str(torchvision.__version__),
-    }
-    image_size, statistics = 224, STATISTICS["imagenet"]
-    if wanted is not None:
-        choices = {entry.name: entry for entry in models.get_model_weights(name)}
-        if wanted not in (*choices, "DEFAULT"):
-            raise EncoderError(f"torchvision/{name}:{wanted}: there are no such weights{suggest(wanted, choices)}")
-        weights = models.get_weight(f"{models.get_model_weights(name).__name__}.{wanted}")
-        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-        if not file.is_file():
-            if not download:
-                raise EncoderError(
-                    f"torchvision/{name}:{wanted}: the weights are not in {file}; put {weights.url} there, or let "
-                    "them be fetched by --download"
-                )
-            with _fetching(f"torchvision/{name}:{wanted}"):
-                torch.hub.load_state_dict_from_url(weights.url, check_hash=True, map_location="cpu", weights_only=True)
-        network.load_state_dict(read_checkpoint(file)[0])
-        preset = weights.transforms()
-        image_size, statistics = preset.crop_size[0], (preset.mean, preset.std)
-        source |= {"weights": weights.name, "digest": digest_of(file)}
-    _take_classifier_off(network)
-    return network, image_size, statistics, source
+def _from_generator(name: str) -> Loaded:
+    """Loads what a generator embeds images with; embeddings are of any length, as they come."""
+    folder = Path(name).expanduser()
+    if name.startswith(GENERATOR):
+        known = sorted({*builtin_models(), *builtin_models("config.json")})
+        if name.removeprefix(GENERATOR) not in known:
+            raise GeneratorError(f"{name}: there is no such built-in generator; there are {', '.join(known)}")
+        folder = BUILTIN / name.removeprefix(GENERATOR)
+    source: dict[str, Any] = {"kind": "generator", "path": name}
+    if (folder / DIFFUSERS).is_file():
+        from genssl.generators.diffusion.loading import image_encoder  # diffusers takes seconds
+        from genssl.generators.diffusion.stable_unclip import PIPELINE
+
+        found = read_json(folder / DIFFUSERS).get("_class_name")
+        if found != PIPELINE:
+            raise GeneratorError(f"{folder}: the model is a {found}; the conditioner of a {PIPELINE} can be compared")
+        if not has_own_encoder(folder):
+            network, preprocessing = image_encoder(folder, torch.float32, torch.device("cpu"))
+            return _Embeds(network), preprocessing.size, (preprocessing.mean, preprocessing.std), source
+    if (folder / FILE).is_file():
+        backbone, config, image_size = load_own(folder / FILE)
+        source["backbone"] = config.model_dump(mode="json")
+        return backbone, image_size, STATISTICS["none"], source
+    return load_resnet(folder), NETWORK_SIZE, (MEAN, STD), source
 
 
-def _take_classifier_off(network: nn.Module) -> None:
-    for attribute in CLASSIFIERS:
-        head = getattr(network, attribute, None)
-        if isinstance(head, nn.Linear):
-            setattr(network, attribute, nn.Identity())
-            return
-        if isinstance(head, nn.Sequential):
-            last = [index for index, layer in enumerate(head) if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
-            head[last] = nn.Identity()
-            return
-    raise EncoderError(f"torchvision: a {type(network).__name__} has no classifier that could be taken off")
+class _Embeds(nn.Module):
+    """Takes the projected embedding out of what a CLIP image encoder returns."""
 
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
 
-def _from_timm(name: str, weights: str | None, *, download: bool) -> Loaded:
-    """Weights are a local file, "pretrained" (timm's own), or none."""
-    source: dict[str, Any] = {"kind": "timm", "model": name, "weights": weights}
-    if weights == "pretrained" and not download:
-        raise EncoderError(
-            f"timm/{name}:pretrained: timm's weights are fetched by --download alone; or give a file, timm/{name}:FILE"
-        )
-    file = Path(weights).expanduser() if weights not in (None, "pretrained") else None
-    with seeded_initialisation("encoder", name):
-        network: Any = build_timm(TimmConfig(name=f"timm/{name}", weights=file))
-    if weights == "pretrained":
-        width = network.feature_dim
-        with _fetching(f"timm/{name}"):
-            network = importlib.import_module("timm").create_model(name, pretrained=True, num_classes=0)
-        network.feature_dim = width
-    if file is not None:
-        source["digest"] = digest_of(file)
-    facts = network.pretrained_cfg
-    return network, int(facts["input_size"][-1]), (facts["mean"], facts["std"]), source
-
-
-def _from_fidelity(given: str, *, download: bool) -> Loaded:
-    file = Path(given).expanduser() if given else cached_file()
-    if download and not given and not file.is_file():
-        with _fetching(INCEPTION):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(URL, str(file), progress=False)
-    network = load_inception(file)
-    source = {"kind": "torch-fidelity", "model": INCEPTION, "digest": digest_of(file)}
-    return network, None, STATISTICS["none"], source
-
-
-@contextmanager
-def _fetching(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError) as error:  # no network, another file at the address, no such weights
-        raise EncoderError(f"{what}: the weights could not be fetched ({str(error)[:200]}); try again later") from None
-
-
-def digest_of(path: Path) -> str:
-    """Returns 32 hex digits that tell files apart."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        embeddings: torch.Tensor = self.network(images).image_embeds
+        return embeddings

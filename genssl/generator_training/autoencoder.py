@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from genssl.config.generator_recipes.autoencoder import AutoencoderConfig
+from genssl.config.generator_recipes.sections import AutoencoderConfig
 from genssl.errors import GeneratorError, UserError
-from genssl.generator_training.loop import NORM_GROUPS, Loop, fit
-from genssl.generator_training.rows import Batches, Draws, Images
+from genssl.generator_training.family import NORM_GROUPS
+from genssl.generator_training.loop import Loop, fit
+from genssl.generator_training.rows import Draws, Images, mean_latents
 from genssl.generators.diffusion.loading import load_network
 from genssl.generators.models import find_network
 
@@ -80,7 +79,6 @@ def make_autoencoder(
         sample_size=images.size,
         mid_block_add_attention=False,
     )
-    loop.prepare(autoencoder)
     draws = Draws(seed, "autoencoder", ranks=loop.ranks)
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
@@ -91,43 +89,10 @@ def make_autoencoder(
         divergence: torch.Tensor = latents.kl().mean()
         return F.mse_loss(reconstruction.float(), batch) + config.kl_weight * divergence
 
-    steps = config.epochs * (len(images) // config.batch_size)
-    rows = Batches(len(images), config.batch_size, draws)
-    for _ in fit("autoencoder", autoencoder, loss_of, rows, steps, config.lr, loop, images=images):
-        pass
+    fit(
+        "autoencoder", autoencoder, loss_of, config, draws, loop, count=len(images), epochs=config.epochs, images=images
+    )
     with torch.inference_mode():
-        measured = [_encode(autoencoder, part) for part in images.parts(range(min(len(images), MEASURED_ON)))]
+        measured = [mean_latents(autoencoder, part) for part in images.parts(range(min(len(images), MEASURED_ON)))]
     autoencoder.register_to_config(scaling_factor=1 / float(torch.cat(measured).std()))
     return autoencoder
-
-
-class Latents:
-    """The scaled latents of images: computed once if the images are in memory, else when they are asked for.
-
-    Args:
-        autoencoder: frozen.
-        images: of the train split.
-    """
-
-    def __init__(self, autoencoder: AutoencoderKL, images: Images) -> None:
-        self._autoencoder, self._images = autoencoder, images
-        self._scale: float = autoencoder.config["scaling_factor"]
-        self._all: torch.Tensor | None = None
-        if images.in_memory:
-            with torch.inference_mode():
-                parts = [_encode(autoencoder, part) for part in images.parts(range(len(images)))]
-            self._all = torch.cat(parts).clone() * self._scale
-
-    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Returns float32 [B, C, h, w] of the rows int64 [B], on the device."""
-        if self._all is not None:
-            return self._all[rows.to(self._images.device)]
-        # In the precision of those that are kept, whatever that of the training: they are its target.
-        with torch.no_grad(), torch.autocast(self._images.device.type, enabled=False):
-            return _encode(self._autoencoder, self._images[rows]) * self._scale
-
-
-def _encode(autoencoder: Any, images: torch.Tensor) -> torch.Tensor:
-    """Returns the mean latents float32 [B, C, h, w] of images uint8 [B, 3, S, S]."""
-    mean: torch.Tensor = autoencoder.encode(images.float() / 127.5 - 1).latent_dist.mean
-    return mean

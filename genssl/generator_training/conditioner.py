@@ -10,10 +10,10 @@ from torch import nn
 from genssl.base.devices import seeded_initialisation
 from genssl.base.ranks import Ranks
 from genssl.config.base import ComponentConfig
-from genssl.config.generator_recipes.conditioner import ConditionerConfig
+from genssl.config.generator_recipes.sections import ConditionerConfig
 from genssl.errors import GeneratorError, UserError
 from genssl.generator_training.loop import Loop, fit
-from genssl.generator_training.rows import Batches, Draws, Images
+from genssl.generator_training.rows import Draws, Images
 from genssl.generators.conditioner import FILE, Conditioner, load_encoder, save_encoder
 from genssl.methods.base import Views
 from genssl.methods.configs import SimCLRConfig
@@ -37,15 +37,7 @@ def conditioner_batches(config: ConditionerConfig | None) -> dict[str, int]:
 def make_conditioner(config: ConditionerConfig, images: Images, seed: int, loop: Loop, folder: Path) -> Conditioner:
     """Writes `encoder.safetensors` into a generator's folder and returns the conditioner that it holds.
 
-    Args:
-        config: a run directory, or what is trained here.
-        images: of the train split, whose side becomes the conditioner's image size.
-        seed: of weights and draws.
-        loop: device, precision, ranks, checkpoints.
-        folder: the generator's; it exists.
-
-    Raises:
-        UserError: if the run's encoder cannot be read, or the loss is not finite.
+    Its image size is the side of the images, whatever the size that a run's encoder was trained on.
     """
     if config.run is not None:
         try:
@@ -70,13 +62,7 @@ def embed_all(conditioner: Conditioner, images: Images, ranks: Ranks) -> torch.T
 
 
 def nearest_neighbours(embeddings: torch.Tensor, k: int, device: torch.device) -> torch.Tensor:
-    """Returns the rows int64 [N, k] (CPU) of the k most similar other embeddings (cosine), the nearest first.
-
-    Args:
-        embeddings: float [N, D].
-        k: below N.
-        device: where similarities are computed.
-    """
+    """Returns the rows int64 [N, k] (CPU) of the k < N most similar other embeddings (cosine), the nearest first."""
     unit = torch.nn.functional.normalize(embeddings.to(device), dim=1)
     found = []
     for start in range(0, len(unit), 1024):
@@ -99,15 +85,11 @@ def _train(config: ConditionerConfig, block: ComponentConfig, images: Images, se
             ),
             backbone,
         )
-    loop.prepare(method)
     augment, draws = Augment(config.augmentation, images.size), Draws(seed, "conditioner", ranks=loop.ranks)
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
         batch = images[rows].float() / 255
         return method.step(Views(pair=(draws.view(augment, batch), draws.view(augment, batch)))).loss
 
-    steps = config.epochs * (len(images) // config.batch_size)
-    rows = Batches(len(images), config.batch_size, draws)
-    for _ in fit("conditioner", method, loss_of, rows, steps, config.lr, loop, images=images):
-        pass
+    fit("conditioner", method, loss_of, config, draws, loop, count=len(images), epochs=config.epochs, images=images)
     return backbone

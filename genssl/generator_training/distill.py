@@ -6,7 +6,6 @@ still a flow with Euler steps, of which it knows K.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -15,9 +14,8 @@ from torch import nn
 
 from genssl.base.devices import seeded_initialisation
 from genssl.config.generator_recipes.flow import DistillationConfig, FlowRecipe
-from genssl.generator_training.flow_material import Material
-from genssl.generator_training.loop import Loop, average_into, fit
-from genssl.generator_training.rows import Batches, Draws
+from genssl.generator_training.loop import Loop, fit
+from genssl.generator_training.rows import Draws, Material
 from genssl.generator_training.watching import Publish
 from genssl.generators.diffusion.sampling import guide
 from genssl.generators.flow import build_network, latent_shape, velocity
@@ -29,7 +27,7 @@ def distil(
     teacher: nn.Module,
     material: Material,
     loop: Loop,
-    publish: Publish | None = None,
+    publish: Publish,
 ) -> nn.Module:
     """Trains a student of `recipe.distill.steps` steps and returns its averaged weights.
 
@@ -41,13 +39,7 @@ def distil(
             of the part; the student is to arrive there from the noised image (Song et al. 2023, arXiv 2303.01469,
             algorithm 2; in parts as in Heek et al. 2024, arXiv 2403.06807).
 
-    Args:
-        recipe: with `distill`.
-        facts: config.json of the student.
-        teacher: the velocity network on the device, frozen.
-        material: images or latents, and embeddings.
-        loop: device, precision, ranks, checkpoints.
-        publish: writes the averaged student as a generator, for `loop.watch`.
+    The teacher is the velocity network alone; `facts` are the config.json of the student.
     """
     config, device = recipe.distill, loop.device
     assert config is not None, "the recipe has it"
@@ -55,8 +47,7 @@ def distil(
     with seeded_initialisation(recipe.seed, "distill"):  # overwritten by the teacher's weights
         network: nn.Module = build_network(facts)
     network.load_state_dict(teacher.state_dict())
-    average = copy.deepcopy(network).to(device).eval().requires_grad_(False)
-    loop.prepare(network)
+    average = loop.averaged(network)
     draws = Draws(recipe.seed, "distill", ranks=loop.ranks)
     max_noise = float(facts["max_embedding_noise"])
     needs_images = config.objective == "consistency"
@@ -65,26 +56,23 @@ def distil(
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
         condition = material.condition(rows, max_noise, draws).to(device)
         noise = draws.normal(len(rows), *latent_shape(facts)).to(device)
-        clean = (
-            material.clean(rows) if needs_images else noise
-        )  # which a trajectory, that starts from noise, never reads
+        clean = material.clean(rows) if needs_images else noise  # a trajectory starts from noise and never reads it
         return goal.loss(network, noise, clean, condition, draws)
 
-    rows = Batches(len(material.embeddings), config.batch_size, draws)
-    training = fit(
+    fit(
         "distill",
         network,
         loss_of,
-        rows,
-        config.training_steps,
-        config.lr,
+        config,
+        draws,
         loop,
+        count=len(material.embeddings),
+        steps=config.training_steps,
         images=material.images if needs_images else None,
         average=average,
+        ema_decay=config.ema_decay,
         publish=publish,
     )
-    for step in training:
-        average_into(average, network, step, config.ema_decay)
     return average
 
 

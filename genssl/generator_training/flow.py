@@ -5,7 +5,6 @@ Time steps are drawn as t = sigmoid(n), n ~ N(0, 1) (logit-normal: Esser et al. 
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from pathlib import Path
@@ -13,16 +12,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
+from torch import nn
 
 from genssl.base.devices import seeded_initialisation
-from genssl.base.ranks import Ranks
 from genssl.base.safetensors_file import write_tensors
 from genssl.config.generator_recipes.flow import FlowRecipe
-from genssl.data.base import ImageDataset
-from genssl.errors import ConfigError, GeneratorError, UserError
+from genssl.errors import GeneratorError, UserError
 from genssl.generator_training.autoencoder import (
-    Latents,
     autoencoder_batches,
     autoencoder_problems,
     given_autoencoder,
@@ -37,111 +34,149 @@ from genssl.generator_training.conditioner import (
     nearest_neighbours,
 )
 from genssl.generator_training.distill import distil
-from genssl.generator_training.flow_material import Material
-from genssl.generator_training.loop import Loop, average_into, batch_problems, channel_problems, fit
-from genssl.generator_training.rows import Batches, Draws, Images
+from genssl.generator_training.family import GeneratorTraining, channel_problems
+from genssl.generator_training.loop import Loop, fit
+from genssl.generator_training.rows import Draws, Images, Latents, Material
 from genssl.generator_training.watching import Publish
 from genssl.generators.conditioner import FILE
 from genssl.generators.configs import FlowConfig
 from genssl.generators.diffusion.loading import quiet_libraries
-from genssl.generators.flow import (
-    CLASS,
-    VAE,
-    WEIGHTS,
-    FlowParts,
-    build_network,
-    velocity,
-)
+from genssl.generators.flow import CLASS, VAE, WEIGHTS, FlowParts, build_network, velocity
 from genssl.generators.models import find_trained
 
 TEACHER = "teacher"  # beside the model, while it is made: what a student of this recipe's own flow is measured with
 
 
-def train_and_save(recipe: FlowRecipe, train: ImageDataset, loop: Loop, folder: Path) -> FlowConfig:
-    """Trains the conditioner, then the flow on its features, then its student; see `Family.trainer`.
+class FlowTraining(GeneratorTraining[FlowRecipe]):
+    """Trains the conditioner, then the flow on its features, then its student."""
 
-    Raises:
-        ConfigError: if sizes do not fit each other or the data set; before anything is trained.
-        UserError: if an encoder, autoencoder or teacher cannot be read, or a loss is not finite.
-    """
-    given = None if recipe.autoencoder is None else given_autoencoder(recipe.autoencoder)
-    teacher = None if recipe.distill is None else given_teacher(recipe.distill.teacher)
-    check_sizes(recipe, train, loop.ranks, given, teacher)
-    images = Images(train, loop.device)
-    if teacher is not None:
-        teacher.to(loop.device)
-        conditioner, autoencoder, facts = teacher.conditioner, teacher.autoencoder, teacher.facts
-        if loop.ranks.first:
-            shutil.copyfile(teacher.folder / FILE, folder / FILE)
-    else:
-        assert recipe.conditioner is not None, "the recipe has one of both"
-        conditioner = make_conditioner(recipe.conditioner, images, recipe.seed, loop, folder)
-        autoencoder = None
-        if recipe.autoencoder is not None:
-            with seeded_initialisation(recipe.seed, "autoencoder"):
-                autoencoder = make_autoencoder(recipe.autoencoder, given, images, recipe.seed, loop)
-        facts = _facts(recipe, images.size, conditioner.embedding_dim, autoencoder)
-    material = Material(
-        images,
-        embed_all(conditioner, images, loop.ranks),
-        None if autoencoder is None else Latents(autoencoder, images),
+    about = (
+        "A rectified flow, conditioned on the features of a self-supervised encoder: `unet.safetensors` is the "
+        "averaged network, `encoder.safetensors` the frozen encoder, `config.json` what rebuilds the network."
     )
+    _autoencoder: AutoencoderKL | None = None  # given or trained
+    _teacher: FlowParts | None = None  # given
+    _facts: dict[str, Any]  # config.json of what is written
 
-    def publish(place: Path, network: torch.nn.Module) -> FlowConfig:
-        if place != folder:
-            shutil.copyfile(folder / FILE, place / FILE)
-        return _write(place, facts, network, autoencoder)
+    def prepare(self) -> list[str]:
+        """See the base class."""
+        if self.recipe.autoencoder is not None:
+            self._autoencoder = given_autoencoder(self.recipe.autoencoder)
+        if self.recipe.distill is not None and self.recipe.distill.teacher is not None:
+            self._teacher = given_teacher(self.recipe.distill.teacher)
+            return self._problems_of_distilling(self._teacher)
+        return self._problems()
 
-    network = train_flow(recipe, facts, material, loop, publish) if teacher is None else teacher.network
-    if recipe.distill is not None:
+    def _problems_of_distilling(self, teacher: FlowParts) -> list[str]:
+        distill, size = self.recipe.distill, self.dataset.image_size
+        assert distill is not None, "it names the teacher"
+        problems = self.batch_problems(distill=distill.batch_size)
+        if teacher.facts["image_size"] != size:
+            problems.append(
+                f"distill.teacher: {distill.teacher} makes images of {teacher.facts['image_size']} pixels; set "
+                f"dataset.image_size to that (it is {size})"
+            )
+        return problems
+
+    def _problems(self) -> list[str]:
+        recipe, config, size = self.recipe, self.recipe.flow, self.dataset.image_size
+        batches = {} if recipe.distill is None else {"distill": recipe.distill.batch_size}
+        batches |= {"flow": config.batch_size} | conditioner_batches(recipe.conditioner)
+        problems = [] if recipe.conditioner is None else conditioner_problems(recipe.conditioner)
+        problems += self.batch_problems(**batches, **autoencoder_batches(recipe.autoencoder))
+        if recipe.autoencoder is not None:
+            problems += autoencoder_problems(recipe.autoencoder)
+            factor = side_factor(recipe.autoencoder, self._autoencoder)
+            if size % factor:
+                problems.append(
+                    f"autoencoder: images of {size} pixels do not divide into latents of 1/{factor} the side"
+                )
+            size //= factor
+        problems += channel_problems("flow", config.block_out_channels)
+        levels = len(config.block_out_channels)
+        if size % 2 ** (levels - 1):
+            of = "images" if recipe.autoencoder is None else "latents"
+            problems.append(f"flow.block_out_channels: {levels} levels do not fit {of} of {size} pixels")
+        if config.target == "neighbours" and config.neighbours > len(self.dataset):
+            problems.append(
+                f"flow.neighbours: {config.neighbours} is more than the {len(self.dataset)} training images"
+            )
+        return problems
+
+    def train(self, images: Images) -> nn.Module:
+        """See the base class."""
+        recipe, loop, teacher = self.recipe, self.loop, self._teacher
+        # --- what sees, and what makes latents ---
+        if teacher is not None:
+            teacher.to(loop.device)
+            conditioner, self._autoencoder, self._facts = teacher.conditioner, teacher.autoencoder, teacher.facts
+            if loop.ranks.first:
+                shutil.copyfile(teacher.folder / FILE, self.folder / FILE)
+        else:
+            assert recipe.conditioner is not None, "the recipe has one of both"
+            conditioner = make_conditioner(recipe.conditioner, images, recipe.seed, loop, self.folder)
+            if recipe.autoencoder is not None:
+                with seeded_initialisation(recipe.seed, "autoencoder"):
+                    self._autoencoder = make_autoencoder(
+                        recipe.autoencoder, self._autoencoder, images, recipe.seed, loop
+                    )
+            self._facts = self._config(images.size, conditioner.embedding_dim)
+        latents = None if self._autoencoder is None else Latents(self._autoencoder, images)
+        material = Material(images, embed_all(conditioner, images, loop.ranks), latents)
+        # --- the flow, and its student ---
+        network = train_flow(recipe, self._facts, material, loop, self.publish) if teacher is None else teacher.network
+        if recipe.distill is None:
+            return network
         if teacher is None and loop.ranks.first:  # the student is measured beside it
-            place = folder.parent / TEACHER
+            place = self.folder.parent / TEACHER
             place.mkdir(exist_ok=True)
-            publish(place, network)
-        facts = facts | {"student_steps": recipe.distill.steps, "guidance_scale": recipe.distill.guidance_scale}
-        network = distil(recipe, facts, network, material, loop, publish)
-    return publish(folder, network) if loop.ranks.first else FlowConfig(model=str(folder))
+            self.publish(place, network)
+        self._facts = self._facts | {
+            "student_steps": recipe.distill.steps,
+            "guidance_scale": recipe.distill.guidance_scale,
+        }
+        return distil(recipe, self._facts, network, material, loop, self.publish)
+
+    def _config(self, image_size: int, embedding_dim: int) -> dict[str, Any]:
+        """Returns the model's config.json."""
+        config = self.recipe.flow
+        facts: dict[str, Any] = {
+            "_class_name": CLASS,
+            "format": "genssl-flow/1",
+            "image_size": image_size,
+            "embedding_dim": embedding_dim,
+            "max_embedding_noise": config.max_embedding_noise,
+            "block_out_channels": config.block_out_channels,
+            "layers_per_block": config.layers_per_block,
+        }
+        if self._autoencoder is not None:
+            side = image_size // 2 ** (len(self._autoencoder.config["block_out_channels"]) - 1)
+            facts["latents"] = {"channels": self._autoencoder.config["latent_channels"], "size": side}
+        return facts
+
+    def write(self, place: Path, network: nn.Module) -> FlowConfig:
+        """See the base class."""
+        write_tensors(place / WEIGHTS, network.state_dict())
+        if self._autoencoder is not None:
+            with quiet_libraries():
+                self._autoencoder.save_pretrained(place / VAE, safe_serialization=True)
+        (place / "config.json").write_text(json.dumps(self._facts, indent=2) + "\n")
+        return FlowConfig(model=str(place))
+
+    @classmethod
+    def teacher(cls, recipe: FlowRecipe, partial: Path) -> FlowConfig | None:
+        """Returns the flow that a student was distilled from, with the steps and the guidance that it learnt."""
+        if (distill := recipe.distill) is None:
+            return None
+        return FlowConfig(
+            model=distill.teacher or str(partial / TEACHER),
+            num_inference_steps=distill.teacher_steps,
+            guidance_scale=distill.guidance_scale,
+        )
 
 
-def _facts(
-    recipe: FlowRecipe, image_size: int, embedding_dim: int, autoencoder: AutoencoderKL | None
-) -> dict[str, Any]:
-    """Returns the model's config.json."""
-    facts: dict[str, Any] = {
-        "_class_name": CLASS,
-        "format": "genssl-flow/1",
-        "image_size": image_size,
-        "embedding_dim": embedding_dim,
-        "max_embedding_noise": recipe.flow.max_embedding_noise,
-        "block_out_channels": recipe.flow.block_out_channels,
-        "layers_per_block": recipe.flow.layers_per_block,
-    }
-    if autoencoder is not None:
-        side = image_size // 2 ** (len(autoencoder.config["block_out_channels"]) - 1)
-        facts["latents"] = {"channels": autoencoder.config["latent_channels"], "size": side}
-    return facts
-
-
-def _write(
-    folder: Path, facts: dict[str, Any], network: torch.nn.Module, autoencoder: AutoencoderKL | None
-) -> FlowConfig:
-    """Writes all of a flow but its encoder into an existing folder."""
-    write_tensors(folder / WEIGHTS, network.state_dict())
-    if autoencoder is not None:
-        with quiet_libraries():
-            autoencoder.save_pretrained(folder / VAE, safe_serialization=True)
-    (folder / "config.json").write_text(json.dumps(facts, indent=2) + "\n")
-    return FlowConfig(model=str(folder))
-
-
-def given_teacher(model: str | None) -> FlowParts | None:
-    """Returns the flow that `distill.teacher` names, on the CPU; None if it is the one that the recipe trains.
-
-    Raises:
-        UserError: if it cannot be read, or is a student itself.
-    """
-    if model is None:
-        return None
+def given_teacher(model: str) -> FlowParts:
+    """Returns the flow that `distill.teacher` names, on the CPU; refuses one that is a student itself."""
     try:
         parts = FlowParts.load(find_trained(model, CLASS))
     except GeneratorError as error:
@@ -153,59 +188,14 @@ def given_teacher(model: str | None) -> FlowParts | None:
     return parts
 
 
-def check_sizes(
-    recipe: FlowRecipe, dataset: ImageDataset, ranks: Ranks, given: AutoencoderKL | None, teacher: FlowParts | None
-) -> None:
-    """Raises ConfigError with every size that does not fit, one line each."""
-    config, size = recipe.flow, dataset.image_size
-    batches = {} if recipe.distill is None else {"distill": recipe.distill.batch_size}
-    if teacher is not None:
-        problems = batch_problems(recipe, len(dataset), ranks, **batches)
-        if teacher.facts["image_size"] != size:
-            problems.append(
-                f"distill.teacher: {recipe.distill and recipe.distill.teacher} makes images of "
-                f"{teacher.facts['image_size']} pixels; set dataset.image_size to that (it is {size})"
-            )
-        if problems:
-            raise ConfigError(problems)
-        return
-    batches |= {"flow": config.batch_size} | conditioner_batches(recipe.conditioner)
-    problems = [] if recipe.conditioner is None else conditioner_problems(recipe.conditioner)
-    problems += batch_problems(recipe, len(dataset), ranks, **batches, **autoencoder_batches(recipe.autoencoder))
-    if recipe.autoencoder is not None:
-        problems += autoencoder_problems(recipe.autoencoder)
-        factor = side_factor(recipe.autoencoder, given)
-        if size % factor:
-            problems.append(f"autoencoder: images of {size} pixels do not divide into latents of 1/{factor} the side")
-        size //= factor
-    problems += channel_problems("flow", config.block_out_channels)
-    levels = len(config.block_out_channels)
-    if size % 2 ** (levels - 1):
-        of = "images" if recipe.autoencoder is None else "latents"
-        problems.append(f"flow.block_out_channels: {levels} levels do not fit {of} of {size} pixels")
-    if config.target == "neighbours" and config.neighbours > len(dataset):
-        problems.append(f"flow.neighbours: {config.neighbours} is more than the {len(dataset)} training images")
-    if problems:
-        raise ConfigError(problems)
-
-
 def train_flow(
-    recipe: FlowRecipe, facts: dict[str, Any], material: Material, loop: Loop, publish: Publish | None = None
-) -> UNet2DConditionModel:
-    """Trains the velocity network and returns its averaged weights.
-
-    Args:
-        recipe: target and lengths.
-        facts: the model's config.json.
-        material: images or latents, and embeddings.
-        loop: device, precision, ranks, checkpoints.
-        publish: writes the averaged network as a generator, for `loop.watch`.
-    """
+    recipe: FlowRecipe, facts: dict[str, Any], material: Material, loop: Loop, publish: Publish
+) -> nn.Module:
+    """Trains the velocity network that `facts`, the model's config.json, describe; returns its averaged weights."""
     config, embeddings, device = recipe.flow, material.embeddings, loop.device
     with seeded_initialisation(recipe.seed, "flow"):
         network = build_network(facts)
-    average = copy.deepcopy(network).to(device).eval().requires_grad_(False)
-    loop.prepare(network)
+    average: nn.Module = loop.averaged(network)
     draws = Draws(recipe.seed, "flow", ranks=loop.ranks)
     targets = torch.arange(len(embeddings)).view(-1, 1)
     if config.target == "neighbours" and config.neighbours > 1:
@@ -223,11 +213,18 @@ def train_flow(
         predicted = velocity(network, (1 - t) * noise + t * clean, times, condition.to(device))
         return F.mse_loss(predicted.float(), clean - noise)
 
-    rows = Batches(len(embeddings), config.batch_size, draws)
-    ahead = material.images if config.target == "self" else None
-    training = fit(
-        "flow", network, loss_of, rows, config.steps, config.lr, loop, images=ahead, average=average, publish=publish
+    fit(
+        "flow",
+        network,
+        loss_of,
+        config,
+        draws,
+        loop,
+        count=len(embeddings),
+        steps=config.steps,
+        images=material.images if config.target == "self" else None,
+        average=average,
+        ema_decay=config.ema_decay,
+        publish=publish,
     )
-    for step in training:
-        average_into(average, network, step, config.ema_decay)
     return average

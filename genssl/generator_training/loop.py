@@ -1,4 +1,4 @@
-"""What the trainers of generators share: a loop over steps, its precision and ranks, checkpoints, averaged weights.
+"""The loop over the steps of a stage of a generator's training, its precision and ranks, checkpoints, averaged weights.
 
 Among several ranks the gradients are averaged over them after every step's last micro-batch. `DistributedDataParallel`
 listens to one module's forward; the losses here run through several networks, and some through one of them twice.
@@ -6,13 +6,15 @@ listens to one module's forward; the losses here run through several networks, a
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,19 +23,44 @@ from torch import nn
 from genssl.base.batch_norm import synchronise_batch_norm
 from genssl.base.ranks import ALONE, Ranks
 from genssl.base.saved_state import DamagedError, read_state, write_state
-from genssl.config.base import Section
-from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.errors import UserError
-from genssl.generator_training.rows import Batches, Images
+from genssl.generator_training.rows import Batches, Draws, Images
 from genssl.generator_training.watching import Publish, Watch
 from genssl.training.stopping import Stopped
 from genssl.training.update import DTYPES
 
 CHECKPOINT = ".checkpoint.pt"
-NORM_GROUPS = 8  # of every network that is trained here
 
-Report = Callable[[str, int, int, float], None]
-"""Called with (stage, step, steps, loss)."""
+Report = Callable[[str, int, int, float, int], None]
+"""Called with (stage, step, steps, loss, images a step)."""
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Stateful(Protocol):
+    """A network, an optimiser, a random stream: a part of a checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a checkpoint needs."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> object:
+        """Goes on where `state` was taken."""
+        ...
+
+
+class Lengths(Protocol):
+    """A section of a recipe that says how a network is trained."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step, of all ranks together."""
+        ...
+
+    @property
+    def lr(self) -> float:
+        """The learning rate at its peak."""
+        ...
 
 
 class DivergedError(UserError):
@@ -43,21 +70,14 @@ class DivergedError(UserError):
 class Checkpoints:
     """The states of the stages of one training, hidden files in the folder that is being made.
 
-    Args:
-        folder: the generator's, not yet published; `genssl train-generator` removes the files before it is.
-        every_seconds: how often a stage saves its state; the end of a stage is always saved.
-        ranks: the first one reads and writes for all.
+    A stage saves its state every so many seconds, and at its end. The first rank reads and writes for all.
     """
 
     def __init__(self, folder: Path, every_seconds: float = 60.0, ranks: Ranks = ALONE) -> None:
         self._folder, self._every, self._saved, self._ranks = folder, every_seconds, time.monotonic(), ranks
 
     def load(self, stage: str) -> dict[str, Any] | None:
-        """Returns the state that a killed process saved last; None if it saved none.
-
-        Raises:
-            UserError: if the file is damaged.
-        """
+        """Returns the state that a killed process saved last; None if it saved none."""
         path = self._path(stage)
         own: dict[str, Any] | None = None
         if self._ranks.first and path.is_file():
@@ -100,7 +120,7 @@ class Loop:
 
     device: torch.device
     checkpoints: Checkpoints
-    report: Report = lambda stage, step, steps, loss: None
+    report: Report = lambda stage, step, steps, loss, images: None
     ranks: Ranks = ALONE
     precision: str = "fp32"
     channels_last: bool = False
@@ -115,6 +135,10 @@ class Loop:
             module.to(memory_format=torch.channels_last)
         if self.ranks.size > 1:
             synchronise_batch_norm(module, self.device)
+
+    def averaged(self, module: Network) -> Network:
+        """Returns a frozen copy on the device, to be averaged into; of a module that was not prepared yet."""
+        return copy.deepcopy(module).to(self.device).eval().requires_grad_(False)
 
     def parts(self, rows: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yields this rank's rows of each micro-batch of a step, int64 [B / accumulate / ranks]."""
@@ -137,163 +161,167 @@ class Loop:
         for gradient, mean in zip(gradients, means, strict=True):
             gradient.copy_(mean.view(gradient.shape))
 
-    def agree(self, loss: float) -> tuple[float, bool]:
-        """Returns the mean of a loss over the ranks, and whether one of them was asked to stop."""
-        return self.ranks.agree(loss, self.asked_to_stop(), self.device)
+    def descend(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        losses: Iterable[Callable[[], torch.Tensor]],
+        clip: float | None = None,
+    ) -> tuple[float, bool]:
+        """Takes one step of an optimiser, on the mean loss of the micro-batches of all ranks.
 
+        Args:
+            module: whose gradients are averaged over the ranks.
+            optimizer: of its parameters.
+            losses: computes the loss of each of this rank's micro-batches.
+            clip: the largest norm of the gradients.
 
-def fit_batches(recipe: GeneratorRecipe, images: int, ranks: Ranks) -> tuple[GeneratorRecipe, list[str]]:
-    """Returns the recipe with no batch larger than the data set, and a line on each that was: few images train too.
+        Returns:
+            The mean loss, and whether a rank was asked to stop.
+        """
+        optimizer.zero_grad(set_to_none=True)
+        value = 0.0
+        for loss_of in losses:
+            with self.autocast():
+                loss = loss_of()
+            (loss / self.accumulate if self.accumulate > 1 else loss).backward()  # type: ignore[no-untyped-call]
+            value += loss.item() / self.accumulate
+        self.average_gradients(module)
+        if clip is not None:
+            nn.utils.clip_grad_norm_(module.parameters(), clip)
+        optimizer.step()
+        return self.ranks.agree(value, self.asked_to_stop(), self.device)
 
-    A batch that even so does not divide among micro-batches and ranks is left to `batch_problems`.
-    """
-    parts = recipe.accumulate * ranks.size
-    most = images // parts * parts
-    changed: dict[str, Section] = {}
-    notes = []
-    for name in type(recipe).model_fields:
-        section = getattr(recipe, name)
-        size = getattr(section, "batch_size", None)
-        if size is None or size <= images or most < 2 * parts:
-            continue
-        changed[name] = section.model_copy(update={"batch_size": most})
-        given = getattr(section, "run", None) or getattr(section, "model", None)  # then there is nothing to train
-        if not given and not (name == "image_encoder" and getattr(recipe, "conditioner", None) is not None):
-            notes.append(f"{name}.batch_size: {size} is more than the {images} training images; {most} is taken")
-    return recipe.model_copy(update=changed), notes
+    def run(
+        self,
+        stage: str,
+        steps: int,
+        batch_size: int,
+        optimizers: Sequence[torch.optim.Optimizer],
+        step: Callable[[int], tuple[Sequence[float], bool]],
+        parts: dict[str, Stateful],
+        *,
+        average: nn.Module | None = None,
+        publish: Publish | None = None,
+    ) -> None:
+        """Runs the steps of a stage, with warm-up and cosine decay of the learning rates.
 
+        A stage that a killed process left is taken up after the step that it saved last, and ends with the same
+        weights.
 
-def batch_problems(recipe: GeneratorRecipe, images: int, ranks: Ranks, **sizes: int) -> list[str]:
-    """Returns what is wrong with batch sizes, given as SECTION=size, as lines "key: problem"."""
-    problems, parts = [], recipe.accumulate * ranks.size
-    for section, size in sizes.items():
-        if size > images:
-            problems.append(f"{section}.batch_size: {size} is more than the {images} training images")
-        elif size % parts or size // parts < 2:
-            among = " and ".join(
-                told
-                for count, told in (
-                    (recipe.accumulate, f"{recipe.accumulate} micro-batches (accumulate)"),
-                    (ranks.size, f"{ranks.size} ranks"),
-                )
-                if count > 1
-            )
-            problems.append(
-                f"{section}.batch_size: {size} does not divide among {among or 'one rank'} into equal parts of at "
-                f"least 2; set it to a multiple of {parts}"
-            )
-    return problems
+        Args:
+            stage: name in reports and of the checkpoint.
+            steps: of the whole stage.
+            batch_size: images a step, of all ranks.
+            optimizers: with their learning rates at the peak.
+            step: takes the step of a number from 0; returns its losses, of which the first is reported, and whether to
+                stop.
+            parts: all that changes from step to step, by name; saved in checkpoints.
+            average: the averaged network among them.
+            publish: writes `average` as a generator, which `watch` looks at.
 
-
-def channel_problems(section: str, channels: list[int]) -> list[str]:
-    """Returns what is wrong with the widths of a UNet that is told time and embedding, as lines "key: problem"."""
-    if any(count % NORM_GROUPS or count < 2 * NORM_GROUPS for count in channels):
-        return [
-            f"{section}.block_out_channels: {channels} are not all multiples of {NORM_GROUPS} and at least "
-            f"{2 * NORM_GROUPS}; a channel that is normalised alone loses what the network is told"
-        ]
-    return []
-
-
-def warm_cosine(step: int, steps: int, warmup: int) -> float:
-    """Returns the factor of the learning rate: a linear warm-up under half a cosine, whichever is smaller."""
-    return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
-def check_finite(stage: str, step: int, loss: float, lr: float) -> None:
-    """Raises DivergedError naming the step (from 0) if the loss is NaN or infinite."""
-    if not math.isfinite(loss):
-        raise DivergedError(f"{stage}: the loss became {loss} at step {step}; lower its lr (it is {lr:g})")
+        Raises:
+            DivergedError: naming stage and step, if a loss is not finite.
+            Stopped: after the state was saved, if the user wants to go on later.
+        """
+        # --- take up what was saved ---
+        watch = self.watch if publish is not None else None
+        if watch is not None:
+            watch.begin(stage)
+            parts = {**parts, "watch": watch}
+        first = 0
+        if (state := self.checkpoints.load(stage)) is not None:
+            if "optimizers" in state:  # an IC-GAN's, saved by genssl 0.1
+                names = ("generator optimizer", "discriminator optimizer")
+                state |= dict(zip(names, state["optimizers"], strict=True)) | {"draws": {"generator": state["draws"]}}
+            first = state["step"]
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+        # --- steps ---
+        warmup = max(1, min(100, steps // 10))
+        peaks = [optimizer.defaults["lr"] for optimizer in optimizers]
+        for number in range(first, steps):
+            for optimizer, peak in zip(optimizers, peaks, strict=True):
+                optimizer.param_groups[0]["lr"] = peak * warm_cosine(number, steps, warmup)
+            losses, stop = step(number)
+            for loss in losses:
+                if not math.isfinite(loss):
+                    raise DivergedError(
+                        f"{stage}: the loss became {loss} at step {number}; lower its lr (it is {peaks[-1]:g})"
+                    )
+            done = number + 1
+            self.report(stage, done, steps, losses[0], batch_size)
+            if watch is not None and publish is not None and average is not None and watch.due(done, steps):
+                done = steps if watch.look(done, losses[0], average, publish) else done
+            if done == steps or stop or self.checkpoints.due():
+                self.checkpoints.save(stage, {"step": done} | {name: part.state_dict() for name, part in parts.items()})
+            if stop:
+                raise Stopped(f"{stage}, step {done} of {steps}")
+            if done == steps:
+                break
+        if watch is not None and average is not None:
+            watch.restore_best(average)
 
 
 def fit(
     stage: str,
     module: nn.Module,
     loss_of: Callable[[torch.Tensor], torch.Tensor],
-    rows: Batches,
-    steps: int,
-    lr: float,
+    config: Lengths,
+    draws: Draws,
     loop: Loop,
     *,
+    count: int,
+    steps: int | None = None,
+    epochs: int = 1,
     images: Images | None = None,
     average: nn.Module | None = None,
+    ema_decay: float = 0.0,
     publish: Publish | None = None,
-) -> Iterator[int]:
-    """Minimises `loss_of(rows)` with AdamW, warm-up and cosine decay; yields after every step, freezes at the end.
-
-    A stage that a killed process left is taken up after the step that it saved last, and ends with the same weights.
+) -> None:
+    """Minimises a loss over rows by AdamW, as one stage of `Loop.run`; freezes the module at the end.
 
     Args:
         stage: name in reports and of the checkpoint.
-        module: trained; `loop.prepare` has seen it.
-        loss_of: the loss of the rows of one rank's micro-batch; it draws from the stream of `rows` alone.
-        rows: endless batches.
-        steps: of the whole stage.
-        lr: at the peak.
+        module: trained, on the loop's device.
+        loss_of: returns the loss of the rows of one rank's micro-batch, int64 [B]; it draws from `draws` alone.
+        config: batch size and learning rate.
+        draws: the stage's random stream.
         loop: device, precision, ranks, checkpoints.
+        count: of the rows.
+        steps: of the whole stage; by default those of `epochs`.
+        epochs: passes over all rows.
         images: whose coming rows are read ahead.
-        average: a module that the caller changes after every step; part of the state.
-        publish: writes `average` as a generator, which `loop.watch` looks at.
-
-    Raises:
-        DivergedError: naming stage and step, if the loss is not finite.
-        Stopped: after the state was saved, if `loop.asked_to_stop`.
+        average: `loop.averaged(module)`, which follows the module by `ema_decay` after every step.
+        publish: see `Loop.run`.
     """
-    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    warmup = max(1, min(100, steps // 10))
-    watch = loop.watch if publish is not None else None
-    if watch is not None:
-        watch.begin(stage)
+    loop.prepare(module)
+    rows = Batches(count, config.batch_size, draws)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=1e-4)
     module.train()
-    first = 0
-    if (state := loop.checkpoints.load(stage)) is not None:
-        first = state["step"]
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        rows.load_state_dict(state["rows"])
-        if average is not None:
-            average.load_state_dict(state["average"])
-        if watch is not None:
-            watch.load_state_dict(state["watch"])
-    for step in range(first, steps):
-        optimizer.param_groups[0]["lr"] = lr * warm_cosine(step, steps, warmup)
-        batch, value = next(rows), 0.0
+
+    def step(number: int) -> tuple[Sequence[float], bool]:
+        batch = next(rows)
         if images is not None and len(following := rows.following()) > 0:
             for part in loop.parts(following):
                 images.read_ahead(part)
-        optimizer.zero_grad(set_to_none=True)
-        for part in loop.parts(batch):
-            with loop.autocast():
-                loss = loss_of(part)
-            (loss / loop.accumulate if loop.accumulate > 1 else loss).backward()  # type: ignore[no-untyped-call]
-            value += loss.item() / loop.accumulate
-        loop.average_gradients(module)
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        value, stop = loop.agree(value)
-        check_finite(stage, step, value, lr)
-        loop.report(stage, step + 1, steps, value)
-        yield step
-        done = step + 1
-        if watch is not None and publish is not None and average is not None and watch.due(done, steps):
-            done = steps if watch.look(done, value, average, publish) else done
-        if done == steps or stop or loop.checkpoints.due():
-            state = {
-                "step": done,
-                "module": module.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "rows": rows.state_dict(),
-                "average": None if average is None else average.state_dict(),
-                "watch": None if watch is None else watch.state_dict(),
-            }
-            loop.checkpoints.save(stage, state)
-        if stop:
-            raise Stopped(f"{stage}, step {done} of {steps}")
-        if done == steps:
-            break
-    if watch is not None and average is not None:
-        watch.restore_best(average)
+        value, stop = loop.descend(module, optimizer, (partial(loss_of, part) for part in loop.parts(batch)), clip=1.0)
+        if average is not None:
+            average_into(average, module, number, ema_decay)
+        return [value], stop
+
+    parts: dict[str, Stateful] = {"module": module, "optimizer": optimizer, "rows": rows}
+    if average is not None:
+        parts["average"] = average
+    if steps is None:
+        steps = epochs * (count // config.batch_size)
+    loop.run(stage, steps, config.batch_size, [optimizer], step, parts, average=average, publish=publish)
     module.eval().requires_grad_(False)
+
+
+def warm_cosine(step: int, steps: int, warmup: int) -> float:
+    """Returns the factor of the learning rate: a linear warm-up under half a cosine, whichever is smaller."""
+    return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 @torch.no_grad()

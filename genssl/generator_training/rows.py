@@ -1,4 +1,4 @@
-"""What the trainers of generators draw from: images by row, an endless order of rows, a random stream shared by ranks.
+"""What generators are trained on: images and latents by row, an endless order of rows, a random stream of all ranks.
 
 Every rank draws for the whole batch and keeps its own rows, so that several ranks train what one process would.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,21 +17,17 @@ from genssl.base.cores import usable_cores
 from genssl.base.devices import stream
 from genssl.base.ranks import ALONE, Ranks
 from genssl.data.base import ImageDataset, UInt8Array
+from genssl.generators.flow import noise_embeddings
 from genssl.views.augment import Augment
 
 IN_MEMORY_BYTES = 4 * 2**30
+CLEAN_PART = 1 / 3  # of the rows sees embeddings without noise, which most users ask for
 
 
 class Images:
-    """The images of a split: on the training device if they fit, else decoded by threads when they are asked for.
+    """The images of a split, of side `size`: on the training device if all fit into `in_memory_bytes`.
 
-    Args:
-        dataset: has them.
-        device: where `__getitem__` and `parts` return them.
-        in_memory_bytes: the most that is kept.
-
-    Attributes:
-        size: their side S in pixels.
+    Otherwise they are decoded by threads when they are asked for.
     """
 
     def __init__(self, dataset: ImageDataset, device: torch.device, in_memory_bytes: int = IN_MEMORY_BYTES) -> None:
@@ -71,13 +68,40 @@ class Images:
             yield self[torch.tensor(rows[start : start + size])]
 
 
+class Latents:
+    """The latents of images, scaled as a frozen AutoencoderKL says.
+
+    They are computed once if the images are in memory, else when they are asked for.
+    """
+
+    def __init__(self, autoencoder: Any, images: Images) -> None:
+        self._autoencoder, self._images = autoencoder, images
+        self._scale: float = autoencoder.config["scaling_factor"]
+        self._all: torch.Tensor | None = None
+        if images.in_memory:
+            with torch.inference_mode():
+                parts = [mean_latents(autoencoder, part) for part in images.parts(range(len(images)))]
+            self._all = torch.cat(parts).clone() * self._scale
+
+    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Returns float32 [B, C, h, w] of the rows int64 [B], on the device."""
+        if self._all is not None:
+            return self._all[rows.to(self._images.device)]
+        # In the precision of those that are kept, whatever that of the training: they are its target.
+        with torch.no_grad(), torch.autocast(self._images.device.type, enabled=False):
+            return mean_latents(self._autoencoder, self._images[rows]) * self._scale
+
+
+def mean_latents(autoencoder: Any, images: torch.Tensor) -> torch.Tensor:
+    """Returns the mean latents float32 [B, C, h, w], not scaled, of images uint8 [B, 3, S, S]."""
+    mean: torch.Tensor = autoencoder.encode(images.float() / 127.5 - 1).latent_dist.mean
+    return mean
+
+
 class Batches(Iterator[torch.Tensor]):
     """Row numbers int64 [batch_size] for ever, each epoch in a new order, incomplete batches left out.
 
-    Args:
-        count: of the rows.
-        batch_size: at most `count`; of all ranks together.
-        draws: the stage's random stream, which its loss may draw from as well; it is part of the state.
+    A batch is that of all ranks together. The stage's loss may draw from `draws` as well; they are part of the state.
     """
 
     def __init__(self, count: int, batch_size: int, draws: Draws) -> None:
@@ -97,28 +121,28 @@ class Batches(Iterator[torch.Tensor]):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what `load_state_dict` needs to go on with the next batch and the next draw."""
-        return {"order": self._order, "start": self._start, "generator": self._draws.generator.get_state()}
+        return {"order": self._order, "start": self._start, **self._draws.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state` was taken."""
         self._order, self._start = state["order"], state["start"]
-        self._draws.generator.set_state(state["generator"])
+        self._draws.load_state_dict(state)
 
 
 class Draws:
-    """The random stream of a stage; its state is the same on all ranks, its rows are each rank's own.
-
-    Args:
-        names: of the stream, see `runtime.stream`.
-        ranks: this process among those that share every batch.
-
-    Attributes:
-        generator: of what is drawn for all ranks alike.
-    """
+    """The random stream of a stage; its state is the same on all ranks, its rows are each rank's own."""
 
     def __init__(self, *names: object, ranks: Ranks = ALONE) -> None:
         self.generator = stream(*names)
         self._ranks = ranks
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what `load_state_dict` needs to go on with the next draw."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state` was taken."""
+        self.generator.set_state(state["generator"])
 
     def normal(self, rows: int, *shape: int) -> torch.Tensor:
         """Returns float32 [rows, *shape] of standard normal numbers."""
@@ -153,3 +177,29 @@ class Draws:
             return values
         by_rank = values.view(groups, self._ranks.size, -1, *values.shape[1:])
         return by_rank[:, self._ranks.rank].flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Material:
+    """Images and their embeddings.
+
+    Attributes:
+        images: of the train split.
+        embeddings: float32 [N, D] on the CPU, as `Conditioner.embed` gives them.
+        latents: of the images, for a flow of latents.
+    """
+
+    images: Images
+    embeddings: torch.Tensor
+    latents: Latents | None = None
+
+    def clean(self, rows: torch.Tensor) -> torch.Tensor:
+        """Returns what the flow ends in, float32 [B, C, h, w] on the device: images in [-1, 1], or latents."""
+        return self.images[rows].float() / 127.5 - 1 if self.latents is None else self.latents[rows]
+
+    def condition(self, rows: torch.Tensor, max_noise: float, draws: Draws) -> torch.Tensor:
+        """Returns conditions float32 [B, D + 1] (CPU): embeddings with noise of 0..max_noise, on part of them none."""
+        levels = max_noise * draws.uniform(len(rows))
+        levels[draws.uniform(len(rows)) < CLEAN_PART] = 0
+        chosen = self.embeddings[rows]
+        return noise_embeddings(chosen, draws.normal(*chosen.shape), levels)

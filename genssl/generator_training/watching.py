@@ -21,8 +21,8 @@ from genssl.errors import ConfigError
 from genssl.evaluators.variants.frechet import frechet_distance
 from genssl.generators.configs import GeneratorConfig
 from genssl.generators.open import open_generator
-from genssl.quality.measures import BATCH, embedded, generated
-from genssl.training.samples import write_grid
+from genssl.quality.grid import write_grid
+from genssl.quality.measures import BATCH, Sources
 from genssl.variants.engine import VariantEngine
 
 GRID_ROWS, GRID_VARIANTS = 8, 6
@@ -46,10 +46,7 @@ class Watch:
         seed: of the choice of sources.
         folder: of the training; `progress.json` and the grids in `progress` go into it.
         ranks: the first one measures, the others wait.
-        say: is told every result in a line.
-
-    Raises:
-        ConfigError: if the data set has fewer than four images.
+        say: prints a line.
     """
 
     def __init__(
@@ -134,15 +131,14 @@ class Watch:
         try:
             engine = VariantEngine(open_generator(publish(scratch, average), self._device), [BATCH])
             half = len(self._rows) // 2
-            embeddings = embedded(engine, self._dataset, self._rows)
-            made, _ = generated(engine, self._dataset, self._rows[:half], embeddings[:half], {}, 1)
+            sources = Sources(engine, self._dataset, self._rows)
+            made, _ = sources.variants({}, 1, first=half)
             seen = engine.embed([engine.generator.preprocess(image) for image in made])[0]
-            shown = self._rows[:GRID_ROWS]
-            grid, _ = generated(engine, self._dataset, shown, embeddings[:GRID_ROWS], {}, GRID_VARIANTS)
+            grid, _ = sources.variants({}, GRID_VARIANTS, first=GRID_ROWS)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        self._draw(step, shown, grid)
-        real = torch.stack(embeddings)
+        self._draw(step, self._rows[:GRID_ROWS], grid)
+        real = torch.stack(sources.embeddings)
         return {
             "frechet": frechet_distance(torch.stack(seen), real[half:]),
             "frechet_of_real": frechet_distance(real[:half], real[half:]),

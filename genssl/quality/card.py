@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.svm import SVC
 
 from genssl import __version__
 from genssl.base.devices import pick_device, set_threads, stream
@@ -36,38 +35,29 @@ from genssl.evaluators.variants.vendi import vendi_score
 from genssl.generators.open import open_generator
 from genssl.generators.parameters import Parameters
 from genssl.quality.judges import Judge, load_judge
-from genssl.quality.measures import Array, distance_within, embedded, generated, label_judge, sweep_of
+from genssl.quality.measures import BATCH, Array, LabelJudge, Sources, distance_within, sweep_of
 from genssl.quality.picture import draw_quality
 from genssl.variants.engine import VariantEngine
 from genssl.views.augmentations import Augmentations
 
-BATCH = 64
 NEIGHBOURS = 5  # of precision, recall, density and coverage
 FEWEST = 12  # sources: the two halves must each have more than NEIGHBOURS
 MAX_TRAIN = 20_000  # images that variants are compared with for memorisation
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a card is to measure.
+class CardRequest:
+    """What a card is to measure."""
 
-    Attributes:
-        vary: values by parameter, all combinations of which are measured; empty for the family's own sweep.
-        judge: encoder that judges, as `load_encoder` takes it, or "pixels".
-        sources: at most so many, drawn at random.
-        variants: of every source, 2 or more.
-        split: "test" is what the recipe holds out; "train" measures on training sources.
-    """
-
-    vary: dict[str, list[float]]
-    judge: str = "pixels"
-    sources: int = 2000
-    variants: int = 4
-    split: str = "test"
+    vary: dict[str, list[float]]  # values by parameter, in all combinations; empty for the family's own sweep
+    judge: str = "pixels"  # or an encoder, as `load_encoder` takes it
+    sources: int = 2000  # at most so many, drawn at random
+    variants: int = 4  # of every source, 2 or more
+    split: str = "test"  # what the recipe holds out; "train" measures on training sources
 
 
 def evaluate_generator(
-    recipe: Recipe, asked: Asked, report: Callable[[str], None] = lambda what: None
+    recipe: Recipe, request: CardRequest, report: Callable[[str], None] = lambda what: None
 ) -> dict[str, Any]:
     """Measures the recipe's generator at its own settings and at others, standard augmentations, and real images.
 
@@ -83,34 +73,33 @@ def evaluate_generator(
     device = pick_device(recipe.train.device)
     if device.type == "cpu":
         set_threads(recipe.train.threads)
-    train, held, measured_on = _splits(recipe, asked.split)
+    train, held, measured_on = _splits(recipe, request.split)
     for note in (labels_note(train), left_out_note(train, held)):
         if note:
             report(note)
     generator = open_generator(recipe.generator, device)
     engine = VariantEngine(generator, [BATCH])
-    points = _points(engine, asked.vary)
+    points = _points(engine, request.vary)
     order = torch.randperm(len(held), generator=stream("quality-card", 0))
-    rows: list[int] = order[: asked.sources].tolist()
+    rows: list[int] = order[: request.sources].tolist()
     if len(rows) < FEWEST:
         raise DataError(
             f"evaluate-generator: {len(rows)} held-out sources are too few; give {FEWEST} or more: more images, more "
             "of them held out (of a folder, dataset.test_fraction), or --split train, which measures on trained ones"
         )
-    judge = load_judge(asked.judge, train, device)
+    judge = load_judge(request.judge, train, device)
     report(f"judged by {judge.told or judge.name}")
-    measures = _Measures(judge, train, held, rows, asked.variants)
-    count = asked.variants
-    result = [measures.of_real()]
-    result.append(measures.of("standard augmentations", {}, *measures.of_views(recipe)))
-    embeddings = embedded(engine, held, rows)
-    generated(engine, held, rows[:BATCH], embeddings[:BATCH], {}, 1)  # the first batch is slow and not timed
+    measures = _Measures(judge, train, held, rows, request.variants)
+    count = request.variants
+    result = [measures.of_real(), measures.of("standard augmentations", {}, *measures.of_views(recipe))]
+    sources = Sources(engine, held, rows)
+    sources.variants({}, 1, first=BATCH)  # the first batch is slow and not timed
     for number, (label, parameters) in enumerate(points, start=1):
         report(f"{label} ({number} of {len(points)})")
-        made, spent = generated(engine, held, rows, embeddings, parameters, count, measures.seen)
+        made, spent = sources.variants(parameters, count, measures.seen)
         complete = engine.complete(parameters).parameters
         result.append(measures.of(label, dict(complete), torch.from_numpy(made), spent))
-    warnings = [*measures.warnings, *_not_independent(judge, recipe), *_seen(recipe, asked.split)]
+    warnings = [*measures.warnings, *_not_independent(judge, recipe), *_seen(recipe, request.split)]
     warnings += filter(None, [recipe.unsuited()])
     model = str(getattr(recipe.generator, "model", ""))
     return {
@@ -132,7 +121,7 @@ def evaluate_generator(
             "neighbours": NEIGHBOURS,
             "judge": judge.facts,
             "judge_dimensions": measures.dimensions,
-            "label_judge": measures.label_judge,
+            "label_judge": measures.label_judged_by,
             "train_images_compared": measures.train_images,
             "standard_augmentations": recipe.views.augmentation.of_view(0).model_dump(mode="json"),
             "batch": BATCH,
@@ -171,12 +160,10 @@ class _Measures:
         self._train = self._encoder.encode_rows(train, known)
         self.train_images, self.dimensions = len(known), self._sources.shape[1]
         self._mean = self._train.mean(dim=0) if judge.centred else torch.zeros(self.dimensions)
-        self._labels = np.array([held.label(row) for row in rows])
-        self._svm: SVC | None
-        self._svm, learnt = label_judge(train, lambda known: self._encoder.encode_rows(train, known).numpy())
-        if not (self._labels >= 0).any():
-            self._svm = None
-        self.label_judge = "no labels" if self._svm is None else f"RBF-SVM on {learnt} real train images"
+        labels = [held.label(row) for row in rows]
+        self._labels = LabelJudge(train, lambda known: self._encoder.encode_rows(train, known).numpy(), labels)
+        learnt = self._labels.learnt_from
+        self.label_judged_by = f"RBF-SVM on {learnt} real train images" if learnt else "no labels"
         half = len(rows) // 2
         warning = too_few(half, self.dimensions)
         self.warnings = [] if warning is None else [f"frechet: {warning}"]
@@ -187,7 +174,7 @@ class _Measures:
         return {
             "setting": "real images",
             "parameters": {},
-            "label_agreement": self._agreement(self._sources[None]),
+            "label_agreement": self._labels.agreement(self._sources[None].numpy()),
             "cosine": None,
             "retrieval@1": None,
             **self._diversity(unrelated),
@@ -223,20 +210,13 @@ class _Measures:
         return {
             "setting": setting,
             "parameters": parameters,
-            "label_agreement": self._agreement(features),
+            "label_agreement": self._labels.agreement(features.numpy()),
             "cosine": float(torch.stack([(one * unit).sum(dim=1) for one in units]).double().mean()),
             "retrieval@1": float(torch.cat([retrieved(unit, one) for one in units]).double().mean()),
             **self._diversity(features),
             **self._reality(features),
             "variants_per_second": len(made) / seconds,
         }
-
-    def _agreement(self, features: torch.Tensor) -> float | None:
-        if self._svm is None:
-            return None
-        known = self._labels >= 0
-        svm, labels = self._svm, self._labels[known]
-        return float(np.mean([(svm.predict(one[known].numpy()) == labels).mean() for one in features]))
 
     def _diversity(self, features: torch.Tensor) -> dict[str, float]:
         groups = (features - self._mean).transpose(0, 1)

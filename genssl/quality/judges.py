@@ -20,34 +20,20 @@ LOOKED_AT = 64  # images, which tell whether a data set is grey
 
 @dataclass(frozen=True)
 class Judge:
-    """A frozen encoder.
-
-    Attributes:
-        module: has `encode(float [B, 3, S, S] in [0, 1]) -> float [B, D]`.
-        name: as it was asked for.
-        encoder: its name without what else a block says of it.
-        device: where it computes.
-        centred: the mean of the train images is taken out before cosines; raw pixels are all positive, and their
-            cosines all near 1.
-        facts: what it is, for the protocol.
-        told: what was concluded from a checkpoint or assumed, for people.
-    """
+    """A frozen encoder: `module.encode(float [B, 3, S, S] in [0, 1]) -> float [B, D]`."""
 
     module: nn.Module
-    name: str
+    name: str  # as it was asked for
     device: torch.device
+    # The mean of the train images is taken out before cosines: raw pixels are all positive, and cosines all near 1.
     centred: bool
-    facts: dict[str, Any]
-    encoder: str = PIXELS
-    told: str | None = None
+    facts: dict[str, Any]  # what it is, for the protocol
+    encoder: str = PIXELS  # its name without what else a block says of it
+    told: str | None = None  # what was concluded from a checkpoint or assumed, for people
 
 
 def load_judge(name: str, train: ImageDataset, device: torch.device) -> Judge:
-    """Loads "pixels", or whatever `genssl.encoders.load.load_encoder` takes.
-
-    Raises:
-        EncoderError: if there is no such encoder.
-    """
+    """Loads "pixels", or whatever `genssl.encoders.load.load_encoder` takes."""
     if name == PIXELS:
         side = min(train.image_size, PIXELS_SIDE)
         looked_at = [train.image(row) for row in range(min(len(train), LOOKED_AT))]
@@ -60,11 +46,9 @@ def load_judge(name: str, train: ImageDataset, device: torch.device) -> Judge:
 
 
 class Pixels(nn.Module):
-    """Pixels as features, scaled so that distances of grey images are those of one channel.
+    """Pixels of images shrunk to a side as features, scaled so that distances of grey images are those of one channel.
 
-    Args:
-        side: images are shrunk to it.
-        grey: takes the mean of the channels, [B, side²] and not [B, 3 side²].
+    With `grey` they are means of the channels, [B, side²] and not [B, 3 side²].
     """
 
     def __init__(self, side: int, *, grey: bool) -> None:

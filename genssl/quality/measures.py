@@ -118,6 +118,7 @@ def measure(
         effort: a name of `EFFORTS`.
         report: is told after every batch.
     """
+    # --- sources: as many as the effort allows ---
     bounds, engine = EFFORTS[effort], VariantEngine(generator, [BATCH])
     sweep = sweep or sweep_of(generator)
     parameters = [engine.complete(sweep.fixed | varied).parameters for varied in sweep.varied]
@@ -125,22 +126,21 @@ def measure(
     affordable = int(bounds.work / (VARIANTS * sum(steps) * generator.spec.image_size**2))
     count = min(len(test), bounds.sources, max(affordable, FEWEST))
     rows = [number * len(test) // count for number in range(count)]
+    # --- judge ---
     side = min(test.image_size, PIXELS_SIDE)
     pixels = FrozenEncoder(Pixels(side, grey=False), torch.device("cpu"))
-    shrunk = "" if side == test.image_size else f", shrunk to {side} px a side"
-    sources = pixels.encode_rows(test, rows).numpy()
-    labels = np.array([test.label(row) for row in rows])
-    known = labels >= 0
-    judge, judged_on = None, 0
-    if known.any():
-        judge, judged_on = label_judge(train, lambda rows: pixels.encode_rows(train, rows).numpy(), bounds.judged_on)
+    real = pixels.encode_rows(test, rows).numpy()
+    labels = [test.label(row) for row in rows]
+    judge = LabelJudge(train, lambda rows: pixels.encode_rows(train, rows).numpy(), labels, bounds.judged_on)
     judged_by = "no labels"
-    if judge is not None:
+    if (right := judge.agreement(real[None])) is not None:
+        shrunk = "" if side == test.image_size else f", shrunk to {side} px a side"
         judged_by = (
-            f"an RBF-SVM on the pixels of {judged_on} real train images{shrunk} "
-            f"({100 * judge.score(sources[known], labels[known]):.1f} % right on the real sources)"
+            f"an RBF-SVM on the pixels of {judge.learnt_from} real train images{shrunk} ({100 * right:.1f} % right on "
+            "the real sources)"
         )
-    embeddings = embedded(engine, test, rows)
+    # --- settings ---
+    sources = Sources(engine, test, rows)
     settings, done, total = [], 0, VARIANTS * count * sum(steps)
     for number, (varied, each) in enumerate(zip(sweep.varied, steps, strict=True), start=1):
         what = f"measuring: setting {number} of {len(steps)}"
@@ -151,21 +151,18 @@ def measure(
             report(what, done, total)
             return pixels.encode(images).numpy()
 
-        made, seconds = generated(engine, test, rows, embeddings, sweep.fixed | varied, VARIANTS, kept)
+        made, seconds = sources.variants(sweep.fixed | varied, VARIANTS, kept)
         variants = made.reshape(VARIANTS, count, -1)
-        agreement = None
-        if judge is not None:
-            right = [(judge.predict(one[known]) == labels[known]).mean() for one in variants]
-            agreement = round(float(np.mean(right)), 4)
+        agreement = judge.agreement(variants)
         settings.append(
             {
                 **varied,
-                "label_agreement": agreement,
+                "label_agreement": None if agreement is None else round(agreement, 4),
                 "distance_within_source": round(distance_within(variants), 3),
                 "variants_per_second": round(len(made) / seconds),
             }
         )
-    apart = np.linalg.norm(sources[1:] - sources[:-1], axis=1)
+    apart = np.linalg.norm(real[1:] - real[:-1], axis=1)
     return {
         "sources": count,
         "measured_on": measured_on,
@@ -181,73 +178,97 @@ def measure(
     }
 
 
-def label_judge(
-    train: ImageDataset, encode: Callable[[list[int]], Array], most: int = MAX_JUDGED_ON
-) -> tuple[SVC | None, int]:
-    """Fits an RBF support-vector machine that judges whether variants keep their class.
+class LabelJudge:
+    """Judges whether variants keep the class of their source: an RBF support-vector machine on real train images.
 
     Args:
         train: its labelled images are learnt from.
         encode: returns the features [n, D] of rows of train.
-        most: of its images, evenly spaced, are looked at.
+        labels: of the sources, int [N]; -1 where there is none.
+        most: images of train that are looked at, evenly spaced.
 
-    Returns:
-        The machine, or None without two classes; and the number of images that it has learnt from.
+    Attributes:
+        learnt_from: number of images; 0 if there is nothing to judge or to learn from.
     """
-    # An SVM's cost grows with the square of the images; evenly spaced ones judge as well.
-    known = [row for row in range(0, len(train), max(1, -(-len(train) // most))) if train.label(row) >= 0]
-    classes = [train.label(row) for row in known]
-    if len(set(classes)) < 2:
-        return None, 0
-    return SVC(C=10).fit(encode(known), classes), len(known)
+
+    def __init__(
+        self,
+        train: ImageDataset,
+        encode: Callable[[list[int]], Array],
+        labels: Sequence[int],
+        most: int = MAX_JUDGED_ON,
+    ) -> None:
+        self._labels = np.array(labels)
+        self._known = self._labels >= 0
+        self._machine, self.learnt_from = None, 0
+        if not self._known.any():
+            return
+        # An SVM's cost grows with the square of the images; evenly spaced ones judge as well.
+        rows = [row for row in range(0, len(train), max(1, -(-len(train) // most))) if train.label(row) >= 0]
+        classes = [train.label(row) for row in rows]
+        if len(set(classes)) > 1:
+            self._machine, self.learnt_from = SVC(C=10).fit(encode(rows), classes), len(rows)
+
+    def agreement(self, variants: Array) -> float | None:
+        """Returns the part of features [V, N, D] of the sources' variants in their class; None without labels."""
+        if self._machine is None:
+            return None
+        labels = self._labels[self._known]
+        return float(np.mean([(self._machine.predict(one[self._known]) == labels).mean() for one in variants]))
 
 
-def embedded(engine: VariantEngine, dataset: ImageDataset, rows: Sequence[int]) -> list[torch.Tensor]:
-    """Returns what the generator conditions on for rows of a data set, float32 [D] each."""
-    found: list[torch.Tensor] = []
-    for start in range(0, len(rows), BATCH):  # photos are large, and need not all be in memory
-        part = rows[start : start + BATCH]
-        found += engine.embed([engine.generator.preprocess(decode(dataset.stored(row))) for row in part])[0]
-    return found
-
-
-def generated(
-    engine: VariantEngine,
-    dataset: ImageDataset,
-    rows: Sequence[int],
-    embeddings: Sequence[torch.Tensor],
-    parameters: Parameters,
-    variants: int,
-    kept: Callable[[UInt8Array], Array] = lambda images: images,
-) -> tuple[Array, float]:
-    """Makes variants 0, 1, ... of rows of a data set.
+class Sources:
+    """Sources of a data set, and the variants that a generator makes of them.
 
     Args:
         engine: with the generator.
-        dataset, rows, embeddings: of the sources.
-        parameters: on top of the generator's defaults.
-        variants: of every source.
-        kept: what is kept of a batch of images uint8 [B, 3, S, S], an array [B, ...]; S is the generator's size.
+        dataset, rows: of the sources.
 
-    Returns:
-        What is kept [variants * len(rows), ...], all of variant 0 first, in the order of the rows; and the seconds that
-        the generator took.
+    Attributes:
+        embeddings: what the generator conditions on, float32 [D] each.
     """
-    settings = engine.complete(parameters)
-    work = [
-        engine.row(dataset.source_id(row), embedding, index, settings)
-        for index in range(variants)
-        for row, embedding in zip(rows, embeddings, strict=True)
-    ]
-    seconds, found = 0.0, np.empty(0)
-    for positions in engine.batches(work):
-        images, spent = engine.generate([work[position] for position in positions])
-        part = kept(images)
-        if len(found) == 0:
-            found = np.empty((len(work), *part.shape[1:]), part.dtype)
-        found[positions] = part
-        seconds += spent
-    return found, seconds
+
+    def __init__(self, engine: VariantEngine, dataset: ImageDataset, rows: Sequence[int]) -> None:
+        self._engine, self._dataset, self._rows = engine, dataset, rows
+        self.embeddings: list[torch.Tensor] = []
+        for start in range(0, len(rows), BATCH):  # photos are large, and need not all be in memory
+            stored = (dataset.stored(row) for row in rows[start : start + BATCH])
+            self.embeddings += engine.embed([engine.generator.preprocess(decode(image)) for image in stored])[0]
+
+    def variants(
+        self,
+        parameters: Parameters,
+        count: int,
+        kept: Callable[[UInt8Array], Array] = lambda images: images,
+        first: int | None = None,
+    ) -> tuple[Array, float]:
+        """Makes variants 0..count - 1 of the sources.
+
+        Args:
+            parameters: on top of the generator's defaults.
+            count: of every source.
+            kept: what is kept of a batch of images uint8 [B, 3, S, S], an array [B, ...]; S is the generator's size.
+            first: only of so many sources.
+
+        Returns:
+            What is kept [count * N, ...], all of variant 0 first, in the order of the sources; and the seconds that the
+            generator took.
+        """
+        engine, settings = self._engine, self._engine.complete(parameters)
+        work = [
+            engine.row(self._dataset.source_id(row), embedding, index, settings)
+            for index in range(count)
+            for row, embedding in zip(self._rows[:first], self.embeddings[:first], strict=True)
+        ]
+        seconds, found = 0.0, np.empty(0)
+        for positions in engine.batches(work):
+            images, spent = engine.generate([work[position] for position in positions])
+            part = kept(images)
+            if len(found) == 0:
+                found = np.empty((len(work), *part.shape[1:]), part.dtype)
+            found[positions] = part
+            seconds += spent
+        return found, seconds
 
 
 def distance_within(variants: Array) -> float:

@@ -1,4 +1,4 @@
-"""Draws consistency against diversity: one dot a setting, standard augmentations as their own."""
+"""The picture of a quality card: consistency against diversity."""
 
 from __future__ import annotations
 

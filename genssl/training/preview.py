@@ -19,7 +19,8 @@ from genssl.evaluators.splits import load_splits
 from genssl.generators.configs import ADAPTIVE, ADAPTS
 from genssl.generators.models import small_variants
 from genssl.generators.parameters import ADAPTIVE_NAME, MAX, Parameters, merge
-from genssl.training.samples import ColumnGroup, draw_run_samples, sources_and_views, variant_indices, write_groups
+from genssl.quality.grid import ColumnGroup, write_groups
+from genssl.training.samples import draw_run_samples, sources_and_views, variant_indices
 from genssl.training.supply.open import open_source
 from genssl.training.supply.steps import view_plan
 from genssl.variants.engine import Row, Settings, VariantEngine

@@ -182,7 +182,7 @@ def test_networks_that_a_format_has_not(narrow, tmp_path, tmp_path_factory):
     with pytest.raises(ExportError, match=r"torchvision has no vit_tiny \(.*\); use --to timm, --to safetensors or --"):
         export_encoder(vit, "torchvision", tmp_path / "x.pth")
     foreign = load_encoder("torchvision/squeezenet1_1", CPU)
-    with pytest.raises(ExportError, match=r"is no encoder of genssl; export takes run directories"):
+    with pytest.raises(ExportError, match=r"is not an encoder of genssl; export takes run directories"):
         export_encoder(foreign, "safetensors", tmp_path / "x.safetensors")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,7 +1,7 @@
 """Encoders by the classes of other packages: what genssl loads gives their features to 1e-5, or it is refused.
 
 Packages that are not installed are skipped. The code of DINO, DINOv2 and MoCo v3 is no package: it is looked for in the
-folders dino, dinov2 and moco-v3 of $GENSSL_REFERENCES. `test_foreign_layouts.py` pins the same layouts without them.
+folders dino, dinov2 and moco-v3 of $GENSSL_REFERENCES. `test_foreign.py` pins the same layouts without them.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def test_timm_has_networks_that_are_refused(tmp_path, name, settings):
     if not timm.is_model(name):
         pytest.skip(f"timm {timm.__version__} has no {name}")
     with pytest.raises(
-        EncoderError, match=r"missing|left over|is a ResNet of|is a ViT of|no ResNet and no ViT|is no re"
+        EncoderError, match=r"missing|left over|is a ResNet of|is a ViT of|no ResNet and no ViT|is not a re"
     ):
         loaded(tmp_path / "x.pth", timm_model(name, **settings).state_dict())
 
@@ -115,7 +115,7 @@ def test_timms_vits_of_another_make_are_refused(tmp_path, settings):
     timm = pytest.importorskip("timm")
     model = shaken(timm.models.VisionTransformer(img_size=32, embed_dim=384, depth=2, num_heads=6, **settings))
     with pytest.raises(
-        EncoderError, match=r"is no vit_small.*(missing|left over)|mlp.fc1.weight is 1152x384|with positions 1x4x384"
+        EncoderError, match=r"is not a vit_small.*(missing|left over)|mlp.fc1.weight is 1152x384|with positions 1x4x384"
     ):
         loaded(tmp_path / "x.pth", model.state_dict())
 

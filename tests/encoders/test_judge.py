@@ -88,7 +88,7 @@ def test_equal_protocols_have_equal_ids_whatever_the_encoder(finished):
     out, _ = finished
     encoders = [load_encoder(name, CPU) for name in (str(out), "torchvision/resnet18")]
     digits = [DigitsConfig()]
-    with pytest.raises(UserError, match=r"torchvision/resnet18: comes from no run, .* name one: --dataset"):
+    with pytest.raises(UserError, match=r"torchvision/resnet18: does not come from a run, .* name one: --dataset"):
         transfer(encoders, [([], [KNNConfig()])], CPU)
     first = transfer(encoders[:1], [(digits, [KNNConfig(), KNNConfig(k=5)])], CPU)
     assert [row.facts["k"] for row in first.rows] == [20, 5], "an evaluator may stand twice, with other settings"

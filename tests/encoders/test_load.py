@@ -327,7 +327,7 @@ def test_a_checkpoint_with_code_in_it_is_not_opened(tmp_path):
 def test_a_damaged_checkpoint(tmp_path, content):
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(
-        EncoderError, match=r"x.pth: is damaged, or no file that torch.save wrote \(\w+\); get it again"
+        EncoderError, match=r"x.pth: is damaged, or not a file that torch.save wrote \(\w+\); get it again"
     ):
         load_encoder(str(tmp_path / "x.pth"), CPU)
 
@@ -342,7 +342,7 @@ def test_another_architecture(tmp_path):
     wide = torchvision.models.ResNet(Bottleneck, [3, 4, 6, 3], width_per_group=16)  # narrower inside than ResNet-50
     torch.save(wide.state_dict(), tmp_path / "wide.pth")
     with pytest.raises(
-        EncoderError, match=r"is no resnet50 of the backbone's settings: layer1.0.conv1.weight is 16x64"
+        EncoderError, match=r"is not a resnet50 of the backbone's settings: layer1.0.conv1.weight is 16x64"
     ):
         load_encoder(str(tmp_path / "wide.pth"), CPU)
     deep = {f"layer{stage}.{block}.conv1.weight": torch.zeros(1) for stage in (1, 2, 3, 4) for block in range(3)}
@@ -363,7 +363,7 @@ def test_another_architecture(tmp_path):
 def test_a_backbone_that_is_not_the_files(tmp_path):
     torch.save(narrow_resnet(ResNet18Config).state_dict(), tmp_path / "x.pth")
     with pytest.raises(
-        EncoderError, match=r"x.pth: is no resnet50: layer1.0.conv3.weight is not among its 120 tensors"
+        EncoderError, match=r"x.pth: is not a resnet50: layer1.0.conv3.weight is not among its 120 tensors"
     ):
         load_encoder(str(tmp_path / "x.pth"), CPU, backbone=ResNet50Config())
     with pytest.raises(EncoderError, match=r"conv1.weight is 8x3x7x7 and not 64x3x3x3"):
@@ -381,7 +381,7 @@ def test_two_networks_in_a_file(tmp_path):
 
 def test_what_is_no_encoder_at_all(tmp_path):
     (tmp_path / "x.txt").write_text("")
-    with pytest.raises(EncoderError, match=r"x.txt: is no encoder; give a run directory"):
+    with pytest.raises(EncoderError, match=r"x.txt: is not an encoder; give a run directory"):
         load_encoder(str(tmp_path / "x.txt"), CPU)
     with pytest.raises(EncoderError, match=r"nowhere: there is no such file or folder; give a run directory"):
         load_encoder("nowhere", CPU)

@@ -172,7 +172,7 @@ def test_the_networks_and_the_numbers_of_a_student_come_from_one_place():
     assert "conditioner: None: the flow needs one; only with a distill.teacher is there one already" in said
     assert "the distill.teacher brings its own; leave this out" in problems(FLOW + "distill: {teacher: x}\n")[0]
     assert (
-        "the teacher's 8 steps are no multiple, 2 or more, of the student's 3"
+        "the teacher's 8 steps are not a multiple, 2 or more, of the student's 3"
         in problems(STUDENT.replace("steps: 1, teacher_steps: 4", "steps: 3, teacher_steps: 8"))[0]
     )
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from genssl.errors import ConfigError, DataError, UserError
 from genssl.generator_training import stage_progress
 from genssl.generator_training.conditioner import nearest_neighbours
 from genssl.generator_training.loop import Checkpoints, Loop, fit
-from genssl.generator_training.rows import Batches, Draws, Images
+from genssl.generator_training.rows import Draws, Images
 from genssl.generator_training.run import train_generator
 from genssl.generators.configs import FlowConfig
 from genssl.generators.flow import Flow
@@ -179,30 +180,30 @@ def test_a_loss_that_is_not_finite_names_the_step(tmp_path):
 # ---- Interruptions ----
 
 
-def fitted(folder: Path, steps: int = 20, stop_after: int | None = None) -> torch.Tensor:
-    """Fits a line with noise in its loss, saving after every step; returns weights and their average."""
+def fitted(folder: Path, stop_after: int | None = None) -> torch.Tensor:
+    """Fits a line with noise in its loss, saving after every step; returns weights and their average.
+
+    A training that is stopped has saved the step before the one of that number.
+    """
     draws = Draws("line")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module, average = torch.nn.Linear(4, 1), torch.nn.Linear(4, 1)
+        module = torch.nn.Linear(4, 1)
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
         return (module(rows.float().view(-1, 1).expand(-1, 4)) - draws.normal(len(rows))).square().mean()
 
-    training = fit(
-        "line",
-        module,
-        loss_of,
-        Batches(10, 4, draws),
-        steps,
-        0.1,
-        Loop(torch.device("cpu"), Checkpoints(folder, every_seconds=0)),
-        average=average,
-    )
-    for step in training:
-        if step == stop_after:
-            break
-        average.weight.data.lerp_(module.weight.data, 0.5)
+    def report(stage: str, step: int, *rest) -> None:
+        if step - 1 == stop_after:
+            raise KeyboardInterrupt
+
+    loop = Loop(torch.device("cpu"), Checkpoints(folder, every_seconds=0), report)
+    average = loop.averaged(module)
+    lengths = SimpleNamespace(batch_size=4, lr=0.1)
+    try:
+        fit("line", module, loss_of, lengths, draws, loop, count=10, steps=20, average=average, ema_decay=0.5)
+    except KeyboardInterrupt:
+        assert stop_after is not None
     return torch.cat([module.weight.data, average.weight.data])
 
 

@@ -14,8 +14,7 @@ from miniatures import recipe as parsed
 from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.data.load import hold_out
 from genssl.errors import ConfigError, UserError
-from genssl.generator_training.icgan import train_icgan
-from genssl.generator_training.icgan_discriminator import Discriminator, diff_augment
+from genssl.generator_training.icgan import Discriminator, ICGANTraining, diff_augment
 from genssl.generator_training.loop import Checkpoints, Loop
 from genssl.generator_training.rows import Draws, Images
 from genssl.generator_training.run import train_generator
@@ -143,22 +142,23 @@ def test_diff_augment_shifts_each_row_and_blanks_a_square():
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(digits_train, tmp_path):
-    images = Images(hold_out(digits_train, 0.86)[0], torch.device("cpu"))
+    dataset = hold_out(digits_train, 0.86)[0]
+    images = Images(dataset, torch.device("cpu"))
     features = torch.randn((len(images), 12), generator=torch.Generator().manual_seed(0))
 
     def train(folder, report) -> dict[str, torch.Tensor]:
         folder.mkdir(exist_ok=True)
         loop = Loop(torch.device("cpu"), Checkpoints(folder, every_seconds=0), report)
-        return train_icgan(recipe(), images, features, loop).state_dict()
+        return ICGANTraining(recipe(), dataset, loop, folder).train_networks(images, features).state_dict()
 
-    def interrupt(stage: str, step: int, steps: int, loss: float) -> None:
+    def interrupt(stage: str, step: int, *rest) -> None:
         if step == 7:
             raise KeyboardInterrupt
 
     steps: list[int] = []
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "a", interrupt)
-    resumed = train(tmp_path / "a", lambda stage, step, of, loss: steps.append(step))
+    resumed = train(tmp_path / "a", lambda stage, step, *rest: steps.append(step))
     assert steps == list(range(7, 13))
     whole = train(tmp_path / "b", lambda *_: None)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,8 +26,9 @@ from genssl.base.ranks import Ranks
 from genssl.config.document import parse_document
 from genssl.config.generator_recipes.base import GeneratorRecipe
 from genssl.config.load import load, validate
-from genssl.generator_training.loop import Checkpoints, Loop, batch_problems, fit
-from genssl.generator_training.rows import Batches, Draws
+from genssl.generator_training.family import batch_problems
+from genssl.generator_training.loop import Checkpoints, Loop, fit
+from genssl.generator_training.rows import Draws
 from genssl.generator_training.run import train_generator
 from genssl.generator_training.stage_progress import LINES
 from genssl.generators.configs import FlowConfig, ICGANConfig, StableUnCLIPConfig
@@ -98,10 +100,10 @@ mishap, *arguments = sys.argv[1:]
 report = stage_progress.StageProgress.__call__
 
 
-def reported(self, stage, step, steps, loss):
+def reported(self, stage, step, *rest):
     if mishap == f"{os.environ.get('RANK', '0')} {stage} {step}" or mishap == f"all {stage} {step}":
         os.kill(os.getpid(), signal.SIGKILL)
-    report(self, stage, step, steps, loss)
+    report(self, stage, step, *rest)
 
 
 stage_progress.StageProgress.__call__ = reported
@@ -289,8 +291,8 @@ def fitted(folder: Path, accumulate: int) -> list[torch.Tensor]:
         return (network(x) - x.square()).square().mean()
 
     loop = Loop(CPU, Checkpoints(folder), accumulate=accumulate)
-    for _ in fit("curve", network, loss_of, Batches(24, 8, Draws("curve")), 10, 1e-2, loop):
-        pass
+    lengths = SimpleNamespace(batch_size=8, lr=1e-2)
+    fit("curve", network, loss_of, lengths, Draws("curve"), loop, count=24, steps=10)
     return list(network.parameters())
 
 

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.data.base import StoredImage, UInt8Array, raw_image
-from genssl.generator_training.stage_progress import StageProgress
 from genssl.generators.base import GeneratorSpec
 from genssl.generators.parameters import Parameters
 from genssl.quality import card as quality_card
-from genssl.quality.card import Asked, evaluate_generator
-from genssl.quality.measures import EFFORTS, FEWEST, Sweep, label_judge, measure
+from genssl.quality.card import CardRequest, evaluate_generator
+from genssl.quality.measures import EFFORTS, FEWEST, LabelJudge, Sweep, measure
 
 SIZE = 224
 
@@ -121,7 +117,7 @@ def test_the_judge_looks_at_no_more_than_it_may():
         asked.append(rows)
         return np.random.default_rng(0).random((len(rows), 2))
 
-    assert label_judge(Greys(99, 8), encode, 34)[1] == len(asked[0]) == 33
+    assert LabelJudge(Greys(99, 8), encode, [0, 1], 34).learnt_from == len(asked[0]) == 33
 
 
 def test_a_card_of_large_images_keeps_features_alone(tmp_path: Path, monkeypatch):
@@ -133,45 +129,7 @@ def test_a_card_of_large_images_keeps_features_alone(tmp_path: Path, monkeypatch
     monkeypatch.setattr(quality_card, "open_generator", lambda config, device: Noisy(size))
     block = f"{{name: folder, root: '{tmp_path}/train', test_root: '{tmp_path}/test', image_size: {size}}}"
     recipe = load(Recipe, Path("recipes/simclr_flow.yaml"), [f"dataset={block}", "train.threads=1"])
-    card, peak = peak_of(lambda: evaluate_generator(recipe, Asked({}, sources=sources, variants=8)))
+    card, peak = peak_of(lambda: evaluate_generator(recipe, CardRequest({}, sources=sources, variants=8)))
     assert card["protocol"]["judge"] == {"name": "pixels", "side": 32, "channels": 3}
     assert card["rows"][1]["vendi_per_source"] > 1
     assert peak < 7 * sources * 3 * size**2, "the variants alone are eight times the sources"
-
-
-def test_a_log_shows_rate_and_time_left_a_line_a_fifth_and_a_minute():
-    now, said = [0.0], io.StringIO()
-    with StageProgress(Console(file=said, width=200), {"flow": 64}, lambda: now[0]) as progress:
-        for step in range(11, 101):  # taken up after ten steps, which say nothing of the rate
-            progress("flow", step, 100, 0.5)
-            now[0] += 2.0
-        for done in range(64, 501, 109):  # no batch ends at a fifth
-            progress.measuring("measuring: setting 1 of 1", done, 500)
-            now[0] += 20.0
-    lines = said.getvalue().splitlines()
-    assert lines[0] == "flow: step 20/100, loss 0.5000, 32 images/s, 3 min left"
-    assert lines[1] == "flow: step 40/100, loss 0.5000, 32 images/s, 2 min left"
-    assert lines[4] == "flow: step 100/100, loss 0.5000, 32 images/s, 0 s left"
-    assert lines[5:] == [f"measuring: setting 1 of 1, {left} s left" for left in (60, 40, 20, 0)]
-
-    slow = io.StringIO()
-    with StageProgress(Console(file=slow, width=200), {"flow": 64}, lambda: now[0]) as progress:
-        for step in range(1, 8):
-            progress("flow", step, 100_000, 0.5)
-            now[0] += 25.0
-    assert [line.split(",")[0] for line in slow.getvalue().splitlines()] == [
-        "flow: step 4/100000", "flow: step 7/100000",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("steps", [1, 3])
-def test_a_terminal_has_a_bar_with_the_same_facts(steps):
-    said = io.StringIO()
-    console = Console(file=said, force_terminal=True, width=200)
-    now = [0.0]
-    with StageProgress(console, {"flow": 64}, lambda: now[0]) as progress:
-        for step in range(1, steps + 1):
-            progress("flow", step, 3, 0.25)
-            now[0] += 2.0
-    assert "loss 0.2500" in said.getvalue()
-    assert ("32 images/s" in said.getvalue()) == (steps > 1)

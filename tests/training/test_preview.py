@@ -9,8 +9,8 @@ from PIL import Image
 from genssl.cli.varied import varied_parameters
 from genssl.errors import UserError
 from genssl.generators.parameters import ADAPTIVE_NAME
+from genssl.quality.grid import write_groups
 from genssl.training.preview import parse_vary, preview
-from genssl.training.samples import write_groups
 
 
 def test_values_are_numbers_ranges_and_adaptive():

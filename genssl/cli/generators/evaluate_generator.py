@@ -67,11 +67,11 @@ def evaluate_generator(
 
     from rich.console import Console
 
-    from genssl.quality.card import Asked, evaluate_generator, write
+    from genssl.quality.card import CardRequest, evaluate_generator, write
 
     console = Console(highlight=False, markup=False)
-    asked = Asked(values, judge, sources, variants, split)
-    card = evaluate_generator(loaded, asked, lambda what: console.print(what, style="dim", soft_wrap=True))
+    request = CardRequest(values, judge, sources, variants, split)
+    card = evaluate_generator(loaded, request, lambda what: console.print(what, style="dim", soft_wrap=True))
     if out is not None:
         write(card, out)
     for table in _tables(card):

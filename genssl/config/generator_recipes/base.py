@@ -2,64 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 
 from genssl.config.base import Choice, ComponentConfig, Kind, Section
 from genssl.config.document import Document
 from genssl.errors import ConfigError, suggest
+from genssl.registry import TRAINABLE, UnknownNameError
 
 Count = Annotated[int, Field(ge=1)]
-
-
-@dataclass(frozen=True)
-class Family:
-    """One kind of generator that can be trained.
-
-    Attributes:
-        recipe: "module:attribute" of its recipe, a `GeneratorRecipe` with a literal `family` and sections of its own.
-        trainer: "module:attribute" of `train_and_save(recipe, train, loop, folder) -> GeneratorConfig`, which writes
-            the model's files into the existing `folder`, on the first rank, and returns the config that loads them.
-        about: one paragraph for the README of the trained model.
-    """
-
-    recipe: str
-    trainer: str
-    about: str
-
-    def load_recipe(self) -> type[GeneratorRecipe]:
-        """Returns the recipe's class."""
-        model: type[GeneratorRecipe] = _load(self.recipe)
-        return model
-
-    def load_trainer(self) -> Any:
-        """Returns `train_and_save`; imports torch."""
-        return _load(self.trainer)
-
-
-FAMILIES = {
-    "stable_unclip": Family(
-        "genssl.config.generator_recipes.unclip:StableUnCLIPRecipe",
-        "genssl.generator_training.unclip_pipeline:train_and_save",
-        "A miniature Stable unCLIP. It is an ordinary diffusers folder (`StableUnCLIPImg2ImgPipeline`); image encoder, "
-        "autoencoder and denoiser are trained, the text path is a random constant that the denoiser does not read.",
-    ),
-    "flow": Family(
-        "genssl.config.generator_recipes.flow:FlowRecipe",
-        "genssl.generator_training.flow:train_and_save",
-        "A rectified flow, conditioned on the features of a self-supervised encoder: `unet.safetensors` is the "
-        "averaged network, `encoder.safetensors` the frozen encoder, `config.json` what rebuilds the network.",
-    ),
-    "icgan": Family(
-        "genssl.config.generator_recipes.icgan:ICGANRecipe",
-        "genssl.generator_training.icgan:train_and_save",
-        "An instance-conditioned GAN: a generator of one forward pass, conditioned on the features of a "
-        "self-supervised encoder.",
-    ),
-}
 
 
 class WatchConfig(Section):
@@ -131,12 +83,9 @@ class GeneratorRecipe(Choice):
         if cls is not GeneratorRecipe:
             return cls
         name = document.data.get("family", cls.model_fields["family"].default)
-        if not isinstance(name, str) or name not in FAMILIES:
-            place = document.where(("family",))
-            raise ConfigError([f"{place}: family: {name!r} is not allowed{suggest(str(name), FAMILIES)}"])
-        return FAMILIES[name].load_recipe()
-
-
-def _load(reference: str) -> Any:
-    module, _, attribute = reference.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+        try:
+            model: type[GeneratorRecipe] = TRAINABLE.config(str(name))
+        except UnknownNameError:
+            where, known = document.where(("family",)), TRAINABLE.names()
+            raise ConfigError([f"{where}: family: {name!r} is not allowed{suggest(str(name), known)}"]) from None
+        return model

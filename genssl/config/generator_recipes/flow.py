@@ -10,9 +10,8 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from genssl.config.base import Section
-from genssl.config.generator_recipes.autoencoder import AutoencoderConfig
 from genssl.config.generator_recipes.base import Count, GeneratorRecipe
-from genssl.config.generator_recipes.conditioner import ConditionerConfig
+from genssl.config.generator_recipes.sections import AutoencoderConfig, ConditionerConfig
 
 
 class FlowTrainingConfig(Section):
@@ -64,7 +63,7 @@ class DistillationConfig(Section):
     def _whole_parts(cls, value: int, info: ValidationInfo) -> int:
         steps = info.data.get("steps", 1)
         if value % steps or value == steps:
-            raise ValueError(f"the teacher's {value} steps are no multiple, 2 or more, of the student's {steps}")
+            raise ValueError(f"the teacher's {value} steps are not a multiple, 2 or more, of the student's {steps}")
         return value
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from genssl.config.base import Section
 from genssl.config.generator_recipes.base import Count, GeneratorRecipe
-from genssl.config.generator_recipes.conditioner import ConditionerConfig
+from genssl.config.generator_recipes.sections import ConditionerConfig
 
 
 class ICGANGeneratorConfig(Section):

@@ -8,9 +8,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from genssl.config.augmentation import AugmentationConfig
 from genssl.config.base import Section
-from genssl.config.generator_recipes.autoencoder import AutoencoderConfig
 from genssl.config.generator_recipes.base import Count, GeneratorRecipe
-from genssl.config.generator_recipes.conditioner import ConditionerConfig
+from genssl.config.generator_recipes.sections import AutoencoderConfig, ConditionerConfig
 
 
 class ImageEncoderConfig(Section):

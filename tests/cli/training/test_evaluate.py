@@ -177,7 +177,7 @@ def test_a_checkpoint_of_two_networks_says_which_it_takes_and_takes_the_other_wh
     [
         (["nowhere"], r"nowhere: there is no such file or folder; give a run directory"),
         (["torchvision/resnet18", "torchvision/resnet18"], r"torchvision/resnet18 is given twice"),
-        (["torchvision/resnet18"], r"torchvision/resnet18: comes from no run, .* name one: --dataset"),
+        (["torchvision/resnet18"], r"torchvision/resnet18: does not come from a run, .* name one: --dataset"),
         (["torchvision/resnet18", "--normalize", "imagnet"], r"--normalize imagnet: is not known; did you mean"),
         (["torchvision/resnet18", "--evaluator", "kn"], r"--evaluator 'kn': evaluator.name: 'kn' is not one of"),
         (["torchvision/resnet18", "--dataset", "{name: folder}"], r"dataset.root: is missing; add it"),

@@ -196,7 +196,7 @@ def test_a_given_vit_has_its_heads_in_its_block(tmp_path):
         (
             {"reg_token": torch.ones(1, 65, 192), "pos_embed": torch.ones(1, 16, 192)},
             (),
-            r"holds no ViTTiny: registers: ",
+            r"does not hold a ViTTiny: registers: ",
         ),
         ({"pos_embed": torch.ones(1, 1 + 24, 192)}, (), r"3 blocks with positions 1x25x192"),
         ({"pos_embed": torch.ones(1, 1 + 23, 192)}, (), r"a ViT of 192 channels and 3 blocks with positions 1x24x192"),
@@ -215,7 +215,7 @@ def test_tensors_without_a_place_and_places_without_tensors_are_named(tmp_path, 
 
 def test_what_is_left_over_of_a_resnet_is_named(tmp_path):
     weights = narrow().state_dict()
-    with pytest.raises(EncoderError, match=r"is no resnet18, with layer1.0.se.conv.weight left over"):
+    with pytest.raises(EncoderError, match=r"is not a resnet18, with layer1.0.se.conv.weight left over"):
         loaded(tmp_path / "x.pth", weights | {"layer1.0.se.conv.weight": torch.ones(1, 1, 3)})
     heads = {
         "fc.0.weight": torch.ones(2, 2),

@@ -1,4 +1,4 @@
-"""The `conditioner` section of a generator's recipe: the frozen self-supervised encoder whose features it is given."""
+"""Sections that the recipes of several families of generators have: their conditioner, their autoencoder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 
 from genssl.config.augmentation import AugmentationConfig
 from genssl.config.base import ComponentConfig, Kind, Section
+from genssl.config.generator_recipes.base import Count
 
 
 class ConditionerConfig(Section):
@@ -34,3 +35,22 @@ class ConditionerConfig(Section):
         if "run" in info.data and (value is None) == (info.data["run"] is None):
             raise ValueError("the encoder comes from a `run` or is a `backbone` trained here; give one of them")
         return value
+
+
+class AutoencoderConfig(Section):
+    """A KL autoencoder (Rombach et al. 2022), given or trained here on the images.
+
+    Each channel count beyond the first halves the resolution.
+    """
+
+    model: str | None = Field(
+        None,
+        min_length=1,
+        description="folder or hub id of a diffusers AutoencoderKL, which is copied; nothing below is used then",
+    )
+    block_out_channels: list[Count] = Field([32, 64], min_length=1)
+    latent_channels: Count = 4
+    epochs: Count = 100
+    batch_size: int = Field(128, ge=2)
+    lr: float = Field(2e-3, gt=0)
+    kl_weight: float = Field(1e-4, ge=0)
