@@ -94,7 +94,7 @@ def test_every_command_is_one_that_genssl_takes(page, command, monkeypatch):
     name, *arguments = shlex.split(command)[1:]
     group = typer.main.get_command(app)
     with click.Context(group) as context:
-        called = group.get_command(context, name)
+        called = group.get_command(context, name)  # type: ignore[attr-defined]
         assert called is not None
         if isinstance(called, click.Group):
             assert not arguments or called.get_command(context, arguments[0]) is not None

@@ -16,7 +16,7 @@ from genssl.cli.main import app
 GROUP = typer.main.get_command(app)
 COMMANDS = [
     (*path, name)
-    for path, group in (((), GROUP), *(((name,), GROUP.commands[name]) for name in ("store", "recipes")))
+    for path, group in (((), GROUP), *(((name,), GROUP.commands[name]) for name in ("store", "recipes")))  # type: ignore[attr-defined]
     for name in group.commands
 ]
 

@@ -129,6 +129,6 @@ def test_ranks_cut_what_one_process_cuts(pictures):
 
 def test_parts_of_a_data_set_have_what_the_whole_has(pictures):
     rest, part = hold_out(pictures, 0.5)
-    assert sorted(data.pixels(row).shape[1:] for data in (rest, part) for row in range(len(data))) == sorted(SIZES)
+    assert sorted(data.pixels(row).shape[1:] for data in (rest, part) for row in range(len(data))) == sorted(SIZES)  # type: ignore[attr-defined]
     rest, _ = hold_out(load_dataset(DigitsConfig(), "train"), 0.5)
     assert not hasattr(rest, "pixels")

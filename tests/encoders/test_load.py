@@ -51,7 +51,7 @@ def torchvision_resnet() -> Any:
 
 def narrow_resnet(config: type[ResNetConfig], stem: Literal["imagenet", "small"] = "imagenet") -> Any:
     """torchvision's network (tests/backbones says so) but for its width, which makes it quick."""
-    return lived_in(build_resnet(config(stem=stem, width=8)))
+    return lived_in(build_resnet(config(stem=stem, width=8)))  # type: ignore[call-arg]
 
 
 def prefixed(prefix: str, network: nn.Module) -> dict[str, torch.Tensor]:

@@ -263,7 +263,7 @@ def test_a_file_that_cannot_be_read_costs_no_steps(tmp_path, monkeypatch):
     (photos / "00.png").write_bytes(kept)
     console = quiet()
     train_generator(recipe(text), tmp_path / "out", console)
-    assert "goes on where it was saved last" in " ".join(console.file.getvalue().split())
+    assert "goes on where it was saved last" in " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
 
 

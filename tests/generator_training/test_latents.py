@@ -75,7 +75,7 @@ def test_a_flow_of_latents_decodes_where_its_steps_end(tmp_path, digits_test):
     condition = torch.cat([embeddings, torch.zeros(3, 1)], dim=1)
     autoencoder = AutoencoderKL.from_pretrained(tmp_path / "flow" / "vae")
     with torch.inference_mode():
-        latents = noise + generator._velocity(noise, 0.0, condition, None)
+        latents = noise + generator._output(noise, 0.0, condition, {}, 0)
         images = autoencoder.decode(latents / autoencoder.config["scaling_factor"]).sample
     wanted = ((images / 2 + 0.5).clamp(0, 1) * 255).round()
     assert (wanted - made).abs().max() <= 1

@@ -95,7 +95,7 @@ def test_patience_ends_a_training_and_keeps_the_best_weights(tmp_path, monkeypat
     text = FLOW.replace("steps: 6", "steps: 400") + HELD_OUT + "monitor: {every_steps: 3, sources: 32, patience: 2}\n"
     console = quiet()
     train_generator(recipe(text), tmp_path / "out", console)
-    assert "step 12: no better for 2 looks; back to step 6" in console.file.getvalue()
+    assert "step 12: no better for 2 looks; back to step 6" in console.file.getvalue()  # type: ignore[attr-defined]
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["progress"]["kept_step"] == 6
     assert [look["step"] for look in card["progress"]["looks"]] == [3, 6, 9, 12]

@@ -170,8 +170,8 @@ def test_the_encoder_is_dropped_when_nothing_needs_it_and_comes_back(tmp_path, d
     engine = unclip_with(tmp_path / "kept")
     source = InProcessSource(engine, digits_test, Ledger())
     source.take(requests(digits_test, [0]))
-    assert engine.generator._encoder._network is not None
+    assert engine.generator._encoder._network is not None  # type: ignore[attr-defined]
     monkeypatch.setattr(engine_module, "IDLE_SECONDS", -1.0)
     first = source.take(requests(digits_test, [0])).images
-    assert engine.generator._encoder._network is None
+    assert engine.generator._encoder._network is None  # type: ignore[attr-defined]
     np.testing.assert_array_equal(source.take(requests(digits_test, [0, 1])).images[:1], first)

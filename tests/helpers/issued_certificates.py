@@ -36,7 +36,7 @@ def issue(
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
-        .public_key(key.public_key())
+        .public_key(key.public_key())  # type: ignore[attr-defined]
         .serial_number(x509.random_serial_number())
         .not_valid_before(now + timedelta(days=since))
         .not_valid_after(now + timedelta(days=days))
@@ -44,6 +44,6 @@ def issue(
         .sign(key, None if kind.startswith("Ed") else hashes.SHA256())
     )
     tls = TLSConfig(certificate=folder / "certificate.pem", key=folder / "key.pem")
-    tls.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    tls.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))  # type: ignore[attr-defined]
     tls.certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
     return tls

@@ -118,7 +118,7 @@ def test_the_imagenette_recipe_has_lightlys_settings():
     )
     assert (method["projector_hidden_dim"], method["projector_output_dim"], method["temperature"]) == (512, 128, 0.5)
     assert (train.epochs, train.batch_size, recipe.schedule.warmup_epochs) == (800, 256, 0)
-    assert (recipe.dataset.image_size, recipe.backbone.name) == (128, "resnet18")
+    assert (recipe.dataset.image_size, recipe.backbone.name) == (128, "resnet18")  # type: ignore[attr-defined]
     made = recipe.views.augmentation
     assert made.second is None
     assert (made.brightness, made.contrast, made.saturation, made.hue) == (0.4, 0.4, 0.4, 0.1)  # 0.5 x .8, .8, .8, .2
@@ -254,7 +254,7 @@ def test_headers_name_the_deviations_that_the_code_has(name):
     assert ("No weight decay on biases and norms" in header) == (recipe.optimizer.name == "sgd")
     assert ("The stem pads by 1" in header) == name.startswith("cifar")
     assert ("The warm-up begins at" in header) == (recipe.schedule.warmup_epochs > 0)
-    blur = Augment(recipe.views.augmentation.of_view(0), recipe.dataset.image_size)
+    blur = Augment(recipe.views.augmentation.of_view(0), recipe.dataset.image_size)  # type: ignore[attr-defined]
     narrow = blur.config.blur_probability > 0 and blur.blur_radius < 3 * blur.config.blur_sigma[1]
     if narrow:
         assert f"The blur's kernel is {2 * blur.blur_radius + 1} pixels wide" in header

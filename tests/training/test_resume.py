@@ -68,12 +68,12 @@ def assert_equal(one: object, other: object) -> None:
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, other)
     elif isinstance(one, dict):
-        assert one.keys() == other.keys()
+        assert one.keys() == other.keys()  # type: ignore[attr-defined]
         for name in one:
             assert_equal(one[name], other[name])
     elif isinstance(one, list):
         assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
+        for a, b in zip(one, other, strict=True):  # type: ignore[call-overload]
             assert_equal(a, b)
     else:
         assert one == other

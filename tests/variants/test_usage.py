@@ -156,7 +156,7 @@ def test_it_agrees_with_a_set_and_a_counter_across_restarts(tmp_path, per_image,
             truth.agrees_with(ledger, sources)
             pool.clear()
     if per_image == "fresh":
-        assert len(ledger.usage.state()["indices"]) <= 8, (
+        assert len(ledger.usage.state()["indices"]) <= 8, (  # type: ignore[call-overload]
             "what has passed is forgotten, though equal rows had to be found"
         )
     assert len(truth.stood_in) > 20
@@ -190,7 +190,7 @@ def deliver_epochs(ledger: Ledger, plan: ViewPlan, rows: int, epochs: int, late:
         usage._newest = int(numbers.max())
         before = plan._of_epoch(epoch - 1)[1][:, 1] if epoch else numbers
         for row in np.flatnonzero(is_late).tolist():
-            usage.add(int(sources[row]).to_bytes(8) * 2, int(before[row]), True, row)
+            usage.add(int(sources[row]).to_bytes(8) * 2, int(before[row]), True, row)  # type: ignore[call-arg]
     usage._sources[:], usage._seen[:] = sources, True
 
 

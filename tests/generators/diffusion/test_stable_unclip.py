@@ -395,7 +395,7 @@ def test_a_tiny_decoder_takes_the_place_of_the_models_own(tiny, tmp_path):
 
 
 def test_presets_give_what_the_block_does_not():
-    paper = StableUnCLIPConfig(preset="unclip-paper")
+    paper = StableUnCLIPConfig(preset="unclip-paper")  # type: ignore[call-arg]
     assert (paper.model, paper.image_size, paper.output_size) == (
         "sd2-community/stable-diffusion-2-1-unclip-small",
         768,
@@ -406,7 +406,7 @@ def test_presets_give_what_the_block_does_not():
     assert (own.model, own.num_inference_steps, own.output_size) == ("here", 4, 512)
     assert StableUnCLIPConfig.model_validate(own.model_dump()) == own, "a resolved recipe says the same again"
     with pytest.raises(ValidationError, match="model"):
-        StableUnCLIPConfig()
+        StableUnCLIPConfig()  # type: ignore[call-arg]
     with pytest.raises(ValidationError, match=r"guidance_end is 0.2, before guidance_start 0.5"):
         StableUnCLIPConfig(model="here", guidance_start=0.5, guidance_end=0.2)
 

@@ -168,7 +168,7 @@ def test_a_flow_of_the_same_encoder_shares_the_kept_embeddings_and_a_clip_does_n
     cache = str(tmp_path / "kept")
     first = open_generator(config_of(own, embedding_cache=cache), CPU)
     same = open_generator(FlowConfig(model=str(flow), embedding_cache=cache), CPU)
-    assert same.kept_embeddings is first.kept_embeddings
+    assert same.kept_embeddings is first.kept_embeddings  # type: ignore[attr-defined]
     with pytest.raises(GeneratorError, match="holds embeddings of another conditioner"):
         open_generator(config_of(clip, embedding_cache=cache), CPU)
 
@@ -182,7 +182,7 @@ def test_an_adaptive_noise_level_is_refused_where_the_encoder_has_no_patches(own
         open_generator(config_of(own, **varying), CPU)
     with pytest.raises(RequestRefusedError, match="adaptive needs a conditioner with a feature map"):
         VariantEngine(make(own), [1]).complete({"noise_level.adaptive": 1})
-    assert open_generator(config_of(clip, **varying), CPU).embed_with_foreground(some_images()).shape == (3, 33)
+    assert open_generator(config_of(clip, **varying), CPU).embed_with_foreground(some_images()).shape == (3, 33)  # type: ignore[attr-defined]
 
 
 def test_ranges_and_the_drift_guard_work_with_either(own, digits_test):

@@ -93,7 +93,7 @@ def test_the_fingerprint_covers_bank_and_encoder_and_k_is_a_parameter(retrieval,
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "more.png")
     others.append(made(neighbours=3))
     assert len({one.spec.fingerprint for one in [first, *others]}) == 5
-    assert RetrievalConfig(bank={"images": str(tmp_path)}, encoder=ENCODER).bank.images.root == tmp_path
+    assert RetrievalConfig(bank={"images": str(tmp_path)}, encoder=ENCODER).bank.images.root == tmp_path  # type: ignore[attr-defined]
     with pytest.raises(RequestRefusedError, match="neighbours: 500 is outside 1"):
         first.check({"neighbours": 500})
 

@@ -253,7 +253,7 @@ def test_an_error_of_the_embedder_itself_leaves_nobody_waiting(monkeypatch, capl
             patch.setattr(on, "sources_embedded", broken)
             on.eye.gate.set()
             for task in tasks:
-                assert isinstance(*(await asyncio.wait_for(task, 5))[0].values(), GenerationFailedError)
+                assert isinstance(*(await asyncio.wait_for(task, 5))[0].values(), GenerationFailedError)  # type: ignore[call-arg]
         assert greys(await on.embed(3)) == [3]
 
     bench(test)

@@ -48,7 +48,7 @@ def test_a_pause_neither_saves_turns_nor_costs_any():
     for number in range(60):
         turns.add("busy", "c", f"busy{number}")
     for _ in range(50):
-        turns.charge(*turns.take()[:2], 1.0)
+        turns.charge(*turns.take()[:2], 1.0)  # type: ignore[call-arg]
     for number in range(5):
         turns.add("late", "c", f"late{number}")
     order = served(turns)
@@ -70,10 +70,10 @@ def test_names_that_have_gone_are_forgotten():
     turns = Turns[str]()
     for number in range(3 * REMEMBERED):
         turns.add(f"h{number}", f"c{number}", "thing")
-        turns.charge(*turns.take()[:2], 1.0)
+        turns.charge(*turns.take()[:2], 1.0)  # type: ignore[call-arg]
     for number in range(3 * REMEMBERED):
         turns.add("one", f"c{number}", "thing")
-        turns.charge(*turns.take()[:2], 1.0)
+        turns.charge(*turns.take()[:2], 1.0)  # type: ignore[call-arg]
     assert len(turns._holders) <= 2 * REMEMBERED
     assert len(turns._clients) <= 2 * REMEMBERED
     assert len(turns._clients["one"]) <= 2 * REMEMBERED

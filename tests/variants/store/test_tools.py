@@ -222,7 +222,7 @@ def test_what_the_manifests_say_is_kept_where_they_agree(tmp_path):
         manifest = json.loads((store / "store.json").read_text())
         (store / "store.json").write_text(json.dumps({**manifest, **extra}))
     with VariantStore(stores[1]) as store:
-        store.describe_generator(GENERATOR, StoredGenerator(name="flow", licence="MIT"))
+        store.describe_generator(GENERATOR, StoredGenerator(name="flow", licence="MIT"))  # type: ignore[attr-defined]
     assert merge(tmp_path / "out", stores).dropped == ["by"]
     merged = json.loads((tmp_path / "out" / "store.json").read_text())
     assert "by" not in merged
