@@ -35,9 +35,8 @@ if TYPE_CHECKING:
     from genssl.client.aio import AsyncVariantClient
     from genssl.client.blocking import VariantClient
     from genssl.config.base import ComponentConfig
-    from genssl.config.load import load
+    from genssl.config.load import load, load_study
     from genssl.config.recipe import Recipe
-    from genssl.config.study import load_study
     from genssl.encoders.load import load_encoder
     from genssl.errors import UserError
     from genssl.registry import BACKBONES, DATASETS, EVALUATORS, GENERATORS, METHODS

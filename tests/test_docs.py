@@ -15,10 +15,10 @@ import typer.main
 import genssl
 from genssl.cli.main import app
 from genssl.config.generator_recipes.base import GeneratorRecipe
-from genssl.config.load import load
+from genssl.config.load import load, load_study
 from genssl.config.recipe import Recipe
 from genssl.config.server import ServerFile
-from genssl.config.study import Study, load_study
+from genssl.config.study import Study
 from genssl.registry import REGISTRIES
 
 ROOT = Path(__file__).resolve().parent.parent

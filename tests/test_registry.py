@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from genssl.config.base import ComponentConfig
-from genssl.config.document import parse_document
-from genssl.config.load import validate
+from genssl.config.documents.document import parse_document
 from genssl.config.recipe import Recipe
+from genssl.config.validate import validate
 from genssl.errors import ConfigError
 from genssl.registry import REGISTRIES, Entry, Registry, UnknownNameError
 

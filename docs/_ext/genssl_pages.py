@@ -29,8 +29,8 @@ from sphinx.util.docutils import SphinxDirective
 import genssl
 from genssl.cli.main import app as command_line
 from genssl.config.base import ComponentConfig, Kind
-from genssl.config.document import read_document
-from genssl.config.shipped import headline, recipes_folder
+from genssl.config.documents.document import read_document
+from genssl.config.documents.shipped import headline, recipes_folder
 from genssl.registry import REGISTRIES
 
 ROOT = Path(genssl.__file__).resolve().parent.parent

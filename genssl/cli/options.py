@@ -10,7 +10,7 @@ import typer
 
 def complete_recipe(incomplete: str) -> list[str]:
     """Returns what the shell offers for a recipe: shipped names, and files."""
-    from genssl.config.shipped import completions
+    from genssl.config.documents.shipped import completions
     from genssl.errors import UserError
 
     try:

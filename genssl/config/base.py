@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from genssl.base.home import expand_home
-from genssl.config.document import Document
+from genssl.config.documents.document import Document
 
 
 class Section(BaseModel):

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializeAsAny
 
 from genssl.config.base import ComponentConfig, Kind, Section
-from genssl.config.document import parse_document
-from genssl.config.load import validate
+from genssl.config.documents.document import parse_document
+from genssl.config.validate import validate
 
 Normalization = Literal["imagenet", "inception", "cifar10", "cifar100", "none"]
 NORMALIZATIONS: tuple[Normalization, ...] = ("imagenet", "inception", "cifar10", "cifar100", "none")

@@ -1,39 +1,36 @@
-"""Validates documents against pydantic models, and turns every problem into one readable line."""
+"""From files and command lines to validated models: recipes, studies, server files, protocols, single blocks."""
 
 from __future__ import annotations
 
-import types
-import typing
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, SerializeAsAny
 
-from genssl.config.base import Choice, ComponentConfig, Kind
-from genssl.config.document import Document, KeyPath, apply_override, dotted, read_document
+from genssl.base.wording import counted
+from genssl.config.base import ComponentConfig, Kind, Section
+from genssl.config.documents.document import Document, apply_override, apply_setting, parse_document, read_document
+from genssl.config.generator_recipes.base import GeneratorRecipe
+from genssl.config.protocol import Protocol
+from genssl.config.recipe import Recipe
+from genssl.config.server import ServerFile
+from genssl.config.study import STORE_OF_STUDY, Arm, LoadedArm, LoadedStudy, Study
+from genssl.config.validate import validate
 from genssl.errors import ConfigError, suggest
-from genssl.registry import REGISTRIES, PluginError, UnknownNameError
 
 M = TypeVar("M", bound=BaseModel)
 
-# Where pydantic speaks of Python's types, the writer of a YAML file should read of YAML's.
-PLAIN_WORDS = {
-    "model_type": "a mapping of settings is expected",
-    "list_type": "a list is expected",
-    "tuple_type": "a list is expected",
-}
 
-
-def load(model: type[M], path: str | Path, overrides: typing.Sequence[str] = ()) -> M:
+def load(model: type[M], path: str | Path, overrides: Sequence[str] = ()) -> M:
     """Reads a YAML file, applies `key.path=value` overrides in order, and validates it.
 
     Raises:
         ConfigError: naming, for every problem, file:line (or the override), the key path, what was found and what is
             allowed; or, of a file of another kind, the command that takes it.
     """
-    from genssl.config.kinds import require_kind  # which knows the models of all kinds
-
     document = read_document(path)
     require_kind(document, model)
     for override in overrides:
@@ -41,179 +38,230 @@ def load(model: type[M], path: str | Path, overrides: typing.Sequence[str] = ())
     return validate(model, document)
 
 
-def validate(model: type[M], document: Document) -> M:
-    """Validates a document: first every `{name: ...}` block by the Config of the thing it names, then the whole."""
-    chosen = model.member_for(document) if issubclass(model, Choice) else model
-    problems: list[str] = []
-    data = _named_blocks(chosen, document.data, (), document, problems)
-    try:
-        result = chosen.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(problems + explain(error, (), document, chosen)) from None
-    if problems:
-        raise ConfigError(problems)
-    return result  # type: ignore[return-value]
-
-
-def _named_blocks(
-    model: type[BaseModel], data: dict[str, Any], path: KeyPath, document: Document, problems: list[str]
-) -> dict[str, Any]:
-    """Returns the mapping at `path` with its `{name: ...}` blocks, and those of its sections, as validated configs."""
-    done = dict(data)
-    for field, info in model.model_fields.items():
-        kind = next((mark.kind for mark in info.metadata if isinstance(mark, Kind)), None)
-        value, here = data.get(field), (*path, field)
-        if field not in data or (value is None and info.default is None):
-            continue
-        if kind is None:
-            section = _section(info.annotation)
-            if section is not None and isinstance(value, dict):
-                done[field] = _named_blocks(section, value, here, document, problems)
-        elif typing.get_origin(info.annotation) is list:
-            done[field] = _blocks(kind, value, here, document, problems)
-        else:
-            done[field] = _block(kind, value, here, document, problems)
-    return done
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    """Returns the model that a field's annotation is or, as in `Section | None`, has among its members."""
-    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    for item in typing.get_args(annotation) if union else (annotation,):
-        if isinstance(item, type) and issubclass(item, BaseModel):
-            return item
-    return None
-
-
-def _blocks(kind: str, value: Any, path: KeyPath, document: Document, problems: list[str]) -> list[ComponentConfig]:
-    """Validates a list of `{name: ...}` blocks; what fails is added to `problems` and replaced by a stand-in."""
-    if isinstance(value, list):
-        return [_block(kind, item, (*path, index), document, problems) for index, item in enumerate(value)]
-    problems.append(f"{document.where(path)}: {dotted(path)}: a list of blocks is expected, [{{name: ...}}, ...]")
-    return [ComponentConfig(name=dotted(path))]
-
-
-def _block(kind: str, value: Any, path: KeyPath, document: Document, problems: list[str]) -> ComponentConfig:
-    """Validates one `{name: ...}` block; what fails is added to `problems` and replaced by a stand-in.
-
-    The stand-in is valid and has a name of its own: the rest of the document is judged as if the block were right.
-    """
-    stand_in = ComponentConfig(name=dotted(path))
-    registry = REGISTRIES[kind]
-    if isinstance(value, str):
-        value = {"name": value}  # `evaluate: [knn]` is short for `evaluate: [{name: knn}]`
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        allowed = ", ".join(registry.names())
-        problems.append(
-            f"{document.where(path)}: {dotted(path)}: a block with a name is expected, {{name: ...}}; "
-            f"allowed names: {allowed}"
-        )
-        return stand_in
-    try:
-        model = registry.config(value["name"])
-        require_component(kind, value["name"], model)
-    except (UnknownNameError, PluginError) as error:
-        problems.append(f"{document.where((*path, 'name'))}: {dotted(path)}.name: {error}")
-        return stand_in
-    try:
-        config = model.model_validate(value)
-    except ValidationError as error:
-        problems += explain(error, path, document, model)
-        return stand_in
-    return typing.cast(ComponentConfig, config)
-
-
-def require_component(kind: str, name: str, model: Any) -> None:
-    """Raises PluginError if what a plug-in gives for its Config cannot validate a block of a recipe."""
-    if isinstance(model, type) and issubclass(model, ComponentConfig):
-        return
-    shown = f"{model.__module__}.{model.__qualname__}" if isinstance(model, type) else repr(model)
-    raise PluginError(
-        f"the plug-in for {name!r} among the {kind} cannot be used: its Config is {shown}, which does not derive from "
-        "genssl.config.base.ComponentConfig; correct that in the plug-in, or uninstall it"
-    )
-
-
-def explain(error: ValidationError, prefix: KeyPath, document: Document, model: type[BaseModel]) -> list[str]:
-    """Returns pydantic's errors as lines "file:line: key.path: what was found; what is allowed".
+def load_study(
+    path: Path, overrides: Sequence[str] = (), *, seeds: list[int] | None = None, quick: bool = False
+) -> LoadedStudy:
+    """Reads a study and the recipe of every arm.
 
     Args:
-        error: what validating the part of the document at `prefix` by `model` raised.
-        prefix: key path of that part.
-        document: knows the places.
-        model: knows the keys that are allowed.
+        path: of the study's YAML.
+        overrides: `key.path=value` for the recipes of all arms; stronger than the study's `set`, weaker than an arm's.
+        seeds: in place of the file's.
+        quick: takes the short form.
+
+    Raises:
+        ConfigError: naming every problem with file:line, key path, what was found and what is allowed.
     """
-    found: dict[KeyPath, list[ErrorDetails]] = {}
-    for detail in error.errors():
-        found.setdefault(_key_path(detail["loc"], prefix, document, model), []).append(detail)
-    lines = []
-    for path, details in found.items():
-        if len(details) == 1:
-            problem = _problem(details[0], path, model, prefix)
-        else:  # every member of a union has refused the value
-            problem = f"{_shown(details[0]['input'])}{', or '.join(_message(detail) for detail in details)}"
-        lines.append(f"{document.where(path)}: {dotted(path) or 'document'}: {problem}")
-    return lines
+    document = read_document(path)
+    require_kind(document, Study)
+    study = validate(Study, document)
+    if quick and study.quick is None:
+        raise ConfigError([f"{document.where(())}: quick: the study has no short form; leave --quick away, or add one"])
+    base = read_document(Path(document.name).parent / study.recipe)
+    require_kind(base, Recipe)
+    settings = [(("set",), study.set)] + ([(("quick", "set"), study.quick.set)] if quick and study.quick else [])
+    for place, values in settings:
+        for key, value in values.items():
+            apply_setting(base, key, value, document.where((*place, key)))
+    for override in overrides:
+        apply_override(base, override)
+    problems: list[str] = []
+    arms = []
+    for number, arm in enumerate(study.arms):
+        try:
+            arms.append(LoadedArm(arm, _recipe_of(arm, number, base, document)))
+        except ConfigError as error:
+            problems += [f"arm {arm.name}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    loaded = LoadedStudy(
+        study,
+        _with_store(_copy(base), document.where(("set",))),
+        arms,
+        seeds or (study.quick.seeds if quick and study.quick else study.seeds),
+        quick,
+    )
+    problems = _disagreements(loaded, document)
+    if problems:
+        raise ConfigError(problems)
+    return loaded
 
 
-def _problem(detail: ErrorDetails, path: KeyPath, model: type[BaseModel], prefix: KeyPath) -> str:
-    value = detail["input"]
-    if detail["type"] == "extra_forbidden":
-        return f"unknown key{suggest(str(path[-1]), _fields_at(model, path[len(prefix) : -1]))}"
-    if detail["type"] == "missing":
-        return "is missing; add it"
-    if detail["type"] == "literal_error":
-        expected = [name.strip("' ") for name in str(detail["ctx"]["expected"]).replace(" or ", ", ").split(",")]
-        return f"{value!r} is not allowed{suggest(str(value), expected)}"
-    return f"{_shown(value)}{_message(detail)}"
+def _recipe_of(arm: Arm, number: int, base: Document, study: Document) -> Recipe:
+    """Returns the recipe of an arm."""
+    copied = _copy(base)
+    for key, value in arm.set.items():
+        apply_setting(copied, key, value, study.where(("arms", number, "set", key)))
+    return _with_store(copied, study.where(("arms", number)), needed=arm.control_of is not None)
 
 
-def _message(detail: ErrorDetails) -> str:
-    message = PLAIN_WORDS.get(detail["type"], detail["msg"]).removeprefix("Value error, ")
-    return message[0].lower() + message[1:]
+def _with_store(document: Document, where: str, *, needed: bool = False) -> Recipe:
+    """Validates a recipe; one that reads a store, or is `needed` to, and does not name it gets the study's."""
+    variants = document.data.get("variants")
+    stored = isinstance(variants, dict) and variants.get("source") == "stored"
+    if (stored or needed) and not (isinstance(variants, dict) and variants.get("store")):
+        apply_setting(document, "variants.store", STORE_OF_STUDY, where)
+    return validate(Recipe, document)
 
 
-def _shown(value: Any) -> str:
-    """Returns "value: " for a scalar or a list of scalars; a longer value would drown the message."""
-    items = value if isinstance(value, list) else [value]
-    return f"{value!r}: " if all(isinstance(item, str | int | float | None) for item in items) else ""
+def _copy(document: Document) -> Document:
+    return Document(document.name, copy.deepcopy(document.data), dict(document.places))
 
 
-def _key_path(loc: tuple[str | int, ...], prefix: KeyPath, document: Document, model: type[BaseModel]) -> KeyPath:
-    """Returns `loc` without the parts that pydantic adds to tell the members of a union apart."""
-    value: Any = document.data
-    for part in prefix:
-        value = value[part]
-    path: KeyPath = ()
-    for part in loc:
-        written = isinstance(value, list) if isinstance(part, int) else isinstance(value, dict) and part in value
-        if written or part in _fields_at(model, path):
-            path = (*path, part)
-            value = _item(value, part)
-    return (*prefix, *path)
+def _disagreements(loaded: LoadedStudy, document: Document) -> list[str]:
+    """Returns what makes arms incomparable."""
+    problems = []
+    evaluators = {config.name for config in loaded.base.evaluate}
+    evaluator = loaded.study.metric.split("/")[0]
+    if evaluator not in evaluators:
+        problems.append(
+            f"{document.where(('metric',))}: metric: no evaluator of the base recipe gives {loaded.study.metric!r}"
+            f"{suggest(evaluator, evaluators)}"
+        )
+    reference = loaded.arm(loaded.study.reference).recipe
+    steps = (reference.train.epochs, reference.train.batch_size)
+    for number, item in enumerate(loaded.arms):
+        arm, recipe, where = item.arm, item.recipe, document.where(("arms", number))
+        if not arm.wall_clock_of and (recipe.train.epochs, recipe.train.batch_size) != steps:
+            problems.append(
+                f"{where}: arm {arm.name}: takes {counted(recipe.train.epochs, 'epoch')} of batches of "
+                f"{recipe.train.batch_size}, and the reference {steps[0]} of {steps[1]}; arms are compared at equal "
+                "optimiser steps: remove the setting, or give wall_clock_of"
+            )
+        if arm.wall_clock_of and "train.epochs" in arm.set:
+            problems.append(f"{where}: arm {arm.name}: has both train.epochs and wall_clock_of; leave one of them away")
+        if arm.wall_clock_of and loaded.as_fast_as(arm) is None:
+            problems.append(
+                f"{where}: arm {arm.name}: wall_clock_of needs an arm with the same settings and a fixed length, from "
+                "which its speed is known; add one"
+            )
+        ours = str(recipe.variants.store) == STORE_OF_STUDY
+        if recipe.uses_variants() and ours and recipe.variants.per_image == "fresh":
+            problems.append(
+                f"{where}: arm {arm.name}: reads a store, but variants.per_image is fresh; "
+                "set variants.per_image to the number of variants that are to be stored of each image"
+            )
+        if arm.control_of:
+            other = loaded.arm(arm.control_of).recipe
+            if str(other.variants.store) != STORE_OF_STUDY or other.variants.per_image != recipe.variants.per_image:
+                problems.append(
+                    f"{where}: arm {arm.name}: control_of: {arm.control_of} must read a store of this study with the "
+                    "same variants.per_image"
+                )
+    return problems
 
 
-def _item(value: Any, part: str | int) -> Any:
-    try:
-        return value[part]
-    except (KeyError, IndexError, TypeError):
-        return None
+class _Dataset(Section):
+    dataset: Annotated[SerializeAsAny[ComponentConfig], Kind("datasets")]
 
 
-def _fields_at(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
-    """Returns the keys that `model` allows at `path`, following nested models and lists of them."""
-    current: Any = model
-    for part in path:
-        if (
-            isinstance(part, str)
-            and isinstance(current, type)
-            and issubclass(current, BaseModel)
-            and part in current.model_fields
-        ):
-            current = current.model_fields[part].annotation
-        candidates = [current, *typing.get_args(current)]
-        nested = [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
-        current = nested[0] if nested else current
-    if isinstance(current, type) and issubclass(current, BaseModel):
-        return list(current.model_fields)
-    return []
+class _Evaluator(Section):
+    evaluator: Annotated[SerializeAsAny[ComponentConfig], Kind("evaluators")]
+
+
+class _Backbone(Section):
+    backbone: Annotated[SerializeAsAny[ComponentConfig], Kind("backbones")]
+
+
+BLOCKS: dict[str, type[Section]] = {"dataset": _Dataset, "evaluator": _Evaluator, "backbone": _Backbone}
+
+
+def parse_blocks(what: str, texts: Sequence[str]) -> list[ComponentConfig]:
+    """Reads blocks from the command line: a name, or `{name: knn, k: 5}`.
+
+    Args:
+        what: dataset, evaluator or backbone, the option that they were given by.
+        texts: YAML, one block each.
+
+    Returns:
+        Their configs; `model_fields_set` says which settings were written down.
+
+    Raises:
+        ConfigError: naming the option, for text that is not YAML, unknown names and wrong settings.
+    """
+    configs = []
+    for text in texts:
+        document = parse_document(f"{what}: {text}", f"--{what}")
+        document.places = dict.fromkeys(document.places, f"--{what} {text!r}")  # a line number would say nothing
+        configs.append(getattr(validate(BLOCKS[what], document), what))
+    return configs
+
+
+# ---- Kinds of documents ----
+
+
+@dataclass(frozen=True)
+class DocumentKind:
+    """One kind of file.
+
+    Attributes:
+        model: validates it.
+        mark: a key that only this kind has; a recipe of a run has none of the marks.
+        also: keys that tell it where the mark is left out, if nothing of a recipe of a run is there.
+        called: what people call it.
+        command: what takes it; the file's path follows.
+    """
+
+    model: type[BaseModel]
+    mark: str
+    also: frozenset[str]
+    called: str
+    command: str
+
+
+RECIPE = DocumentKind(Recipe, "method", frozenset(), "a recipe of a training run", "genssl run")
+OTHERS = (
+    DocumentKind(ServerFile, "generators", frozenset({"limits", "address"}), "a server file", "genssl serve-generator"),
+    DocumentKind(Study, "arms", frozenset({"recipe", "seeds", "reference"}), "a study", "genssl compare"),
+    DocumentKind(
+        GeneratorRecipe,
+        "family",
+        frozenset({"denoiser", "image_encoder", "autoencoder", "flow", "adversarial"}),
+        "a recipe of a generator",
+        "genssl train-generator",
+    ),
+    DocumentKind(Protocol, "datasets", frozenset(), "an evaluation protocol", "genssl evaluate RUN --protocol"),
+)
+OF_A_RUN = frozenset({"method", "backbone", "optimizer", "train", "views", "variants"})
+
+
+def model_of(document: Document) -> type[BaseModel]:
+    """Returns the model of a document; some keys mark what is no recipe of a run."""
+    return _kind_of(document).model
+
+
+def require_kind(document: Document, model: type[BaseModel]) -> None:
+    """Raises ConfigError, naming the command that takes it, if a document is of another kind than `model` validates."""
+    wanted = next((kind for kind in (RECIPE, *OTHERS) if issubclass(model, kind.model)), None)
+    found = _kind_of(document)
+    if wanted is None or found is wanted or (found is RECIPE and not OF_A_RUN & document.data.keys()):
+        return  # what is of no kind for certain is told by its keys
+    raise ConfigError([_other(document.name, found, wanted.called)])
+
+
+def require_no_document(path: Path, expected: str) -> None:
+    """Raises ConfigError, naming the command that takes it, if a path is one of these files, and not what is expected.
+
+    Args:
+        path: as it was given on the command line.
+        expected: what the command takes.
+    """
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        raise ConfigError([_other(str(path), _kind_of(read_document(path)), expected)])
+
+
+def _other(name: str, found: DocumentKind, expected: str) -> str:
+    command = f"{found.command} {name}"
+    return f"{name}: is {found.called}, and {expected} is expected here; the command for it is: {command}"
+
+
+def _kind_of(document: Document) -> DocumentKind:
+    keys = document.data.keys()
+    for kind in OTHERS:
+        if kind.mark in keys:
+            return kind
+    if not OF_A_RUN & keys:
+        for kind in OTHERS:
+            if kind.also & keys:
+                return kind
+    return RECIPE

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from genssl.base.wording import counted
 from genssl.config.base import Section
-from genssl.config.document import Document, apply_override, apply_setting, read_document
-from genssl.config.load import validate
 from genssl.config.recipe import Recipe
-from genssl.errors import ConfigError, suggest
+from genssl.errors import suggest
 
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
@@ -158,120 +153,5 @@ class LoadedStudy:
         return [f"{', '.join(arms)}: {warning}" for warning, arms in found.items()]
 
 
-def load_study(
-    path: Path, overrides: Sequence[str] = (), *, seeds: list[int] | None = None, quick: bool = False
-) -> LoadedStudy:
-    """Reads a study and the recipe of every arm.
-
-    Args:
-        path: of the study's YAML.
-        overrides: `key.path=value` for the recipes of all arms; stronger than the study's `set`, weaker than an arm's.
-        seeds: in place of the file's.
-        quick: takes the short form.
-
-    Raises:
-        ConfigError: naming every problem with file:line, key path, what was found and what is allowed.
-    """
-    from genssl.config.kinds import require_kind  # which knows the models of all kinds
-
-    document = read_document(path)
-    require_kind(document, Study)
-    study = validate(Study, document)
-    if quick and study.quick is None:
-        raise ConfigError([f"{document.where(())}: quick: the study has no short form; leave --quick away, or add one"])
-    base = read_document(Path(document.name).parent / study.recipe)
-    require_kind(base, Recipe)
-    settings = [(("set",), study.set)] + ([(("quick", "set"), study.quick.set)] if quick and study.quick else [])
-    for place, values in settings:
-        for key, value in values.items():
-            apply_setting(base, key, value, document.where((*place, key)))
-    for override in overrides:
-        apply_override(base, override)
-    problems: list[str] = []
-    arms = []
-    for number, arm in enumerate(study.arms):
-        try:
-            arms.append(LoadedArm(arm, _recipe_of(arm, number, base, document)))
-        except ConfigError as error:
-            problems += [f"arm {arm.name}: {problem}" for problem in error.problems]
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
-    loaded = LoadedStudy(
-        study,
-        _with_store(_copy(base), document.where(("set",))),
-        arms,
-        seeds or (study.quick.seeds if quick and study.quick else study.seeds),
-        quick,
-    )
-    problems = _disagreements(loaded, document)
-    if problems:
-        raise ConfigError(problems)
-    return loaded
-
-
-def _recipe_of(arm: Arm, number: int, base: Document, study: Document) -> Recipe:
-    """Returns the recipe of an arm."""
-    copied = _copy(base)
-    for key, value in arm.set.items():
-        apply_setting(copied, key, value, study.where(("arms", number, "set", key)))
-    return _with_store(copied, study.where(("arms", number)), needed=arm.control_of is not None)
-
-
-def _with_store(document: Document, where: str, *, needed: bool = False) -> Recipe:
-    """Validates a recipe; one that reads a store, or is `needed` to, and does not name it gets the study's."""
-    variants = document.data.get("variants")
-    stored = isinstance(variants, dict) and variants.get("source") == "stored"
-    if (stored or needed) and not (isinstance(variants, dict) and variants.get("store")):
-        apply_setting(document, "variants.store", STORE_OF_STUDY, where)
-    return validate(Recipe, document)
-
-
 def _without_length(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": 1})})
-
-
-def _copy(document: Document) -> Document:
-    return Document(document.name, copy.deepcopy(document.data), dict(document.places))
-
-
-def _disagreements(loaded: LoadedStudy, document: Document) -> list[str]:
-    """Returns what makes arms incomparable."""
-    problems = []
-    evaluators = {config.name for config in loaded.base.evaluate}
-    evaluator = loaded.study.metric.split("/")[0]
-    if evaluator not in evaluators:
-        problems.append(
-            f"{document.where(('metric',))}: metric: no evaluator of the base recipe gives {loaded.study.metric!r}"
-            f"{suggest(evaluator, evaluators)}"
-        )
-    reference = loaded.arm(loaded.study.reference).recipe
-    steps = (reference.train.epochs, reference.train.batch_size)
-    for number, item in enumerate(loaded.arms):
-        arm, recipe, where = item.arm, item.recipe, document.where(("arms", number))
-        if not arm.wall_clock_of and (recipe.train.epochs, recipe.train.batch_size) != steps:
-            problems.append(
-                f"{where}: arm {arm.name}: takes {counted(recipe.train.epochs, 'epoch')} of batches of "
-                f"{recipe.train.batch_size}, and the reference {steps[0]} of {steps[1]}; arms are compared at equal "
-                "optimiser steps: remove the setting, or give wall_clock_of"
-            )
-        if arm.wall_clock_of and "train.epochs" in arm.set:
-            problems.append(f"{where}: arm {arm.name}: has both train.epochs and wall_clock_of; leave one of them away")
-        if arm.wall_clock_of and loaded.as_fast_as(arm) is None:
-            problems.append(
-                f"{where}: arm {arm.name}: wall_clock_of needs an arm with the same settings and a fixed length, from "
-                "which its speed is known; add one"
-            )
-        ours = str(recipe.variants.store) == STORE_OF_STUDY
-        if recipe.uses_variants() and ours and recipe.variants.per_image == "fresh":
-            problems.append(
-                f"{where}: arm {arm.name}: reads a store, but variants.per_image is fresh; "
-                "set variants.per_image to the number of variants that are to be stored of each image"
-            )
-        if arm.control_of:
-            other = loaded.arm(arm.control_of).recipe
-            if str(other.variants.store) != STORE_OF_STUDY or other.variants.per_image != recipe.variants.per_image:
-                problems.append(
-                    f"{where}: arm {arm.name}: control_of: {arm.control_of} must read a store of this study with the "
-                    "same variants.per_image"
-                )
-    return problems

@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from genssl.config.augmentation import AugmentationConfig
 from genssl.config.base import ComponentConfig
+from genssl.config.views import AugmentationConfig
 
 # Crop and flip, as linear evaluation and fine-tuning are done in the field (Chen et al. 2020, SimCLR, appendix B.6).
 CROP_AND_FLIP = AugmentationConfig.model_validate({"preset": "crop_only", "flip_probability": 0.5})

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 
 from genssl.base.files import provisional, write_atomically
 from genssl.base.safetensors_file import read_tensors
-from genssl.config.document import read_document
-from genssl.config.dump import to_yaml
+from genssl.config.documents.document import read_document
+from genssl.config.documents.dump import to_yaml
 from genssl.config.recipe import Recipe
 from genssl.config.study import STORE_OF_STUDY, LoadedArm, LoadedStudy
 from genssl.errors import ConfigError, UserError

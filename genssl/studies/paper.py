@@ -7,7 +7,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from genssl.config.document import parse_document
+from genssl.config.documents.document import parse_document
 from genssl.config.study import Arm
 from genssl.errors import ConfigError, suggest
 from genssl.studies.model import PaperCell

@@ -15,7 +15,7 @@ from typing import Any
 
 from genssl.base.files import is_claimed, provisional, write_atomically
 from genssl.config.comparable import differences
-from genssl.config.dump import to_yaml
+from genssl.config.documents.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from genssl.config.augmentation import AugmentationConfig
+from genssl.config.views import AugmentationConfig
 from genssl.data.crops import CropDraws
 from genssl.views.operations import (
     adjust_brightness,

@@ -13,8 +13,7 @@ from genssl.base.home import expand_home
 from genssl.client.images import stored_image
 from genssl.client.messages import read_token_file
 from genssl.config.generator_recipes.base import GeneratorRecipe
-from genssl.config.load import load
-from genssl.config.protocol import parse_blocks
+from genssl.config.load import load, parse_blocks
 from genssl.config.recipe import ClientTLSConfig, Recipe
 from genssl.config.server import ServerFile
 from genssl.data.configs import FolderConfig, ImageNetConfig

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from genssl import __version__
-from genssl.config.document import parse_document, read_document
-from genssl.config.dump import to_yaml
-from genssl.config.kinds import model_of
-from genssl.config.load import load, validate
+from genssl.config.documents.document import parse_document, read_document
+from genssl.config.documents.dump import to_yaml
+from genssl.config.load import load, model_of
 from genssl.config.recipe import Recipe
+from genssl.config.validate import validate
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = str(ROOT / "recipes" / "simclr_sd.yaml")

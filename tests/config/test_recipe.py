@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from genssl.config.augmentation import PairAugmentationConfig
-from genssl.config.document import parse_document
-from genssl.config.dump import to_yaml
-from genssl.config.load import validate
+from genssl.config.documents.document import parse_document
+from genssl.config.documents.dump import to_yaml
 from genssl.config.recipe import Recipe
+from genssl.config.validate import validate
+from genssl.config.views import PairAugmentationConfig
 from genssl.errors import ConfigError
 
 PLAIN = """\

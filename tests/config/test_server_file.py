@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from genssl.config.document import parse_document
+from genssl.config.documents.document import parse_document
 from genssl.config.limits import COPIES, LimitsConfig
-from genssl.config.load import validate
 from genssl.config.server import ServerFile, generator_id
+from genssl.config.validate import validate
 from genssl.errors import ConfigError
 
 GENERATORS = "generators:\n- {name: stable_unclip, model: builtin:digits-unclip}\n"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from genssl.config.study import STORE_OF_STUDY, LoadedStudy, load_study
+from genssl.config.load import load_study
+from genssl.config.study import STORE_OF_STUDY, LoadedStudy
 from genssl.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

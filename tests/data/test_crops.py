@@ -10,8 +10,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from genssl.base.devices import stream
-from genssl.config.augmentation import AugmentationConfig
-from genssl.config.views import CropsConfig, ViewsConfig
+from genssl.config.views import AugmentationConfig, CropsConfig, ViewsConfig
 from genssl.data.configs import DigitsConfig, FolderConfig
 from genssl.data.crops import cut
 from genssl.data.folder import ImageFolder

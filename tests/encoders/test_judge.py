@@ -12,8 +12,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from genssl.config.load import load
-from genssl.config.protocol import Protocol, parse_blocks
+from genssl.config.load import load, parse_blocks
+from genssl.config.protocol import Protocol
 from genssl.config.recipe import Recipe
 from genssl.data.configs import Cifar10Config, DigitsConfig, FolderConfig, ImageNetConfig
 from genssl.data.decode import decode

@@ -27,7 +27,7 @@ from genssl.backbones.configs import (
 )
 from genssl.backbones.resnet import build_resnet
 from genssl.backbones.vit import build_vit
-from genssl.config.dump import to_yaml
+from genssl.config.documents.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.encoders.load import EncoderError, LoadedEncoder, load_encoder

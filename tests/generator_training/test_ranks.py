@@ -23,9 +23,10 @@ from torch import nn
 
 from genssl.base.devices import seeded_initialisation
 from genssl.base.ranks import Ranks
-from genssl.config.document import parse_document
+from genssl.config.documents.document import parse_document
 from genssl.config.generator_recipes.base import GeneratorRecipe
-from genssl.config.load import load, validate
+from genssl.config.load import load
+from genssl.config.validate import validate
 from genssl.generator_training.family import batch_problems
 from genssl.generator_training.loop import Checkpoints, Loop, fit
 from genssl.generator_training.rows import Draws

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from genssl.base.ranks import ALONE, Ranks
-from genssl.config.augmentation import AugmentationConfig
+from genssl.config.views import AugmentationConfig
 from genssl.data.configs import FolderConfig
 from genssl.data.folder import ImageFolder
 from genssl.errors import DataError

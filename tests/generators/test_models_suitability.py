@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from genssl.config.document import read_document
-from genssl.config.kinds import model_of
-from genssl.config.load import load
+from genssl.config.documents.document import read_document
+from genssl.config.load import load, load_study, model_of
 from genssl.config.recipe import Recipe
-from genssl.config.study import Study, load_study
+from genssl.config.study import Study
 from genssl.generators.models import small_variants, trained_on
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,9 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
-from genssl.config.document import parse_document
+from genssl.config.documents.document import parse_document
 from genssl.config.generator_recipes.base import GeneratorRecipe
-from genssl.config.load import validate
+from genssl.config.validate import validate
 from genssl.errors import ConfigError
 from genssl.generators.models import BUILTIN
 from genssl.quality import measures as generator_quality

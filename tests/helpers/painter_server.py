@@ -14,9 +14,9 @@ import grpc
 import numpy as np
 import torch
 
-from genssl.config.document import parse_document
-from genssl.config.load import validate
+from genssl.config.documents.document import parse_document
 from genssl.config.server import ServerFile
+from genssl.config.validate import validate
 from genssl.data.base import UInt8Array, raw_image
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1 import generation_pb2_grpc as pb_grpc

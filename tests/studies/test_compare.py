@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from genssl.config.study import load_study
+from genssl.config.load import load_study
 from genssl.errors import UserError
 from genssl.studies.compare import compare
 from genssl.studies.model import Summary

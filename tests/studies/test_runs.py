@@ -11,7 +11,7 @@ import pytest
 from short_runs import RECIPE
 
 from genssl.cli.tables import repeats
-from genssl.config.dump import to_yaml
+from genssl.config.documents.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from genssl.cli.training.compare import Watcher
-from genssl.config.study import load_study
+from genssl.config.load import load_study
 from genssl.studies.compare import compare
 
 STUDIES = Path(__file__).resolve().parents[2] / "recipes" / "studies"

@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 from short_runs import run_and_read
 
-from genssl.config.document import read_document
-from genssl.config.kinds import model_of
-from genssl.config.load import load
+from genssl.config.documents.document import read_document
+from genssl.config.load import load, model_of
 from genssl.config.recipe import Recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

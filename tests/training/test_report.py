@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from short_runs import RECIPE
 
-from genssl.config.dump import to_yaml
+from genssl.config.documents.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.training import report

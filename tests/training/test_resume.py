@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from short_runs import RECIPE, ROOT, SHORT, run_and_read, without_pictures
 
 from genssl.base.files import claim, is_claimed
-from genssl.config.dump import to_yaml
+from genssl.config.documents.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError

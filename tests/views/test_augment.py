@@ -10,7 +10,7 @@ import torch
 from torchvision.transforms.v2 import functional as tv
 
 from genssl.base.devices import stream
-from genssl.config.augmentation import AugmentationConfig
+from genssl.config.views import AugmentationConfig
 from genssl.views import operations
 from genssl.views.augment import Augment, Draws, draw_crops
 from genssl.views.operations import gaussian_blur, resized_crop, to_grey

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from genssl.config.augmentation import AugmentationConfig
+from genssl.config.views import AugmentationConfig
 from genssl.views.augment import draw_crops
 from genssl.views.operations import (
     adjust_brightness,

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from genssl.base.devices import stream
-from genssl.config.augmentation import AugmentationConfig
+from genssl.config.views import AugmentationConfig
 from genssl.data.configs import FolderConfig
 from genssl.data.crops import cut
 from genssl.data.folder import ImageFolder

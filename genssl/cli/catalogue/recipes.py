@@ -22,7 +22,7 @@ def recipes(context: typer.Context) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from genssl.config.shipped import headline, shipped_recipes
+    from genssl.config.documents.shipped import headline, shipped_recipes
 
     shipped = shipped_recipes()
     longest = max(len(name) for name in shipped)
@@ -47,7 +47,7 @@ def copy(
     genssl recipes copy imagenet/simclr
     genssl recipes copy studies/methods my-study.yaml
     """
-    from genssl.config.shipped import copy_recipe
+    from genssl.config.documents.copy import copy_recipe
 
     for path in copy_recipe(name, destination or Path()):
         print(f"{path}: written")

@@ -22,11 +22,11 @@ def show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     genssl show cifar10/simclr train.batch_size=512
     genssl show servers/digits_unclip.yaml
     """
-    from genssl.config.document import apply_override, read_document
-    from genssl.config.dump import to_yaml
-    from genssl.config.kinds import model_of
-    from genssl.config.load import validate
+    from genssl.config.documents.document import apply_override, read_document
+    from genssl.config.documents.dump import to_yaml
+    from genssl.config.load import model_of
     from genssl.config.recipe import Recipe
+    from genssl.config.validate import validate
 
     document = read_document(recipe)
     for override in overrides or []:

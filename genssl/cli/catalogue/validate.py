@@ -32,10 +32,10 @@ def validate(
     """
     import sys
 
-    from genssl.config.document import apply_override, read_document
-    from genssl.config.kinds import model_of
-    from genssl.config.load import validate as check
-    from genssl.config.study import Study, load_study
+    from genssl.config.documents.document import apply_override, read_document
+    from genssl.config.load import load_study, model_of
+    from genssl.config.study import Study
+    from genssl.config.validate import validate as check
     from genssl.errors import ConfigError
 
     paths = [Path(item) for item in recipes if "=" not in item]

@@ -35,7 +35,7 @@ def convert_weights(
         --features swav_800ep_pretrain.pth.tar --out icgan-256
     genssl run simclr_icgan generator.model=icgan-256
     """
-    from genssl.config.kinds import require_no_document
+    from genssl.config.load import require_no_document
 
     for path in (checkpoint, features):
         require_no_document(path, "a checkpoint of PyTorch")

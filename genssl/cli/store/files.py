@@ -146,7 +146,7 @@ def _sources_of(store: Path, dataset: str | None) -> tuple[Sources | None, str |
     Raises:
         UserError: if a given data set cannot be had, or the store cannot be read.
     """
-    from genssl.config.protocol import parse_blocks
+    from genssl.config.load import parse_blocks
     from genssl.data.load import load_dataset
     from genssl.data.sources import Sources
     from genssl.variants.store.facts import dataset_blocks
@@ -167,7 +167,7 @@ def _sources_of(store: Path, dataset: str | None) -> tuple[Sources | None, str |
 
 def _readable(block: dict[str, Any]) -> list[ComponentConfig]:
     """Returns the block that a manifest holds, if this genssl understands it; nothing is downloaded for it."""
-    from genssl.config.protocol import parse_blocks
+    from genssl.config.load import parse_blocks
     from genssl.errors import UserError
 
     try:

@@ -45,7 +45,7 @@ def compare(
     Settings are of the recipe, for all arms. What is finished below --out is not run again: the same command goes on
     where it was stopped. DIR gets report.html, summary.json, summary.csv, runs.csv, figures/ and every run directory.
     """
-    from genssl.config.study import load_study
+    from genssl.config.load import load_study
 
     loaded = load_study(study, overrides or [], seeds=_numbers(seeds), quick=quick)
     with nullcontext(out) if out is not None else new_folder(Path("studies"), loaded.study.name) as folder:

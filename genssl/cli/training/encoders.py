@@ -22,7 +22,7 @@ def load_encoders(names: Sequence[str], device: torch.device, console: Console, 
         console: where it is said.
         settings: of `load_encoder`.
     """
-    from genssl.config.kinds import require_no_document
+    from genssl.config.load import require_no_document
 
     for name in names:
         require_no_document(Path(name), "an encoder")

@@ -117,8 +117,8 @@ def evaluate(
         --variants runs/online-1 --evaluator frechet
     """
     from genssl.config.encoder import NORMALIZATIONS
-    from genssl.config.load import load
-    from genssl.config.protocol import Protocol, parse_blocks
+    from genssl.config.load import load, parse_blocks
+    from genssl.config.protocol import Protocol
     from genssl.errors import UserError, suggest
 
     datasets, evaluators = parse_blocks("dataset", dataset or []), parse_blocks("evaluator", evaluator or [])

@@ -65,7 +65,7 @@ def similarity(
         raise UserError(f"--split {split}: is not known{suggest(split, ('train', 'test'))}")
     if out is not None and out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; give a directory")
-    from genssl.config.protocol import parse_blocks
+    from genssl.config.load import parse_blocks
 
     given = parse_blocks("dataset", [dataset])[0] if dataset is not None else None
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 
 from genssl.config.base import Choice, ComponentConfig, Kind, Section
-from genssl.config.document import Document
+from genssl.config.documents.document import Document
 from genssl.errors import ConfigError, suggest
 from genssl.registry import TRAINABLE, UnknownNameError
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 
-from genssl.config.augmentation import AugmentationConfig
 from genssl.config.base import ComponentConfig, Kind, Section
 from genssl.config.generator_recipes.base import Count
+from genssl.config.views import AugmentationConfig
 
 
 class ConditionerConfig(Section):

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from genssl.config.augmentation import AugmentationConfig
 from genssl.config.base import Section
 from genssl.config.generator_recipes.base import Count, GeneratorRecipe
 from genssl.config.generator_recipes.sections import AutoencoderConfig, ConditionerConfig
+from genssl.config.views import AugmentationConfig
 
 
 class ImageEncoderConfig(Section):

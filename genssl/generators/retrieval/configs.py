@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator
 
 from genssl.config.base import ComponentConfig, Section
-from genssl.config.load import require_component
+from genssl.config.validate import require_component
 from genssl.errors import UserError
 from genssl.registry import BACKBONES, DATASETS
 

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from genssl.cli.main import app
-from genssl.config import shipped
-from genssl.config.study import load_study
+from genssl.config.documents import shipped
+from genssl.config.load import load_study
 from genssl.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]

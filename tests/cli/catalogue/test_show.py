@@ -8,9 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from genssl.cli.main import app
-from genssl.config.document import parse_document
-from genssl.config.load import load, validate
+from genssl.config.documents.document import parse_document
+from genssl.config.load import load
 from genssl.config.recipe import Recipe
+from genssl.config.validate import validate
 from genssl.training.update import peak_lr
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from genssl.config.dump import to_yaml
+from genssl.config.documents.dump import to_yaml
 from genssl.config.load import load
 from genssl.config.recipe import Recipe
 from genssl.errors import UserError

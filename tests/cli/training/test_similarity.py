@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from genssl.backbones.configs import ResNet18Config
 from genssl.backbones.resnet import build_resnet
 from genssl.cli.training.similarity import similarity
-from genssl.config.dump import to_yaml
+from genssl.config.documents.dump import to_yaml
 from genssl.encoders.load import load_encoder
 from genssl.errors import UserError
 from genssl.generators.conditioner import save_encoder

@@ -8,10 +8,10 @@ import pytest
 import torch
 import yaml
 
-from genssl.config.document import parse_document
-from genssl.config.dump import to_yaml
-from genssl.config.load import validate
+from genssl.config.documents.document import parse_document
+from genssl.config.documents.dump import to_yaml
 from genssl.config.recipe import Recipe
+from genssl.config.validate import validate
 from genssl.errors import ConfigError
 from genssl.generation.v1 import generation_pb2 as pb
 from genssl.generation.v1.generation_pb2_grpc import GenerationServiceStub

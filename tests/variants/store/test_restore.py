@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genssl.config.protocol import parse_blocks
+from genssl.config.load import parse_blocks
 from genssl.data.base import raw_image
 from genssl.data.load import load_dataset
 from genssl.data.sources import Sources

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from genssl.config.document import _Reader, apply_override, parse_document, read_document
+from genssl.config.documents.document import _Reader, apply_override, parse_document, read_document
 from genssl.errors import ConfigError
 
 
@@ -23,8 +23,8 @@ def problem(text: str) -> str:
 
 @pytest.fixture
 def low_limits(monkeypatch):
-    monkeypatch.setattr("genssl.config.yaml_nodes.MAX_VALUES", 40)
-    monkeypatch.setattr("genssl.config.yaml_nodes.MAX_DEPTH", 5)
+    monkeypatch.setattr("genssl.config.documents.yaml_nodes.MAX_VALUES", 40)
+    monkeypatch.setattr("genssl.config.documents.yaml_nodes.MAX_DEPTH", 5)
 
 
 def doubling(count: int) -> str:
@@ -66,8 +66,8 @@ def test_what_aliases_repeat_is_counted_before_it_is_repeated(monkeypatch):
 
 
 def test_a_text_is_of_bounded_length(tmp_path, monkeypatch):
-    monkeypatch.setattr("genssl.config.yaml_nodes.MAX_CHARACTERS", 100)
-    monkeypatch.setattr("genssl.config.document.MAX_CHARACTERS", 100)
+    monkeypatch.setattr("genssl.config.documents.yaml_nodes.MAX_CHARACTERS", 100)
+    monkeypatch.setattr("genssl.config.documents.document.MAX_CHARACTERS", 100)
     path = tmp_path / "f.yaml"
     path.write_text("a: 1".ljust(100))
     assert read_document(path).data == {"a": 1}

@@ -14,7 +14,8 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from genssl.base.wording import counted
-from genssl.config.yaml_nodes import MAX_CHARACTERS, MAX_DEPTH, LimitError, compose
+from genssl.config.documents.shipped import shipped_or_own, shipped_recipes
+from genssl.config.documents.yaml_nodes import MAX_CHARACTERS, MAX_DEPTH, LimitError, compose
 from genssl.errors import LONGEST_NAME, ConfigError, suggest
 
 KeyPath = tuple[str | int, ...]
@@ -52,10 +53,8 @@ def read_document(path: str | Path) -> Document:
 
     Raises:
         ConfigError: if the file is missing, not YAML, not a mapping, has a key twice, or goes over a limit of
-            `genssl.config.yaml_nodes`.
+            `genssl.config.documents.yaml_nodes`.
     """
-    from genssl.config.shipped import shipped_or_own  # which reads documents
-
     path = shipped_or_own(Path(path).expanduser())
     try:
         with path.open(encoding="utf-8") as file:
@@ -184,8 +183,6 @@ def _first_line(error: YAMLError) -> str:
 
 
 def _missing(path: Path) -> str:
-    from genssl.config.shipped import shipped_recipes  # which reads documents
-
     if "=" in path.name:
         return f"{path}: is a setting, and no file of that name is there; the file comes first, settings follow it"
     shipped = {} if path.is_absolute() else shipped_recipes()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from genssl.config.document import Document, apply_override, dotted, parse_document, read_document
+from genssl.config.documents.document import Document, apply_override, dotted, parse_document, read_document
 from genssl.errors import ConfigError
 
 TEXT = """\
@@ -26,7 +26,7 @@ evaluate:
 """
 
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 COPY = "genssl recipes copy imagenet/simclr"
 
 

@@ -8,16 +8,16 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from genssl.config.augmentation import PairAugmentationConfig
 from genssl.config.base import Section
-from genssl.config.document import apply_override, parse_document
+from genssl.config.documents.document import apply_override, parse_document
 from genssl.config.generator_recipes.base import GeneratorRecipe
-from genssl.config.kinds import model_of
-from genssl.config.load import load, validate
+from genssl.config.load import load, model_of
 from genssl.config.protocol import Protocol
 from genssl.config.recipe import Recipe, TrainConfig
 from genssl.config.server import ServerFile
 from genssl.config.study import Study
+from genssl.config.validate import validate
+from genssl.config.views import PairAugmentationConfig
 from genssl.data.configs import DigitsConfig
 from genssl.errors import ConfigError
 from genssl.evaluators.configs import FewShotConfig, KNNConfig

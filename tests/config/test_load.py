@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from genssl.config.generator_recipes.base import GeneratorRecipe
-from genssl.config.kinds import require_no_document
-from genssl.config.load import load
+from genssl.config.load import load, load_study, require_no_document
 from genssl.config.protocol import Protocol
 from genssl.config.recipe import Recipe
 from genssl.config.server import ServerFile
-from genssl.config.study import Study, load_study
+from genssl.config.study import Study
 from genssl.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
