@@ -60,7 +60,7 @@ _PLACES = {
     "compare": "genssl.studies.compare",
     "load": "genssl.config.load",
     "load_encoder": "genssl.encoders.load",
-    "load_study": "genssl.config.study",
+    "load_study": "genssl.config.load",
     "run": "genssl.training.run",
 }
 

@@ -70,7 +70,7 @@ def test_a_slow_server_does_not_hold_up_a_run_that_reuses(slow_run):
     assert ledger["stall_seconds"] <= 0.1 * (ledger["stall_seconds"] + ledger["trainer_seconds"])
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert all(wanted(row) == (epoch + 1) * STEPS * 128 for epoch, row in enumerate(rows))
-    assert rows[-1]["prefetch_depth"] > 8, "the depth follows the latency"
+    assert rows[-1]["prefetch_depth"] > 2, "a fetch takes longer than no time; tests of the depth pin the law"
     assert rows[-1]["fetch_seconds_p95"] > 0
 
 
