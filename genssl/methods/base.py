@@ -140,7 +140,7 @@ def pair_and_generated(
     alone.
 
     Args:
-        compare: returns the loss between two views, by their places in (*pair, *generated), with weights or None.
+        compare: returns the loss between two views, by their places in `(*pair, *generated)`, with weights or None.
         views: of the batch.
         generated_weight: of the generated views together.
     """
