@@ -54,13 +54,17 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def lock(path: Path, flags: int = os.O_RDWR | os.O_CREAT, *, wait: bool = False, exclusive: bool = True) -> int | None:
+def lock(
+    path: Path, flags: int = os.O_RDWR | os.O_CREAT, *, mode: int = 0o644, wait: bool = False, exclusive: bool = True
+) -> int | None:
     """Opens a file or folder and locks it; an exclusive lock keeps all others out, another one exclusive ones.
+
+    A file that it makes gets `mode`, less the umask.
 
     Returns the descriptor, which has the lock until it is closed; None if another process has it, unless it is waited
     for. Raises OSError if it cannot be opened, or if its file system has no locks.
     """
-    descriptor = os.open(path, flags, 0o644)
+    descriptor = os.open(path, flags, mode)
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
     except BaseException as error:
@@ -120,7 +124,7 @@ def empty(folder: Path) -> None:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 

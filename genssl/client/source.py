@@ -208,6 +208,8 @@ class RemoteSource:
             self._queue.announce(_absent(requests, self._queue.fetcher.look(requests)), NO_STEP)
             return
         self.announced = step
+        if not requests:
+            return
         self._at_hand[step] = self._queue.fetcher.look(requests)
         self._queue.announce(self._lateness.to_ask(_absent(requests, self._at_hand[step]), step), step)
 
@@ -254,6 +256,7 @@ class RemoteSource:
 
     def close(self) -> None:
         """Cancels what is under way, closes the channels, the pool and the store."""
+        self._at_hand.clear()
         self._queue.close(self._servers.close())
         if self._lateness.pool is not None:
             self._lateness.pool.close()

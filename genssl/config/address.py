@@ -45,7 +45,7 @@ def check_target_address(value: str) -> str:
     """Returns the address of a running server; raises ValueError as `check_address`, and for port 0."""
     check_address(value)
     if not value.startswith("unix:") and any(int(one.rpartition(":")[2]) == 0 for one in value.split(",")):
-        raise ValueError("port 0 is no port of a running server; give the one that its log names")
+        raise ValueError("port 0 is not the port of a running server; give the one that its log names")
     return value
 
 
@@ -67,7 +67,7 @@ def _check_host_and_port(value: str) -> None:
     if not host:
         raise ValueError(f"{FORM}, and this has no host")
     if not (port.isascii() and port.isdecimal()) or int(port) > 65535:
-        raise ValueError(f"{FORM}, and {port!r} is no port: they go to 65535")
+        raise ValueError(f"{FORM}, and {port!r} is not a port: they go to 65535")
     try:
         if host.startswith("[") and host.endswith("]"):
             ipaddress.IPv6Address(host[1:-1])
@@ -76,7 +76,7 @@ def _check_host_and_port(value: str) -> None:
         elif ":" in host:
             raise ValueError(f"IPv6 addresses stand in brackets, such as [::1]:{port}")
         elif re.search(r"[/@?#\[\]\\]", host):
-            raise ValueError(f"{FORM}, and {host!r} is no name of a host")
+            raise ValueError(f"{FORM}, and {host!r} is not the name of a host")
     except ipaddress.AddressValueError as error:
         raise ValueError(f"{FORM}, and {host} is no IP address ({error})") from None
 

@@ -11,7 +11,15 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    values,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -23,6 +31,9 @@ from genssl.errors import UserError
 log = logging.getLogger(__name__)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a time series more for each, which nobody reads
+
+# One process counts here. PROMETHEUS_MULTIPROC_DIR, inherited from a web server, would put the numbers into its files.
+values.ValueClass = values.MutexValue
 
 PATH = "/metrics"
 # From a small network on a GPU to a diffusion model with a long queue, three bounds a decade.

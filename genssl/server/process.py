@@ -193,7 +193,11 @@ def _places() -> list[Path]:
 
 def _remove_leftovers(place: Path) -> None:
     """Removes the folders whose process has ended: they are this user's, have our lock, and nobody holds it."""
-    for folder in place.glob(PREFIX + "*"):
+    try:
+        folders = list(place.glob(PREFIX + "*"))
+    except OSError:
+        return
+    for folder in folders:
         try:
             if folder.lstat().st_uid != os.geteuid() or not stat.S_ISDIR(folder.lstat().st_mode):
                 continue

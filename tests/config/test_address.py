@@ -28,17 +28,17 @@ WRONG = {
     "gpu7": "and this has no port",
     "[::1]": "and this has no port",
     ":50051": "and this has no host",
-    "gpu7:": "and '' is no port",
-    "gpu7:http": "and 'http' is no port",
-    "gpu7:-1": "and '-1' is no port",
-    "gpu7:65536": "and '65536' is no port: they go to 65535",
-    "gpu7:5\u0660": "is no port",
+    "gpu7:": "and '' is not a port",
+    "gpu7:http": "and 'http' is not a port",
+    "gpu7:-1": "and '-1' is not a port",
+    "gpu7:65536": "and '65536' is not a port: they go to 65535",
+    "gpu7:5\u0660": "is not a port",
     "gpu7:50051/api": "and nothing may follow the port; write gpu7:50051",
     "gpu 7:50051": "and this has blanks",
     " gpu7:50051": "and this has blanks",
     "gpu7:50051\n": "and this has blanks",
-    "me@gpu7:50051": "is no name of a host",
-    "a/b:50051": "is no name of a host",
+    "me@gpu7:50051": "is not the name of a host",
+    "a/b:50051": "is not the name of a host",
     "::1:50051": "such as [::1]:50051",
     "[::g]:50051": "[::g] is no IP address",
     "10.0.0.256:50051": "10.0.0.256 is no IP address",
@@ -82,7 +82,7 @@ def test_the_forms_that_grpc_knows_are_left_as_they_are(address):
 
 def test_port_0_is_for_servers_alone():
     assert check_address("127.0.0.1:0") == "127.0.0.1:0"
-    with pytest.raises(ValueError, match="port 0 is no port of a running server"):
+    with pytest.raises(ValueError, match="port 0 is not the port of a running server"):
         check_target_address("127.0.0.1:0")
 
 

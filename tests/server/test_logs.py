@@ -12,7 +12,7 @@ import pytest
 from genssl.errors import UserError
 from genssl.server.logs import set_up_logging
 
-log = logging.getLogger("genssl.serving.test")
+log = logging.getLogger("genssl.server.test")
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_machines_read_one_object_a_line(stream):
     assert datetime.fromisoformat(entry.pop("time")).utcoffset().total_seconds() == 0
     assert entry == {
         "level": "warning",
-        "logger": "genssl.serving.test",
+        "logger": "genssl.server.test",
         "message": "made 3",
         "request_id": "r1",
         "client": "a\nb",

@@ -291,7 +291,7 @@ def test_an_unknown_cell_of_the_paper_is_told_before_anything_runs(study, tmp_pa
 def test_the_command_line_tells_mistakes_in_one_message(tmp_path):
     for arguments, said in (
         (["compare", "nowhere.yaml"], "nowhere.yaml: no such file"),
-        (["compare", str(SHIPPED), "--seeds", "0,0"], "--seeds: '0,0' is no list of seeds"),
+        (["compare", str(SHIPPED), "--seeds", "0,0"], "--seeds: '0,0' is not a list of seeds"),
         (["compare", str(SHIPPED), "train.epohcs=3"], "did you mean 'epochs'"),
     ):
         result = subprocess.run(

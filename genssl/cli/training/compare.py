@@ -86,7 +86,7 @@ def _numbers(text: str | None) -> list[int] | None:
         return None
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
-        raise UserError(f"--seeds: {text!r} is no list of seeds; give whole numbers, each once, such as 0,1,2")
+        raise UserError(f"--seeds: {text!r} is not a list of seeds; give whole numbers, each once, such as 0,1,2")
     return [int(part) for part in parts]
 
 

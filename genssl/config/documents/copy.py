@@ -30,7 +30,7 @@ def copy_recipe(name: str, destination: Path) -> list[Path]:
     target = destination / source.name if destination.is_dir() else destination
     if target.suffix not in (".yaml", ".yml"):
         raise UserError(
-            f"{target}: is no folder, and a recipe's name ends in .yaml; make the folder, or give such a name"
+            f"{target}: is not a folder, and a recipe's name ends in .yaml; make the folder, or give such a name"
         )
     if not target.parent.is_dir():
         raise UserError(f"{target}: the folder {target.parent} does not exist; make it first")

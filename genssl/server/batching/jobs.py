@@ -45,8 +45,8 @@ class MadeImage:
     """A variant uint8 [3, h, w].
 
     Attributes:
-        image: the pixels, read-only; all who asked for the row share them, and nothing else of the batch is
-            held.
+        image: the pixels, read-only; all who asked for the row share them, and nothing
+            else of the batch is held.
     """
 
     image: UInt8Array
@@ -60,8 +60,8 @@ class BatchReport:
     """What became of a batch.
 
     Attributes:
-        rows: how many rows it answered; none if it is tried again in smaller batches, or if nobody wanted it
-            any more.
+        rows: how many rows it answered; none if it is tried again in smaller batches, or
+            if nobody wanted it any more.
     """
 
     bucket: int  # its size with padding

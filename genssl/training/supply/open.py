@@ -190,10 +190,15 @@ def open_stored(recipe: Recipe, dataset: ImageDataset, load: Callable[[], Genera
         raise StoreError(f"variants.store: {variants.store} does not exist; make it: {made}")
     facts = find_generator(read_manifest(variants.store), generator_block(recipe)) or load()
     stored = StoredVariants(VariantStore(variants.store, readonly=True, fingerprint=facts.fingerprint), facts)
-    (first,) = stored.read([VariantRequest(0, dataset.source_id(0), 0)])
+    try:
+        (first,) = stored.read([VariantRequest(0, dataset.source_id(0), 0)])
+        kept = store_provenance(stored.store)
+    except BaseException:
+        stored.close()
+        raise
     return OpenSource(
         StoredSource(stored, missing="real" if variants.missing == "real" else "fail"),
-        {"source": "stored", **_identity(facts), "missing": variants.missing, "store": store_provenance(stored.store)},
+        {"source": "stored", **_identity(facts), "missing": variants.missing, "store": kept},
         facts,
         image_size=0 if first is None else min(first.shape[1:]),
         stored=stored,

@@ -16,10 +16,11 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from genssl.base.files import finished_at_once, sync
 from genssl.base.wording import counted
@@ -196,18 +197,21 @@ def _write_folder(files: Files, place: Path, write_row: WriteRow) -> int:
 def _write_tars(files: Files, place: Path, shard_bytes: int, write_row: WriteRow) -> list[Shard]:
     shards: list[Shard] = []
     end = bytes(2 * BLOCK)  # of a tar
-    for name, png, told in files:
-        members = _member(f"{name}.png", png) + _member(f"{name}.json", json.dumps(told, sort_keys=True).encode())
-        if not shards or shards[-1].bytes + len(members) > shard_bytes:
-            shards.append(Shard(name=f"variants-{len(shards):06d}.tar", variants=0, bytes=len(end)))
-        shard = shards[-1]
-        with (place / shard.name).open("ab") as file:
+    with ExitStack() as opened:
+        file: BinaryIO | None = None
+        for name, png, told in files:
+            members = _member(f"{name}.png", png) + _member(f"{name}.json", json.dumps(told, sort_keys=True).encode())
+            if file is None or shards[-1].bytes + len(members) > shard_bytes:
+                if file is not None:
+                    file.write(end)
+                    opened.close()
+                shards.append(Shard(name=f"variants-{len(shards):06d}.tar", variants=0, bytes=len(end)))
+                file = opened.enter_context((place / shards[-1].name).open("wb"))
             file.write(members)
-        shard.variants += 1
-        shard.bytes += len(members)
-        write_row(f"{name}.png", shard.name, told)
-    for shard in shards:
-        with (place / shard.name).open("ab") as file:
+            shards[-1].variants += 1
+            shards[-1].bytes += len(members)
+            write_row(f"{name}.png", shards[-1].name, told)
+        if file is not None:
             file.write(end)
     return shards
 

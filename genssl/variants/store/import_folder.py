@@ -228,7 +228,8 @@ def import_export(
     progress.start(description.variants - done.absent)
     fingerprint = bytes.fromhex(description.fingerprint)
     with VariantStore(out, encoding=encoding, fingerprint=fingerprint, pin=description.pinned) as store:
-        store.describe_generator(fingerprint, description.generator)
+        known = description.generator.model_dump(include={"name", "model", "licence", "tflops"})
+        store.describe_generator(fingerprint, StoredGenerator(**known))
         store.manifest = update_manifest(out, lambda manifest: with_contents(manifest, description.manifest))
         for shard, rows in groupby(read_table(folder, description), key=lambda row: row.shard):
             with _opened(folder, shard) as (names, read):

@@ -151,7 +151,7 @@ def pinned_to(manifest: StoreManifest, fingerprint: str, folder: Path) -> StoreM
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    descriptor = lock(folder / MANIFEST_LOCK, wait=True)
+    descriptor = lock(folder / MANIFEST_LOCK, mode=0o666, wait=True)
     assert descriptor is not None, "it was waited for"
     try:
         yield
@@ -161,7 +161,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def write_manifest(folder: Path, manifest: StoreManifest) -> None:
     """Replaces store.json atomically, whatever it was; for a store that nobody else uses yet."""
-    text = manifest.model_dump_json(indent=2) + "\n"
-    write_atomically(
-        folder / MANIFEST, lambda partial: partial.write_text(text, encoding="utf-8"), synced=True, shared=True
-    )
+
+    def write(path: Path) -> None:
+        path.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        path.chmod(0o644)  # whoever may enter the folder may read what is in it, whatever the writer's umask
+
+    write_atomically(folder / MANIFEST, write, synced=True, shared=True)

@@ -69,7 +69,7 @@ def test_copies_replace_nothing(tmp_path):
     [
         ("imagenet/simcl", ".", r"there is no 'imagenet/simcl'; did you mean 'imagenet/simclr'\?"),
         ("imagenet/simclr", "no/folder/x.yaml", r"the folder .*no/folder does not exist; make it first"),
-        ("imagenet/simclr", "x.txt", r"x.txt: is no folder, and a recipe's name ends in .yaml"),
+        ("imagenet/simclr", "x.txt", r"x.txt: is not a folder, and a recipe's name ends in .yaml"),
     ],
 )
 def test_mistakes(name, destination, message, tmp_path):
