@@ -78,7 +78,7 @@ def _check_host_and_port(value: str) -> None:
         elif re.search(r"[/@?#\[\]\\]", host):
             raise ValueError(f"{FORM}, and {host!r} is not the name of a host")
     except ipaddress.AddressValueError as error:
-        raise ValueError(f"{FORM}, and {host} is no IP address ({error})") from None
+        raise ValueError(f"{FORM}, and {host} is not an IP address ({error})") from None
 
 
 def _instead(rest: str) -> str:

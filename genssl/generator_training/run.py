@@ -41,7 +41,7 @@ def train_generator(recipe: GeneratorRecipe, folder: Path, console: Console, aga
     The folder is made beside its place, in `.NAME.partial`, which the same command takes up: a training that was
     killed goes on from its last checkpoint and ends with the same weights; Ctrl-C and SIGTERM save first. The weights
     are in their place before they are measured, and all that the same command does after that is to measure. Under
-    torchrun (see `distributed.joined`) every rank calls this; the first one measures, writes and speaks.
+    torchrun (see `genssl.base.ranks`) every rank calls this; the first one measures, writes and speaks.
 
     Args:
         recipe: what to train, and on what.
@@ -112,15 +112,16 @@ class _Training:
         (self._partial / "model").mkdir(exist_ok=True)
         # How it is measured may be decided otherwise afterwards.
         made_by = self._recipe.model_dump(mode="json", exclude={"quality"})
-        expected = made_by | {"genssl": __version__, "images": dataset_digest(self._train)}
+        expected = made_by | {"images": dataset_digest(self._train)}
         if note.is_file():
-            if json.loads(note.read_text()) != expected:
+            # Which version began it does not matter: a training goes on as it would have gone on there.
+            if {key: value for key, value in json.loads(note.read_text()).items() if key != "genssl"} != expected:
                 raise UserError(
                     f"{self._partial} holds an unfinished training of another recipe or of other images; remove it, or "
                     "give another --out"
                 )
             return True
-        write_json(note, expected)
+        write_json(note, expected | {"genssl": __version__})
         return False
 
     def publish(self, *, resumed: bool) -> None:

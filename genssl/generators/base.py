@@ -185,7 +185,9 @@ class DescribedGenerator(ABC):
         for name, (low, high) in self._bounds().items():
             if not low <= parameters[name] <= high:
                 note = self._notes.get(name, "")
-                raise RequestRefusedError(f"parameter {name}: {parameters[name]} is outside {low:g}..{high:g}{note}")
+                raise RequestRefusedError(
+                    f"parameter {name}: {parameters[name]} is outside {low:.15g}..{high:.15g}{note}"
+                )
 
     @abstractmethod
     def _bounds(self) -> dict[str, tuple[float, float]]:

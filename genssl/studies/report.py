@@ -136,6 +136,8 @@ def _costs(summary: Summary) -> list[tuple[str, list[str]]]:
 
 def _ledger(summary: Summary) -> list[tuple[str, list[str]]]:
     names = dict.fromkeys(name for arm in summary.arms for run in arm.runs for name in run.ledger)
+    if "views_generated" in names:
+        names.pop("variants_generated", None)  # its old name
     return [(ledger_words(name), [_mean(arm, name) for arm in summary.arms]) for name in names]
 
 

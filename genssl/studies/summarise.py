@@ -170,17 +170,18 @@ def _controls(loaded: LoadedStudy, by_arm: dict[str, list[StudyRun]]) -> dict[st
         if item.arm.control_of is None:
             continue
         pairs = list(zip(by_arm[item.arm.name], by_arm[item.arm.control_of], strict=True))
-        largest, metric = 0.0, ""
-        for name in pairs[0][0].metrics:
-            difference = max(abs(ours.metrics[name] - theirs.metrics[name]) for ours, theirs in pairs)
-            if difference > largest:
-                largest, metric = difference, name
+        apart = {
+            name: max(abs(ours.metrics[name] - theirs.metrics[name]) for ours, theirs in pairs)
+            for name in pairs[0][0].metrics
+        }
+        metric = max(apart, key=lambda name: apart[name])
+        largest = apart[metric]
         key = "a_a" if "a_a" not in controls else f"a_a_{item.arm.name}"
         controls[key] = Control(
             arm=item.arm.name,
             of=item.arm.control_of,
             max_abs_difference=largest,
-            metric=metric,
+            metric=metric if largest else "",
             encoders_equal=all(ours.encoder == theirs.encoder for ours, theirs in pairs),
         )
     return controls

@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from genssl.base.files import write_atomically
 from genssl.evaluators.units import unit_of
-from genssl.studies.model import ArmSummary, Estimate, Summary
+from genssl.studies.model import ArmSummary, Estimate, RunCost, Summary
 
 MINUS = "\N{MINUS SIGN}"
-ENDS = ("low", "high", "n")
 ONE_SEED = "no interval (one seed)"
 
 
@@ -88,50 +86,48 @@ def references(summary: Summary, arms: Iterable[ArmSummary]) -> list[str]:
 def write_summary_csv(path: Path, summary: Summary) -> None:
     """Writes one row per arm and metric: mean, interval, paired differences, and the arm's mean costs."""
     compared = references(summary, summary.arms)
-    rows = [
-        {
-            **{"arm": arm.name, "label": arm.label, "equal": arm.equal, "matched": arm.matched},
-            **{"metric": metric, "mean": estimate.mean},
-            **{end: getattr(estimate, end) for end in ENDS},
-            **{
-                f"minus_{name}{end and '_' + end}": getattr(
-                    arm.differences.get(name, {}).get(metric), end or "mean", None
-                )
-                for name in compared
-                for end in ("", *ENDS)
-            },
-            **arm.cost.model_dump(),
-        }
-        for arm in summary.arms
-        for metric, estimate in arm.metrics.items()
-    ]
-    _write(path, rows)
+    costs = list(RunCost.model_fields)
+    header = ["arm", "label", "equal", "matched", "metric", "mean", "low", "high", "n"]
+    for name in compared:
+        header += [f"minus_{name}", f"minus_{name}_low", f"minus_{name}_high", f"minus_{name}_n"]
+    rows = []
+    for arm in summary.arms:
+        for metric, estimate in arm.metrics.items():
+            row: list[object] = [arm.name, arm.label, arm.equal, arm.matched, metric, *_cells(estimate)]
+            for name in compared:
+                row += _cells(arm.differences.get(name, {}).get(metric))
+            rows.append(row + [getattr(arm.cost, cost) for cost in costs])
+    _write(path, header + costs, rows)
 
 
 def write_runs_csv(path: Path, summary: Summary) -> None:
     """Writes one row per run: its metrics, costs and ledger; what a run lacks is left empty."""
     runs = [(arm, run) for arm in summary.arms for run in arm.runs]
-    # The columns that not all runs have, in the order in which they come up.
-    metrics = dict.fromkeys(name for _, run in runs for name in run.metrics)
-    ledger = dict.fromkeys(name for _, run in runs for name in run.ledger)
-    rows = [
-        {
-            **{"arm": arm.name, "label": arm.label},
-            **{name: getattr(run, name) for name in ("seed", "directory", "epochs", "steps", "seconds")},
-            **{name: run.metrics.get(name) for name in metrics},
-            **run.cost.model_dump(),
-            **{f"ledger_{name}": run.ledger.get(name) for name in ledger},
-        }
+    metrics = list(dict.fromkeys(name for _, run in runs for name in run.metrics))
+    ledger = list(dict.fromkeys(name for _, run in runs for name in run.ledger))
+    costs = list(RunCost.model_fields)
+    header = ["arm", "label", "seed", "directory", "epochs", "steps", "seconds", *metrics, *costs]
+    rows: list[list[object]] = [
+        [
+            *(arm.name, arm.label, run.seed, run.directory, run.epochs, run.steps, run.seconds),
+            *(run.metrics.get(name) for name in metrics),
+            *(getattr(run.cost, name) for name in costs),
+            *(run.ledger.get(name) for name in ledger),
+        ]
         for arm, run in runs
     ]
-    _write(path, rows)
+    _write(path, header + [f"ledger_{name}" for name in ledger], rows)
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+def _cells(estimate: Estimate | None) -> list[object]:
+    return [estimate.mean, estimate.low, estimate.high, estimate.n] if estimate else [None] * 4
+
+
+def _write(path: Path, header: list[str], rows: list[list[object]]) -> None:
     def write(partial: Path) -> None:
         with partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(rows[0] if rows else [])
-            writer.writerows(row.values() for row in rows)
+            writer.writerow(header)
+            writer.writerows(rows)
 
     write_atomically(path, write)
