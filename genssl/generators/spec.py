@@ -1,16 +1,13 @@
-"""What a generator says of itself; also on the wire and in JSON. Imports no torch."""
+"""What a generator says of itself; also on the wire. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from genssl.generators.models import shown
 from genssl.generators.parameters import Parameters
-
-if TYPE_CHECKING:
-    from genssl.generation.v1 import generation_pb2 as pb
 
 
 @dataclass(frozen=True)
@@ -73,28 +70,3 @@ class GeneratorSpec:
             "settings": {name: shown(value) for name, value in self.settings.items()},
             "tflops": self.tflops or 0.0,
         }
-
-    @classmethod
-    def from_proto(cls, info: pb.GeneratorInfo) -> GeneratorSpec:
-        """Returns what a server said in a `generation.v1.GeneratorInfo`; all parameters are floats there."""
-        return cls(
-            name=info.name,
-            model=info.model,
-            fingerprint=info.fingerprint,
-            embedding_dim=info.embedding_dim,
-            image_size=info.image_size,
-            licence=info.licence,
-            defaults=dict(info.default_parameters),
-            settings=dict(info.settings),
-            tflops=info.tflops or None,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns all but the former fingerprint, as JSON has it; the fingerprint in hexadecimal."""
-        names = ("name", "model", "embedding_dim", "image_size", "licence", "defaults", "settings", "tflops")
-        return {"fingerprint": self.fingerprint.hex()} | {name: getattr(self, name) for name in names}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> GeneratorSpec:
-        """Returns the spec that `to_json` wrote; raises KeyError, TypeError or ValueError for anything else."""
-        return cls(**{**content, "fingerprint": bytes.fromhex(content["fingerprint"])})
